@@ -1,0 +1,43 @@
+"""The framework-free client: connect to mechanicd, open a run, send four scalars a step, get S back.
+
+    from mechanicd.client import Reductions, connect
+
+    with connect("127.0.0.1:50051") as client, client.open_run("bert/seed0") as session:
+        S = session.step(Reductions(delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq))
+
+`_errors` draws the tree of errors, `_session` is what a training loop sees, `_local` the session without a server.
+"""
+
+from mechanicd.client._errors import (
+    ConfigMismatch,
+    InvalidArgument,
+    MechanicdError,
+    NotImplementedByServer,
+    ResumeError,
+    ServerUnavailable,
+    SessionClosed,
+    SessionError,
+    SessionFenced,
+    StepConflict,
+)
+from mechanicd.client._local import LocalSession
+from mechanicd.client._session import Session
+from mechanicd.tuner import Reductions, TunerConfig, TunerState
+
+__all__ = [
+    "ConfigMismatch",
+    "InvalidArgument",
+    "LocalSession",
+    "MechanicdError",
+    "NotImplementedByServer",
+    "Reductions",
+    "ResumeError",
+    "ServerUnavailable",
+    "Session",
+    "SessionClosed",
+    "SessionError",
+    "SessionFenced",
+    "StepConflict",
+    "TunerConfig",
+    "TunerState",
+]

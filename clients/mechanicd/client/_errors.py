@@ -1,0 +1,96 @@
+"""What can go wrong between a trainer and its tuner.
+
+    MechanicdError
+    ├── InvalidArgument        what was asked can't be: a name, a setting, a number of groups (also a ValueError)
+    ├── SessionError           this process's hold on the run
+    │   ├── SessionFenced      a newer process holds the run; this one must stop
+    │   ├── SessionClosed      the session was closed, or its run deleted
+    │   └── StepConflict       the server has other reductions for this step
+    ├── ConfigMismatch         the run exists with another config
+    ├── ResumeError            the run can't start where it was asked to
+    ├── ServerUnavailable      no answer in time, or none at all
+    └── NotImplementedByServer the server is older than this client
+
+Each has a stable `reason`, the name of a value of mechanicd.v1.ErrorReason or one of the client's own (SERVER_UNREACHABLE,
+DEADLINE_EXCEEDED, SCALE_MISMATCH, TORCH_MISSING …), and `metadata`, the facts as strings.
+"""
+
+from collections.abc import Mapping
+
+
+class MechanicdError(Exception):
+    """Base of all errors of this package. Its text says what came, what was expected and what to do."""
+
+    def __init__(self, reason: str, message: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"{message} [{reason}]")
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.reason, self.message, self.metadata))
+
+
+class InvalidArgument(MechanicdError, ValueError):
+    """What was asked can't be."""
+
+
+class SessionError(MechanicdError):
+    """This process's hold on the run is not what it was."""
+
+
+class SessionFenced(SessionError):
+    """A newer process holds the run. Stop: two trainers never feed one run."""
+
+
+class SessionClosed(SessionError):
+    """The session was closed, or its run was deleted."""
+
+
+class StepConflict(SessionError):
+    """The server has other reductions for this step, or computes another S from the same ones."""
+
+
+class ConfigMismatch(MechanicdError):
+    """The run exists with another config."""
+
+
+class ResumeError(MechanicdError):
+    """The run can't start where it was asked to."""
+
+
+class ServerUnavailable(MechanicdError):
+    """The server gave no answer in time, or none at all."""
+
+
+class NotImplementedByServer(MechanicdError):
+    """The server knows the method by name only, or not at all."""
+
+
+_BY_REASON: dict[str, type[MechanicdError]] = {
+    "MALFORMED_NAME": InvalidArgument,
+    "INVALID_CONFIG": InvalidArgument,
+    "INVALID_LABELS": InvalidArgument,
+    "INVALID_STATUS": InvalidArgument,
+    "INVALID_FILTER": InvalidArgument,
+    "INVALID_PAGE_TOKEN": InvalidArgument,
+    "INVALID_UPDATE_MASK": InvalidArgument,
+    "INVALID_RANGE": InvalidArgument,
+    "GROUP_COUNT_MISMATCH": InvalidArgument,
+    "NEGATIVE_SQUARE": InvalidArgument,
+    "CONFIG_MISMATCH": ConfigMismatch,
+    "RESUME_STEP_UNKNOWN": ResumeError,
+    "INVALID_TUNER_STATE": ResumeError,
+    "SESSION_FENCED": SessionFenced,
+    "SESSION_UNKNOWN": SessionClosed,
+    "STEP_CONFLICT": StepConflict,
+    "STEP_OUT_OF_ORDER": SessionError,
+    "STORE_UNAVAILABLE": ServerUnavailable,
+    "SERVER_DRAINING": ServerUnavailable,
+    "NOT_IMPLEMENTED": NotImplementedByServer,
+}
+
+
+def from_reason(reason: str, message: str, metadata: Mapping[str, str] | None = None) -> MechanicdError:
+    """The error class that a reason stands for."""
+    return _BY_REASON.get(reason, MechanicdError)(reason, message, metadata)

@@ -1,0 +1,26 @@
+"""A session without a server: the tuner runs in this process and nothing is kept."""
+
+from collections.abc import Sequence
+
+from mechanicd.client._session import Session
+from mechanicd.tuner import Reductions, TunerConfig, TunerState
+
+
+class LocalSession(Session):
+    """What `target=None` gives: the same steps and the same bits, no server, no history."""
+
+    def __init__(self, config: TunerConfig, state: TunerState | None = None) -> None:
+        super().__init__("", config, state or TunerState.initial(config))
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Nothing is kept, so nothing is ever durable but what the caller saves: returns 0."""
+        return 0
+
+    def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> None:
+        pass
+
+    def _receive(self, following: TunerState) -> TunerState:
+        return following
+
+    def _close(self, status: str, message: str) -> None:
+        pass

@@ -1,0 +1,122 @@
+"""What a training loop sees of a session, wherever its tuner runs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from mechanicd.client._errors import InvalidArgument, SessionClosed
+from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
+
+
+class Session(ABC):
+    """One training process's hold on a run.
+
+    A step is `begin(reductions)`, then whatever may overlap (BASE's step), then `finish()`, which gives S_{t+1}. `step` is
+    the two in one. A session keeps its own copy of the tuner, which computes the same bits as the server's.
+
+    Attributes:
+        config: the tuner's settings.
+        name: `projects/{project}/runs/{run}`, or "" for a session without a server.
+    """
+
+    def __init__(self, name: str, config: TunerConfig, state: TunerState) -> None:
+        self.name = name
+        self.config = config
+        self._tuner = Tuner(config)
+        self._state = state
+        self._next: TunerState | None = None
+        self._closed = False
+
+    @property
+    def state(self) -> TunerState:
+        """The tuner's state after the last finished step; immutable."""
+        return self._state
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """S to use now, one float per scale group; 0 before the first step."""
+        return self._state.scale
+
+    def begin(self, reductions: Reductions | Sequence[Reductions], *, base_lr: float | None = None, hold: bool = False) -> bool:
+        """Sends the reductions of the next step and returns at once.
+
+        Args:
+            reductions: one `Reductions` per scale group, in the order of `config.scale_groups`; for one group, it alone.
+            base_lr: BASE's learning rate at this step, for the record.
+            hold: keep S for this step; it counts and is recorded, and the tuner does not hear of it.
+
+        Returns:
+            Whether the tuner heard of it: False where held, or where a scalar is NaN or infinite.
+
+        Raises:
+            InvalidArgument: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; nothing was sent.
+            SessionClosed: after `close()`, or where the last `begin` was not finished.
+        """
+        if self._closed:
+            raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
+        if self._next is not None:
+            raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} was begun already; call finish() first")
+        try:
+            groups = self._tuner.groups(reductions)
+        except ReductionsError as error:
+            raise InvalidArgument(error.reason, str(error)) from None
+        h = None if hold else self._tuner.h(self._state, groups)
+        following = self._tuner.hold(self._state) if h is None else self._tuner.advance(self._state, h)
+        self._send(following.step, groups, base_lr, hold)
+        self._next = following
+        return h is not None
+
+    def finish(self) -> tuple[float, ...]:
+        """Waits for S_{t+1} of the step begun last, one float per scale group; finite and ≥ 0.
+
+        Raises:
+            SessionError, ServerUnavailable: as the session's kind says.
+        """
+        if self._next is None:
+            raise SessionClosed("STEP_NOT_BEGUN", "no step was begun; call begin(reductions) first")
+        following, self._next = self._next, None
+        self._state = self._receive(following)
+        return self._state.scale
+
+    def step(self, reductions: Reductions) -> float:
+        """`begin` and `finish` in one, for a run of one scale group: S_{t+1}.
+
+        Raises:
+            InvalidArgument: the run has several scale groups; use begin and finish.
+        """
+        if len(self.config.scale_groups) != 1:
+            raise InvalidArgument(
+                "GROUP_COUNT_MISMATCH",
+                f"step() is for one scale group, this run has {len(self.config.scale_groups)}; use begin() and finish()",
+            )
+        self.begin(reductions)
+        return self.finish()[0]
+
+    @abstractmethod
+    def flush(self, timeout: float | None = None) -> int:
+        """Waits until every finished step is durable; returns the last durable step."""
+
+    def close(self, status: str = "finished", message: str = "") -> None:
+        """Gives the run up and says why: "finished", "failed" or "preempted". Closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._close(status, message)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("failed", f"{kind.__name__}: {error}")
+
+    @abstractmethod
+    def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> None: ...
+
+    @abstractmethod
+    def _receive(self, following: TunerState) -> TunerState: ...
+
+    @abstractmethod
+    def _close(self, status: str, message: str) -> None: ...

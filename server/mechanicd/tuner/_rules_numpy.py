@@ -1,0 +1,134 @@
+"""The rules of `_rules` over arrays of scale groups: the same operations in the same order, so the same bits.
+
+Arrays have shape (n, G): one row per β, one column per scale group. Rows are handled one after the other, since n is small
+and Σ s must be added in order; numpy works along the groups.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
+from mechanicd.tuner._config import TunerConfig
+from mechanicd.tuner._reductions import Reductions
+from mechanicd.tuner._rules import Row
+
+Array = NDArray[np.float64]
+
+
+class Table(NamedTuple):
+    """The tuner's state of G scale groups; every field has shape (n, G), dtype float64, and is read-only."""
+
+    m: Array
+    v: Array
+    r: Array
+    s: Array
+    q: Array
+
+
+def from_rows(rows: Sequence[Row]) -> Table:
+    """Stacks the rows of G groups."""
+    return _frozen(np.array([row[field] for row in rows], dtype=np.float64).T for field in range(len(Row._fields)))
+
+
+def to_rows(table: Table) -> tuple[Row, ...]:
+    """The inverse of `from_rows`."""
+    columns = [[tuple(column) for column in field.T.tolist()] for field in table]
+    return tuple(Row(*parts) for parts in zip(*columns, strict=True))
+
+
+def scale(s: Array) -> Array:
+    """S per group, shape (G,)."""
+    total = np.zeros(s.shape[1])
+    for values in s:
+        total = total + values
+    return total
+
+
+def h(config: TunerConfig, S: Array, reductions: Sequence[Reductions]) -> Array:
+    """h per group, shape (G,)."""
+    delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = np.array(reductions, dtype=np.float64).T
+    decay = config.s_decay * S * np.sqrt(g_norm_sq) * delta_dot_x / (np.sqrt(x_norm_sq) + config.eps)
+    return _within(-H_MAX, delta_dot_g + decay, H_MAX)
+
+
+def paper(config: TunerConfig, table: Table, h: Array) -> Table:
+    """See `_rules.paper`."""
+    n = len(config.betas)
+    size, square = np.abs(h), h * h
+    ms, vs, rs, ss = [], [], [], []
+    for beta, m, v, r, s in zip(config.betas, table.m, table.v, table.r, table.s, strict=True):
+        m = np.maximum(beta * m, size)
+        v = np.minimum(beta * beta * v + square, V_MAX)
+        r = _within(0.0, beta * r - s * h, R_MAX)
+        W = config.s_init * m / n + r
+        s = np.minimum(W / (np.sqrt(v) + config.eps), S_MAX)
+        ms.append(m)
+        vs.append(v)
+        rs.append(r)
+        ss.append(s)
+    return _frozen([ms, vs, rs, ss, table.q])
+
+
+def optax(config: TunerConfig, table: Table, h: Array) -> Table:
+    """See `_rules.optax`."""
+    n = len(config.betas)
+    size, square = np.abs(h) + config.eps, h * h
+    ms, vs, rs, ss = [], [], [], []
+    for beta, m, v, r, s in zip(config.betas, table.m, table.v, table.r, table.s, strict=True):
+        clipped = _within(-m, h, m)
+        m = np.maximum(beta * m, size)
+        v = np.minimum(beta * beta * v + square, V_MAX)
+        r = _within(-R_MAX, beta * r - s * clipped, R_MAX)
+        W = config.s_init * m / n + _within(0.0, r, R_MAX)
+        s = np.minimum(W / (np.sqrt(v) + config.eps), S_MAX)
+        ms.append(m)
+        vs.append(v)
+        rs.append(r)
+        ss.append(s)
+    return _frozen([ms, vs, rs, ss, table.q])
+
+
+def theory(config: TunerConfig, table: Table, h: Array) -> Table:
+    """See `_rules.theory`."""
+    n = len(config.betas)
+    size = np.abs(h)
+    ms, vs, rs, ss, qs = [], [], [], [], []
+    for beta, m, v, r, s, q in zip(config.betas, *table, strict=True):
+        clipped = _within(-m, h, m)
+        m = np.maximum(beta * m, size)
+        q = _within(-R_MAX, beta * q + clipped, R_MAX)
+        r = _within(-R_MAX, beta * r - s * clipped, R_MAX)
+        v = np.minimum(beta * beta * v + clipped * clipped, V_MAX)
+        W = config.initial_wealth / n + r
+        spread = 4.0 * (m * m) + v
+        root = np.sqrt(np.where(spread == 0.0, 1.0, spread))
+        fraction = np.where(spread == 0.0, 0.0, _within(0.0, -q / root, 1.0))
+        s = _within(0.0, W / np.sqrt(spread + config.eps), S_MAX) * fraction
+        ms.append(m)
+        vs.append(v)
+        rs.append(r)
+        ss.append(s)
+        qs.append(q)
+    return _frozen([ms, vs, rs, ss, qs])
+
+
+RULES: dict[str, Callable[[TunerConfig, Table, Array], Table]] = {
+    "paper": paper,
+    "pytorch": paper,
+    "optax": optax,
+    "theory": theory,
+}
+
+
+def _within(low: Array | float, value: Array, high: Array | float) -> Array:
+    return np.minimum(np.maximum(value, low), high) + 0.0
+
+
+def _frozen(fields: object) -> Table:
+    arrays = [np.ascontiguousarray(field) for field in fields]  # type: ignore[attr-defined]
+    for array in arrays:
+        array.setflags(write=False)
+    return Table(*arrays)

@@ -1,0 +1,124 @@
+"""The tuner's state between two steps, and its versioned binary form."""
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from mechanicd.tuner._config import TunerConfig
+from mechanicd.tuner._rules import Row, initial_row, scale
+
+if TYPE_CHECKING:
+    from mechanicd.tuner._rules_numpy import Table
+
+NUMPY_FROM: Final = 32
+"""From this many scale groups on, numpy across groups beats plain floats (where numpy is installed)."""
+
+_MAGIC: Final = b"MTNR"
+_VERSION: Final = 1
+_HEADER: Final = struct.Struct("<4sBxHIQ")  # magic, version, n, G, step
+_CRC: Final = struct.Struct("<I")
+
+
+class StateError(ValueError):
+    """Bytes that are no tuner state of this config. `reason` is stable."""
+
+    reason = "INVALID_TUNER_STATE"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TunerState:
+    """What the tuner knows after `step` steps. Immutable; two states are equal if their bytes are.
+
+    Attributes:
+        step: how many steps it has taken, t.
+        scale: S_{t+1} per scale group, float64, dimensionless; finite and ≥ 0.
+        table: m, v, r, s, q of each group: a tuple of G rows of n floats, or, for many groups, arrays of shape (n, G).
+    """
+
+    step: int
+    scale: tuple[float, ...]
+    table: "tuple[Row, ...] | Table"
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """m, v, r, s, q of each scale group as plain floats, whatever form the table has."""
+        if isinstance(self.table, tuple) and self.table and isinstance(self.table[0], Row):
+            return self.table
+        from mechanicd.tuner import _rules_numpy
+
+        return _rules_numpy.to_rows(self.table)  # type: ignore[arg-type]
+
+    @classmethod
+    def initial(cls, config: TunerConfig) -> Self:
+        """The state before the first step."""
+        return cls.from_rows(0, (initial_row(config),) * len(config.scale_groups))
+
+    @classmethod
+    def from_rows(cls, step: int, rows: tuple[Row, ...]) -> Self:
+        """A state from plain floats; it takes the form that is fastest for its number of groups."""
+        totals = tuple(scale(row.s) for row in rows)
+        if len(rows) >= NUMPY_FROM:
+            try:
+                from mechanicd.tuner import _rules_numpy
+            except ModuleNotFoundError:  # the base install has no numpy: floats give the same bits, slower
+                return cls(step, totals, rows)
+            return cls(step, totals, _rules_numpy.from_rows(rows))
+        return cls(step, totals, rows)
+
+    def to_bytes(self) -> bytes:
+        """The versioned binary form, little-endian: header, then m v r s q per group as float64, then a CRC-32."""
+        rows = self.rows
+        n = len(rows[0].m)
+        values = [value for row in rows for field in row for value in field]
+        body = _HEADER.pack(_MAGIC, _VERSION, n, len(rows), self.step) + struct.pack(f"<{len(values)}d", *values)
+        return body + _CRC.pack(zlib.crc32(body))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, config: TunerConfig) -> Self:
+        """The inverse of `to_bytes`; exact.
+
+        Raises:
+            StateError: foreign or damaged bytes, a newer version, another shape than the config's, or impossible values.
+        """
+        if len(data) < _HEADER.size + _CRC.size or data[:4] != _MAGIC:
+            raise StateError(f"{len(data)} bytes that are no tuner state; pass what TunerState.to_bytes() returned")
+        _, version, n, groups, step = _HEADER.unpack_from(data)
+        if version > _VERSION:
+            raise StateError(f"a tuner state of version {version}, this program reads up to {_VERSION}; upgrade mechanicd")
+        body, crc = data[: -_CRC.size], data[-_CRC.size :]
+        if _CRC.pack(zlib.crc32(body)) != crc:
+            raise StateError("a tuner state whose checksum does not match; the bytes were damaged, take an older checkpoint")
+        if (n, groups) != (len(config.betas), len(config.scale_groups)):
+            raise StateError(
+                f"a tuner state of {groups} scale groups × {n} betas, the config has "
+                f"{len(config.scale_groups)} × {len(config.betas)}; resume with the config that the state was made with"
+            )
+        if len(body) != _HEADER.size + 8 * len(Row._fields) * n * groups:
+            raise StateError(f"a tuner state of {len(data)} bytes, too short or too long for its shape")
+        values = struct.unpack_from(f"<{len(Row._fields) * n * groups}d", body, _HEADER.size)
+        _check_values(values, n)
+        width = len(Row._fields) * n
+        rows = tuple(
+            Row(*(values[start + i * n : start + (i + 1) * n] for i in range(len(Row._fields))))
+            for start in range(0, groups * width, width)
+        )
+        return cls.from_rows(step, rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TunerState) and self.to_bytes() == other.to_bytes()
+
+    def __hash__(self) -> int:
+        return hash(self.to_bytes())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (TunerState.from_rows, (self.step, self.rows))
+
+
+def _check_values(values: tuple[float, ...], n: int) -> None:
+    fields = Row._fields
+    for index, value in enumerate(values):
+        field = fields[index // n % len(fields)]
+        if not math.isfinite(value) or (value < 0.0 and field in ("m", "v", "s")):
+            raise StateError(f"a tuner state whose {field} holds {value!r}; no tuner makes that, take an older checkpoint")
