@@ -31,5 +31,4 @@ class StubsHook(BuildHookInterface):
             *sources,
         ]
         if protoc.main(command) != 0:
-            print("protoc failed: see its message above", file=sys.stderr)
-            raise SystemExit(1)
+            sys.exit("protoc failed: see its message above")

@@ -1,1 +1,139 @@
-def main() -> None: ...
+"""The command line: `mechanicd serve | demo | runs …`. Errors go to stderr with a stable reason; every command takes --json."""
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+EXIT_USAGE: Final = 2
+EXIT_FAILED: Final = 1
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+class LazyGroup(click.Group):
+    """A group whose commands `demo` and `runs` are imported when asked for: `serve` needs neither torch nor a client."""
+
+    lazy: Final = {"demo": "mechanicd.demo:demo", "runs": "mechanicd.cli_runs:runs"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self.lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self.lazy[cmd_name].partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            missing = error.name or "a package"
+            message = f"`mechanicd {cmd_name}` needs {missing}, which is not installed; pip install 'mechanicd[demo]'"
+
+            @click.command(cmd_name, help=f"Not available: {message}.", context_settings={"ignore_unknown_options": True})
+            @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+            def unavailable(rest: tuple[str, ...]) -> None:
+                fail("PACKAGE_MISSING", message)
+
+            return unavailable
+        return command
+
+
+def fail(reason: str, message: str, as_json: bool = False) -> None:
+    """Says what went wrong, on stderr, and exits with 1."""
+    text = json.dumps({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]"
+    click.echo(text, err=True)
+    sys.exit(EXIT_FAILED)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mechanicd")
+def main() -> None:
+    """MECHANIC, the learning-rate tuner, as a service: it gives every run its scale S, and keeps its state."""
+
+
+@main.command()
+@click.option(
+    "--grpc",
+    "addresses",
+    multiple=True,
+    default=("127.0.0.1:50051",),
+    show_default=True,
+    metavar="HOST:PORT|unix:PATH",
+    help="Where trainers connect; may be given more than once. Port 0 takes a free one.",
+)
+@click.option(
+    "--store",
+    "store_url",
+    default="sqlite:///mechanicd.db",
+    show_default=True,
+    metavar="URL",
+    help="Where runs are kept: sqlite:///FILE (sqlite:////FILE from the root).",
+)
+@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, without TLS and tokens.")
+@click.option(
+    "--flush-interval",
+    type=click.FloatRange(0.0, 10.0),
+    default=0.02,
+    show_default=True,
+    metavar="SECONDS",
+    help="Commit steps at least this often.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0.0, 600.0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for calls in flight to end on SIGTERM.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@json_option
+def serve(
+    addresses: tuple[str, ...],
+    store_url: str,
+    insecure: bool,
+    flush_interval: float,
+    grace: float,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain. Prints one line on stdout when it is ready."""
+    from mechanicd.service import ServeError, ServerConfig
+    from mechanicd.service import serve as serve_
+    from mechanicd.store import StoreError, open_store
+
+    logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+
+    def on_ready(listening: list[str]) -> None:
+        ready: dict[str, Any] = {"grpc": listening, "store": store_url, "pid": os.getpid()}
+        if as_json:
+            click.echo(json.dumps({"ready": ready}))
+        else:
+            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={store_url} pid={os.getpid()}")
+        sys.stdout.flush()
+
+    config = ServerConfig(grpc=addresses, insecure=insecure, flush_interval=flush_interval, grace=grace)
+    try:
+        store = open_store(store_url)
+        _run(serve_(config, store, on_ready))
+    except (ServeError, StoreError) as error:
+        fail(error.reason, str(error), as_json)
+
+
+def _run(coroutine: Any) -> None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:  # Windows: asyncio's own loop is slower and right
+        asyncio.run(coroutine)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(coroutine)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,9 +5,11 @@
     with connect("127.0.0.1:50051") as client, client.open_run("bert/seed0") as session:
         S = session.step(Reductions(delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq))
 
-`_errors` draws the tree of errors, `_session` is what a training loop sees, `_local` the session without a server.
+`_errors` draws the tree of errors, `_session` is what a training loop sees, `_local` the session without a server, `_remote`
+the one with a server and what becomes of it in an outage, `_backlog` the steps it keeps, `_transport` the wire.
 """
 
+from mechanicd.client._client import Client, connect, make_config, open_run
 from mechanicd.client._errors import (
     ConfigMismatch,
     InvalidArgument,
@@ -25,6 +27,7 @@ from mechanicd.client._session import Session
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 __all__ = [
+    "Client",
     "ConfigMismatch",
     "InvalidArgument",
     "LocalSession",
@@ -40,4 +43,7 @@ __all__ = [
     "StepConflict",
     "TunerConfig",
     "TunerState",
+    "connect",
+    "make_config",
+    "open_run",
 ]

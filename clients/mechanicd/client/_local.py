@@ -16,8 +16,8 @@ class LocalSession(Session):
         """Nothing is kept, so nothing is ever durable but what the caller saves: returns 0."""
         return 0
 
-    def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> None:
-        pass
+    def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
+        return hold
 
     def _receive(self, following: TunerState) -> TunerState:
         return following

@@ -61,10 +61,10 @@ class Session(ABC):
             groups = self._tuner.groups(reductions)
         except ReductionsError as error:
             raise InvalidArgument(error.reason, str(error)) from None
+        hold = self._send(self._state.step + 1, groups, base_lr, hold)
+        # While the scalars travel, this process's own copy of the tuner takes the same step.
         h = None if hold else self._tuner.h(self._state, groups)
-        following = self._tuner.hold(self._state) if h is None else self._tuner.advance(self._state, h)
-        self._send(following.step, groups, base_lr, hold)
-        self._next = following
+        self._next = self._tuner.hold(self._state) if h is None else self._tuner.advance(self._state, h)
         return h is not None
 
     def finish(self) -> tuple[float, ...]:
@@ -113,10 +113,13 @@ class Session(ABC):
             self.close("failed", f"{kind.__name__}: {error}")
 
     @abstractmethod
-    def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> None: ...
+    def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
+        """Sends a step; whether it must be held, which an outage may decide."""
 
     @abstractmethod
-    def _receive(self, following: TunerState) -> TunerState: ...
+    def _receive(self, following: TunerState) -> TunerState:
+        """Waits for the answer to the step just sent; the state to go on with."""
 
     @abstractmethod
-    def _close(self, status: str, message: str) -> None: ...
+    def _close(self, status: str, message: str) -> None:
+        """Gives the run up."""

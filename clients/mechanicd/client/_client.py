@@ -1,0 +1,167 @@
+"""Connecting to a server, and opening runs there."""
+
+import atexit
+import os
+import socket
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from mechanicd.client._errors import InvalidArgument
+from mechanicd.client._session import Session
+from mechanicd.tuner import ConfigError, TunerConfig, TunerState
+from mechanicd.v1 import names
+
+if TYPE_CHECKING:
+    from mechanicd.client._transport import Transport
+
+DEFAULT_PROJECT: Final = "default"
+_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+
+
+def connect(target: str | None = None) -> "Client":
+    """A client of one server. Nothing is sent before the first call.
+
+    Args:
+        target: `HOST:PORT` or `unix:PATH`; None takes the environment's MECHANICD_TARGET.
+
+    Raises:
+        InvalidArgument: there is no target.
+    """
+    target = target or os.environ.get("MECHANICD_TARGET")
+    if not target:
+        raise InvalidArgument("TARGET_MISSING", "no server is named; pass target='127.0.0.1:50051' or set MECHANICD_TARGET")
+    return Client(target)
+
+
+class Client:
+    """A connection to one server. grpc is imported, and the channel opened, at the first call."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._lazy: Transport | None = None
+
+    @property
+    def _transport(self) -> "Transport":
+        if self._lazy is None:
+            from mechanicd.client._transport import Transport
+
+            self._lazy = Transport(self.target)
+        return self._lazy
+
+    def open_run(
+        self,
+        run: str,
+        *,
+        project: str | None = None,
+        config: TunerConfig | None = None,
+        labels: Mapping[str, str] | None = None,
+        start: int | TunerState | None = None,
+        on_outage: str = "local",
+        deadline: float = 2.0,
+    ) -> Session:
+        """Takes hold of a run, and fences whoever held it before.
+
+        Args:
+            run: its name in the project, such as "bert/seed0".
+            project: None takes MECHANICD_PROJECT, or "default".
+            config: the tuner's settings; must equal the run's if it exists.
+            labels: what to say of the run; added to those it has.
+            start: after which step this training is: 0 where it begins anew (an older history is kept as a branch), a
+                checkpoint's `TunerState`, or None to go on wherever the server's run is.
+            on_outage: "local", "hold" or "raise"; see RemoteSession.
+            deadline: seconds a step may wait for its result.
+
+        Raises:
+            InvalidArgument, ConfigMismatch, ResumeError, SessionError: what was asked can't be.
+            ServerUnavailable: no server answers, and `on_outage` is "raise" or `start` only the server's to know.
+        """
+        from mechanicd.client._remote import RemoteSession
+
+        project = project or os.environ.get("MECHANICD_PROJECT") or DEFAULT_PROJECT
+        try:
+            name = str(names.run_name(project, run))
+            checked = names.check_labels(labels or {})
+        except names.MalformedName as error:
+            raise InvalidArgument(error.reason, str(error)) from None
+        session = RemoteSession(
+            self._transport,
+            name,
+            config or TunerConfig(),
+            checked,
+            start,
+            on_outage,
+            deadline,
+            client=f"mechanicd python, {socket.gethostname()}, process {os.getpid()}",
+        )
+        _open_sessions.add(session)
+        return session
+
+    def call(self, method: str, request: Any, timeout: float = 10.0) -> Any:
+        """Any unary method of the contract by its name, with errors of this package.
+
+        Raises:
+            MechanicdError: what the server refused, or ServerUnavailable.
+        """
+        return self._transport.call(method, request, timeout)
+
+    def watch(self, request: Any) -> Iterator[Any]:
+        """RunService.WatchRuns, until the caller stops.
+
+        Raises:
+            MechanicdError: as `call`.
+        """
+        return self._transport.watch(request)
+
+    def close(self) -> None:
+        """Closes the connection. Sessions are closed by themselves, before."""
+        if self._lazy is not None:
+            self._lazy.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def open_run(
+    target: str | None,
+    run: str,
+    *,
+    project: str | None = None,
+    config: TunerConfig | None = None,
+    labels: Mapping[str, str] | None = None,
+    start: int | TunerState | None = None,
+    on_outage: str = "local",
+    deadline: float = 2.0,
+) -> Session:
+    """`connect(target).open_run(run, …)`, for a process that has one run. See `Client.open_run`."""
+    return connect(target).open_run(
+        run, project=project, config=config, labels=labels, start=start, on_outage=on_outage, deadline=deadline
+    )
+
+
+def make_config(**settings: Any) -> TunerConfig:
+    """A TunerConfig, with errors of this package.
+
+    Raises:
+        InvalidArgument: INVALID_CONFIG, naming the setting.
+    """
+    try:
+        return TunerConfig(**settings)
+    except ConfigError as error:
+        raise InvalidArgument(error.reason, str(error), {"field": error.field}) from None
+
+
+@atexit.register
+def _close_sessions() -> None:
+    """A trainer that ends without close() has finished, or failed if an exception ended it."""
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    for session in list(_open_sessions):
+        if error is None:
+            session.close("finished", "the process ended")
+        else:
+            session.close("failed", f"{type(error).__name__}: {error}")

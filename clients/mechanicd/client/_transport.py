@@ -1,0 +1,146 @@
+"""The wire: one gRPC channel, and one stream of steps. The only module here that imports grpc, and it does so late.
+
+Every call has a deadline. grpc's errors are translated in one place (`translate`).
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from mechanicd.client._errors import MechanicdError, NotImplementedByServer, ServerUnavailable, from_reason
+from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
+
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+
+class Link:
+    """One open stream of steps. Send from one thread, receive from one thread."""
+
+    def __init__(self, stub: tuner_service_pb2_grpc.TunerServiceStub, target: str) -> None:
+        self._target = target
+        self._requests: queue.SimpleQueue[tuner_service_pb2.StreamStepsRequest | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuner_service_pb2.StepResult | MechanicdError] = queue.SimpleQueue()
+        self._call: Any = stub.StreamSteps(iter(self._requests.get, None))
+        threading.Thread(target=self._read, name="mechanicd-results", daemon=True).start()
+
+    def send(self, *steps: tuner_service_pb2.StepRequest) -> None:
+        """Sends steps in one message; returns at once."""
+        self._requests.put(tuner_service_pb2.StreamStepsRequest(steps=steps))
+
+    def receive(self, timeout: float) -> tuner_service_pb2.StepResult:
+        """The next result, in the order of the steps sent.
+
+        Raises:
+            ServerUnavailable: none came in `timeout` seconds, or the stream ended.
+        """
+        try:
+            result = self._results.get(timeout=timeout)
+        except queue.Empty:
+            raise ServerUnavailable(
+                "DEADLINE_EXCEEDED", f"{self._target} gave no result within {timeout:g} s; it may be overloaded or cut off"
+            ) from None
+        if isinstance(result, MechanicdError):
+            self._results.put(result)
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._requests.put(None)
+        self._call.cancel()
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                for result in response.results:
+                    self._results.put(result)
+            end: MechanicdError = ServerUnavailable("SERVER_UNREACHABLE", f"{self._target} ended the stream")
+        except grpc.RpcError as error:
+            end = translate(error, self._target)
+        self._results.put(end)
+
+
+class Transport:
+    """A channel to one server.
+
+    Args:
+        target: `HOST:PORT`, `unix:PATH`, or any other name that gRPC resolves.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
+        self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
+
+    def call(self, method: str, request: Any, timeout: float) -> Any:
+        """One unary call of TunerService or RunService, by its name.
+
+        Raises:
+            MechanicdError: what the server refused, or ServerUnavailable.
+        """
+        service = self._tuner if hasattr(self._tuner, method) else self._runs
+        try:
+            return getattr(service, method)(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise translate(error, self.target) from None
+
+    def watch(self, request: Any) -> Iterator[Any]:
+        """RunService.WatchRuns, until the caller stops.
+
+        Raises:
+            MechanicdError: as `call`.
+        """
+        call = self._runs.WatchRuns(request)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise translate(error, self.target) from None
+        finally:
+            call.cancel()
+
+    def link(self) -> Link:
+        """A new stream of steps."""
+        return Link(self._tuner, self.target)
+
+    def close(self) -> None:
+        """Closes the channel and its streams."""
+        self._channel.close()
+
+
+def translate(error: grpc.RpcError, target: str) -> MechanicdError:
+    """A grpc error as one of this package."""
+    trailers: Any = error.trailing_metadata() or ()
+    for key, value in trailers:
+        if key == "grpc-status-details-bin":
+            status = status_pb2.Status.FromString(value)
+            info = error_details_pb2.ErrorInfo()
+            for detail in status.details:
+                if detail.Unpack(info) and info.domain == names.DOMAIN:
+                    return from_reason(info.reason, status.message, info.metadata)
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return ServerUnavailable("DEADLINE_EXCEEDED", f"{target} gave no answer in time; it may be overloaded or cut off")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return ServerUnavailable(
+            "SERVER_UNREACHABLE",
+            f"no mechanicd answers at {target} ({details.splitlines()[0] if details else code.name.lower()}); "
+            "start one with `mechanicd serve`, or check the address",
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not know this method: {details}")
+    # Whatever else went wrong on the way, a training must survive it: it counts as an outage.
+    return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {details}")
+
+
+def step_error(error: tuner_service_pb2.StepError) -> MechanicdError:
+    """The error of one step of a stream as one of this package."""
+    return from_reason(errors_pb2.ErrorReason.Name(error.reason), error.message, error.metadata)

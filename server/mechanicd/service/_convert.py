@@ -1,0 +1,161 @@
+"""Between the contract's messages and the plain values of the tuner and the store. No decisions here."""
+
+from typing import Final, cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mechanicd import store
+from mechanicd.service._errors import ServiceError
+from mechanicd.tuner import ConfigError, Reductions, TunerConfig, TunerState
+from mechanicd.v1 import errors_pb2, names, resources_pb2, tuner_service_pb2
+
+_CONVENTIONS: Final = {
+    resources_pb2.TunerConfig.CONVENTION_UNSPECIFIED: "paper",
+    resources_pb2.TunerConfig.CONVENTION_PAPER: "paper",
+    resources_pb2.TunerConfig.CONVENTION_PYTORCH: "pytorch",
+    resources_pb2.TunerConfig.CONVENTION_OPTAX: "optax",
+    resources_pb2.TunerConfig.CONVENTION_THEORY: "theory",
+}
+_CONVENTIONS_OUT: Final = {name: value for value, name in _CONVENTIONS.items() if value}
+STATUS_OUT: Final = {
+    store.RUNNING: resources_pb2.RUN_STATUS_RUNNING,
+    store.PREEMPTED: resources_pb2.RUN_STATUS_PREEMPTED,
+    store.FAILED: resources_pb2.RUN_STATUS_FAILED,
+    store.FINISHED: resources_pb2.RUN_STATUS_FINISHED,
+}
+CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name != store.RUNNING}
+
+
+def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
+    """The settings, with defaults for what is unset. Raises ServiceError INVALID_CONFIG."""
+    if message.convention not in _CONVENTIONS:
+        raise ServiceError(
+            "INVALID_CONFIG", f"convention {message.convention} is unknown to this server", field="config.convention"
+        )
+    given: dict[str, object] = {"convention": _CONVENTIONS[message.convention]}
+    for field in ("s_decay", "s_init", "eps", "initial_wealth"):
+        if message.HasField(field):
+            given[field] = getattr(message, field)
+    if message.betas:
+        given["betas"] = tuple(message.betas)
+    if message.scale_groups:
+        given["scale_groups"] = tuple(message.scale_groups)
+    try:
+        return TunerConfig(**given)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ServiceError("INVALID_CONFIG", str(error), field=f"config.{error.field}") from None
+
+
+def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
+    """Every field set."""
+    return resources_pb2.TunerConfig(
+        convention=_CONVENTIONS_OUT[config.convention],
+        betas=config.betas,
+        s_decay=config.s_decay,
+        s_init=config.s_init,
+        eps=config.eps,
+        initial_wealth=config.initial_wealth,
+        scale_groups=config.scale_groups,
+    )
+
+
+def reductions_in(message: resources_pb2.Reductions, groups: int) -> list[Reductions]:
+    """One `Reductions` per scale group. Raises ServiceError GROUP_COUNT_MISMATCH."""
+    g, x, gg, xx = message.delta_dot_g, message.delta_dot_x, message.g_norm_sq, message.x_norm_sq
+    if not len(g) == len(x) == len(gg) == len(xx) == groups:
+        raise ServiceError(
+            "GROUP_COUNT_MISMATCH",
+            f"the reductions hold {len(g)}, {len(x)}, {len(gg)} and {len(xx)} values; the run has {groups} scale "
+            f"group{'s' if groups > 1 else ''}: send one value per group in each of the four fields",
+            {"expected": groups, "received": max(len(g), len(x), len(gg), len(xx))},
+            field="reductions",
+        )
+    if groups == 1:
+        return [Reductions(g[0], x[0], gg[0], xx[0])]
+    return list(map(Reductions, g, x, gg, xx))
+
+
+def state_in(data: bytes, config: TunerConfig) -> TunerState:
+    """A tuner state. Raises ServiceError INVALID_TUNER_STATE."""
+    try:
+        return TunerState.from_bytes(data, config)
+    except ValueError as error:
+        raise ServiceError("INVALID_TUNER_STATE", str(error), field="tuner_state") from None
+
+
+def run_name_in(name: str) -> names.RunName:
+    """Raises ServiceError MALFORMED_NAME."""
+    try:
+        return names.parse_run(name)
+    except names.MalformedName as error:
+        raise ServiceError(error.reason, str(error), field="name") from None
+
+
+def project_in(parent: str) -> str | None:
+    """Raises ServiceError MALFORMED_NAME."""
+    try:
+        return names.parse_project(parent)
+    except names.MalformedName as error:
+        raise ServiceError(error.reason, str(error), field="parent") from None
+
+
+def labels_in(labels: "dict[str, str]") -> dict[str, str]:
+    """Raises ServiceError INVALID_LABELS."""
+    try:
+        return names.check_labels(dict(labels))
+    except names.MalformedName as error:
+        raise ServiceError(error.reason, str(error), field="labels") from None
+
+
+def run_out(row: store.RunRow) -> resources_pb2.Run:
+    """A stored run."""
+    run = resources_pb2.Run(
+        name=str(names.RunName(row.project, row.run)),
+        labels=row.labels,
+        config=config_out(row.config),
+        status=STATUS_OUT[row.status],
+        status_message=row.status_message,
+        durable_step=row.last_step,
+        scale=row.scale,
+        create_time=time_out(row.create_time),
+        session_count=row.epoch,
+        rewind_count=row.rewinds,
+    )
+    if row.step_time:
+        run.step_time.CopyFrom(time_out(row.step_time))
+    return run
+
+
+def step_out(row: store.StepRow) -> resources_pb2.StepRecord:
+    """A stored step."""
+    return resources_pb2.StepRecord(
+        step=row.step,
+        time=time_out(row.time),
+        outcome=cast(resources_pb2.StepOutcome, row.outcome),
+        reductions=resources_pb2.Reductions(
+            delta_dot_g=row.delta_dot_g, delta_dot_x=row.delta_dot_x, g_norm_sq=row.g_norm_sq, x_norm_sq=row.x_norm_sq
+        ),
+        h=row.h,
+        scale=row.scale,
+        base_lr=row.base_lr,
+        branch=row.branch,
+    )
+
+
+def error_out(session: int, step: int, error: ServiceError) -> tuner_service_pb2.StepResult:
+    """A refused step of a stream."""
+    return tuner_service_pb2.StepResult(
+        session=session,
+        step=step,
+        error=tuner_service_pb2.StepError(
+            code=error.code,
+            reason=cast(errors_pb2.ErrorReason, errors_pb2.ErrorReason.Value(error.reason)),
+            message=error.message,
+            metadata=error.metadata,
+        ),
+    )
+
+
+def time_out(nanoseconds: int) -> Timestamp:
+    """A time of the server's clock."""
+    return Timestamp(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)

@@ -1,0 +1,311 @@
+"""The heart of TunerService: which session holds which run. Takes messages and returns messages; knows no transport."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from time import time_ns
+
+from mechanicd.service import _convert, _sessions
+from mechanicd.service._errors import ServiceError
+from mechanicd.service._open_run import OpenRun
+from mechanicd.service._sessions import Start
+from mechanicd.service._writer import Writer
+from mechanicd.store import HELD, NON_FINITE, Claim, OwnershipLost, Release, RunExists, RunRow, Store, StoreError
+from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from mechanicd.v1 import names, tuner_service_pb2
+
+log = logging.getLogger("mechanicd.service")
+
+_REPLAY_PAGE = 10_000
+
+
+class Engine:
+    """All open runs of one server process. Use it inside one event loop.
+
+    Args:
+        store: where runs are kept; the engine calls it on a thread of its own.
+        flush_interval: seconds within which a step is committed.
+        on_health: called with whether the store works, when that changes.
+    """
+
+    def __init__(
+        self, store: Store, flush_interval: float = 0.02, on_health: Callable[[bool], None] = lambda healthy: None
+    ) -> None:
+        self.store = store
+        self.writer = Writer(store, flush_interval, self._lost, on_health)
+        self._by_session: dict[int, OpenRun] = {}
+        self._by_name: dict[names.RunName, OpenRun] = {}
+        self._fenced: dict[int, int] = {}
+        self._opening: dict[names.RunName, asyncio.Lock] = {}
+        self._draining = False
+
+    def start(self) -> None:
+        """Call it inside the event loop, before the first request."""
+        self.writer.start()
+
+    def drain(self) -> None:
+        """From now on no session is opened."""
+        self._draining = True
+
+    async def stop(self) -> None:
+        """Commits what waits, and closes the store."""
+        await self.writer.stop()
+        self.store.close()
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def step(self, request: tuner_service_pb2.StepRequest) -> tuner_service_pb2.StepResult:
+        """One step of one session; see `OpenRun.step`.
+
+        Raises:
+            ServiceError: SESSION_FENCED, SESSION_UNKNOWN, and those of `OpenRun.step`.
+        """
+        run = self._by_session.get(request.session)
+        if run is None or run.fenced_by:
+            raise self._no_session(request.session, run)
+        result = run.step(request)
+        self.writer.mark(run)
+        return result
+
+    def steps(self, request: tuner_service_pb2.StreamStepsRequest) -> tuner_service_pb2.StreamStepsResponse:
+        """Steps of many sessions; a refused one is told in its result."""
+        results = []
+        for step in request.steps:
+            try:
+                results.append(self.step(step))
+            except ServiceError as error:
+                results.append(_convert.error_out(step.session, step.step, error))
+        return tuner_service_pb2.StreamStepsResponse(results=results)
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    async def open_session(self, request: tuner_service_pb2.OpenSessionRequest) -> tuner_service_pb2.OpenSessionResponse:
+        """See TunerService.OpenSession."""
+        if self._draining:
+            raise ServiceError("SERVER_DRAINING", "this server is shutting down; try again in a moment")
+        name = _convert.run_name_in(request.name)
+        config = _convert.config_in(request.config)
+        labels = _convert.labels_in(dict(request.labels))
+        start = _start_in(request, config)
+        async with self._opening.setdefault(name, asyncio.Lock()):
+            if request.session:
+                return await self._reattach(name, request.session, config)
+            return await self._open(name, config, labels, start, request.client)
+
+    async def _open(
+        self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str
+    ) -> tuner_service_pb2.OpenSessionResponse:
+        row, fresh = await self._get_or_create(name, config)
+        _sessions.check_config(row.config, config)
+        labels = _convert.labels_in({**row.labels, **labels})
+        session = secrets.randbits(62) + 1
+        former = self._by_name.get(name)
+        if former is not None:
+            # Fence first, so that no step comes between the last commit and the claim.
+            former.fenced_by = session
+        try:
+            if former is not None:
+                await self.writer.flush(former)
+                row = await self._get(name)
+            decision = _sessions.decide(row, fresh, start)
+            state = decision.state or await self._replay(row, decision.after_step)
+            row = await self.writer.call(
+                self.store.claim,
+                Claim(
+                    run_id=row.id,
+                    expected_epoch=row.epoch,
+                    session=session,
+                    after_step=decision.after_step,
+                    state=state.to_bytes(),
+                    scale=state.scale,
+                    labels=labels,
+                    time=time_ns(),
+                ),
+            )
+        except BaseException as error:
+            if former is not None:
+                former.fenced_by = 0
+            if isinstance(error, OwnershipLost):
+                raise ServiceError(
+                    "STORE_UNAVAILABLE", f"{name} was taken by another server at this moment; try again"
+                ) from None
+            raise
+        if former is not None:
+            self._forget(former, successor=session)
+        run = await self._hold(name, row)
+        log.info("%s: session %d by %s: %s", name, row.epoch, client or "an unnamed client", decision.explanation)
+        return _opened(run, decision.outcome, decision.explanation)
+
+    async def _reattach(self, name: names.RunName, session: int, config: TunerConfig) -> tuner_service_pb2.OpenSessionResponse:
+        """The session that holds the run comes back: after a lost connection, or after a restart of this server."""
+        run = self._by_session.get(session)
+        if run is None or run.fenced_by:
+            found = await self.writer.call(self.store.by_session, session)
+            if run is not None or found is None or names.RunName(found[0].project, found[0].run) != name or not found[1]:
+                raise self._no_session(session, run)
+            row, holder = found
+            if holder != session:
+                raise _fenced(session, holder)
+            run = await self._hold(name, row)
+        _sessions.check_config(run.row.config, config)
+        explanation = f"the session comes back, the server has step {run.state.step}"
+        log.info("%s: session %d: %s", name, run.row.epoch, explanation)
+        return _opened(run, _sessions.REATTACHED, explanation)
+
+    async def flush(self, request: tuner_service_pb2.FlushRequest) -> tuner_service_pb2.FlushResponse:
+        """See TunerService.Flush."""
+        run = self._run(request.session)
+        await self.writer.flush(run)
+        return tuner_service_pb2.FlushResponse(durable_step=run.durable_step)
+
+    async def close_session(self, request: tuner_service_pb2.CloseSessionRequest) -> tuner_service_pb2.CloseSessionResponse:
+        """See TunerService.CloseSession."""
+        if request.status not in _convert.CLOSING_STATUS:
+            raise ServiceError(
+                "INVALID_STATUS", "close a session as PREEMPTED, FAILED or FINISHED", {"status": request.status}, field="status"
+            )
+        run = self._run(request.session)
+        await self.writer.flush(run)
+        release = Release(
+            run_id=run.row.id,
+            epoch=run.row.epoch,
+            session=run.row.session,
+            status=_convert.CLOSING_STATUS[request.status],
+            message=request.message[:1000],
+        )
+        await self.writer.release(release)
+        self._forget(run)
+        name = names.RunName(run.row.project, run.row.run)
+        log.info("%s: session %d closed: %s %s", name, run.row.epoch, release.status, release.message)
+        return tuner_service_pb2.CloseSessionResponse(run=_convert.run_out(await self._get(name)))
+
+    def forget(self, name: names.RunName) -> None:
+        """The run is gone: its session is unknown from now on."""
+        run = self._by_name.get(name)
+        if run is not None:
+            self._forget(run)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _run(self, session: int) -> OpenRun:
+        run = self._by_session.get(session)
+        if run is None or run.fenced_by:
+            raise self._no_session(session, run)
+        return run
+
+    def _no_session(self, session: int, run: OpenRun | None) -> ServiceError:
+        successor = run.fenced_by if run is not None else self._fenced.get(session, 0)
+        if successor:
+            return _fenced(session, successor)
+        return ServiceError(
+            "SESSION_UNKNOWN",
+            "no run is held by this session here: it was closed, its run deleted, or the server restarted; open the run again "
+            "(with OpenSessionRequest.session to come back)",
+            {"session": session},
+        )
+
+    async def _hold(self, name: names.RunName, row: RunRow) -> OpenRun:
+        last = await self.writer.call(lambda: list(self.store.steps(row, 0, row.last_step, row.last_step, 1)))
+        run = OpenRun(row, last[0] if last else None)
+        self._by_name[name] = run
+        self._by_session[row.session] = run
+        return run
+
+    def _forget(self, run: OpenRun, successor: int = 0) -> None:
+        self._by_session.pop(run.row.session, None)
+        name = names.RunName(run.row.project, run.row.run)
+        if self._by_name.get(name) is run:
+            del self._by_name[name]
+        if successor:
+            self._fenced[run.row.session] = successor
+
+    def _lost(self, run: OpenRun) -> None:
+        log.error(
+            "projects/%s/runs/%s: its row has another owner, session %d ends", run.row.project, run.row.run, run.row.epoch
+        )
+        self._forget(run)
+
+    async def _get(self, name: names.RunName) -> RunRow:
+        row = await self.writer.call(self.store.get, name.project, name.run)
+        if row is None:
+            raise ServiceError("RUN_NOT_FOUND", f"{name}: no such run", {"name": name})
+        return row
+
+    async def _get_or_create(self, name: names.RunName, config: TunerConfig) -> tuple[RunRow, bool]:
+        row = await self.writer.call(self.store.get, name.project, name.run)
+        if row is not None:
+            return row, False
+        state = TunerState.initial(config)
+        try:
+            created = await self.writer.call(
+                self.store.create, name.project, name.run, config, state.to_bytes(), state.scale, time_ns()
+            )
+        except RunExists:
+            return await self._get(name), False
+        return created, True
+
+    async def _replay(self, row: RunRow, after_step: int) -> TunerState:
+        """The tuner's state after a step of the history, by taking its steps again; each must give the S it gave then.
+
+        Raises:
+            ServiceError: RESUME_STEP_UNKNOWN, where the history has a gap.
+        """
+
+        def replayed() -> TunerState | None:
+            tuner = Tuner(row.config)
+            state = tuner.init()
+            while state.step < after_step:
+                page = list(self.store.steps(row, 0, state.step + 1, after_step, _REPLAY_PAGE))
+                if not page:
+                    return None
+                for taken in page:
+                    if taken.step != state.step + 1:
+                        return None
+                    if taken.outcome in (HELD, NON_FINITE):
+                        state = tuner.hold(state)
+                        continue
+                    groups = list(
+                        map(Reductions, taken.delta_dot_g, taken.delta_dot_x, taken.g_norm_sq, taken.x_norm_sq),
+                    )
+                    state = tuner.update(state, groups)
+                    if state.scale != taken.scale:
+                        raise StoreError(f"step {taken.step} of run {row.project}/{row.run} gives another S than is stored")
+            return state
+
+        state = await self.writer.call(replayed)
+        if state is None:
+            raise ServiceError(
+                "RESUME_STEP_UNKNOWN",
+                f"the history has a gap before step {after_step}; send the tuner state of your checkpoint instead",
+                {"requested": after_step, "last_step": row.last_step},
+            )
+        return state
+
+
+def _start_in(request: tuner_service_pb2.OpenSessionRequest, config: TunerConfig) -> Start:
+    which = request.WhichOneof("start")
+    if which == "tuner_state":
+        return _convert.state_in(request.tuner_state, config)
+    return request.after_step if which == "after_step" else None
+
+
+def _opened(run: OpenRun, outcome: "tuner_service_pb2.OpenOutcome", explanation: str) -> tuner_service_pb2.OpenSessionResponse:
+    return tuner_service_pb2.OpenSessionResponse(
+        session=run.row.session,
+        outcome=outcome,
+        explanation=explanation,
+        last_step=run.state.step,
+        tuner_state=run.state.to_bytes(),
+        scale=run.state.scale,
+        durable_step=run.durable_step,
+        run=_convert.run_out(run.row),
+    )
+
+
+def _fenced(session: int, successor: int) -> ServiceError:
+    return ServiceError(
+        "SESSION_FENCED",
+        "a newer session holds this run: another process opened it; this one must stop, so that two never feed one run",
+        {"session": session, "successor": successor},
+    )

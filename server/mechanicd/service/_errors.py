@@ -1,0 +1,51 @@
+"""What the service refuses: one error class, translated to gRPC in one place (`_grpc`)."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from google.rpc import code_pb2
+
+_CODES: Final[Mapping[str, int]] = {
+    "MALFORMED_NAME": code_pb2.INVALID_ARGUMENT,
+    "RUN_NOT_FOUND": code_pb2.NOT_FOUND,
+    "INVALID_CONFIG": code_pb2.INVALID_ARGUMENT,
+    "CONFIG_MISMATCH": code_pb2.FAILED_PRECONDITION,
+    "GROUP_COUNT_MISMATCH": code_pb2.INVALID_ARGUMENT,
+    "NEGATIVE_SQUARE": code_pb2.INVALID_ARGUMENT,
+    "STEP_OUT_OF_ORDER": code_pb2.OUT_OF_RANGE,
+    "STEP_CONFLICT": code_pb2.FAILED_PRECONDITION,
+    "SESSION_FENCED": code_pb2.ABORTED,
+    "SESSION_UNKNOWN": code_pb2.NOT_FOUND,
+    "RESUME_STEP_UNKNOWN": code_pb2.OUT_OF_RANGE,
+    "INVALID_TUNER_STATE": code_pb2.INVALID_ARGUMENT,
+    "INVALID_FILTER": code_pb2.INVALID_ARGUMENT,
+    "INVALID_PAGE_TOKEN": code_pb2.INVALID_ARGUMENT,
+    "INVALID_UPDATE_MASK": code_pb2.INVALID_ARGUMENT,
+    "STORE_UNAVAILABLE": code_pb2.UNAVAILABLE,
+    "SERVER_DRAINING": code_pb2.UNAVAILABLE,
+    "NOT_IMPLEMENTED": code_pb2.UNIMPLEMENTED,
+    "INVALID_LABELS": code_pb2.INVALID_ARGUMENT,
+    "INVALID_RANGE": code_pb2.INVALID_ARGUMENT,
+    "INVALID_STATUS": code_pb2.INVALID_ARGUMENT,
+}
+
+
+class ServiceError(Exception):
+    """A request that is refused; nothing was changed by it.
+
+    Args:
+        reason: a name of mechanicd.v1.ErrorReason; it decides the google.rpc.Code.
+        message: for people: what came, what was expected, what to do.
+        metadata: the facts, as ErrorReason documents them.
+        field: the field of the request at fault, if one is (google.rpc.BadRequest).
+    """
+
+    def __init__(
+        self, reason: str, message: str, metadata: Mapping[str, object] | None = None, *, field: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.code = _CODES[reason]
+        self.message = message
+        self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
+        self.field = field

@@ -1,0 +1,124 @@
+"""The grpcio adapter: thin. It carries messages to the engine and errors to the caller, and decides nothing."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, NoReturn, TypeVar
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from mechanicd.service._engine import Engine
+from mechanicd.service._errors import ServiceError
+from mechanicd.service._runs import Runs
+from mechanicd.v1 import names, run_service_pb2_grpc, tuner_service_pb2_grpc
+from mechanicd.v1 import run_service_pb2 as run
+from mechanicd.v1 import tuner_service_pb2 as tuner
+
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+R = TypeVar("R")
+Context = Any
+
+
+def _answer(handler: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any, Context], Awaitable[R]]:
+    """A unary method from a handler that raises ServiceError: errors are told to the caller in one place."""
+
+    async def call(servicer: Any, request: Any, context: Context) -> R:
+        try:
+            return await handler(servicer, request)
+        except ServiceError as error:
+            await _abort(context, error)
+
+    return call
+
+
+def _not_implemented(method: str) -> Callable[[Any, Any, Context], Awaitable[NoReturn]]:
+    @_answer
+    async def call(_: Any, request: Any) -> NoReturn:
+        raise ServiceError("NOT_IMPLEMENTED", f"{method} is named in the contract and not built yet", {"method": method})
+
+    return call
+
+
+class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
+    """TunerService over an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @_answer
+    async def OpenSession(self, request: tuner.OpenSessionRequest) -> tuner.OpenSessionResponse:
+        return await self._engine.open_session(request)
+
+    @_answer
+    async def Step(self, request: tuner.StepRequest) -> tuner.StepResponse:
+        return tuner.StepResponse(result=self._engine.step(request))
+
+    async def StreamSteps(self, _: object, context: Context) -> None:
+        """Steps as they come. read and write on the context are the fastest form that grpcio has."""
+        read, write, steps = context.read, context.write, self._engine.steps
+        while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            await write(steps(request))
+
+    @_answer
+    async def Flush(self, request: tuner.FlushRequest) -> tuner.FlushResponse:
+        return await self._engine.flush(request)
+
+    @_answer
+    async def CloseSession(self, request: tuner.CloseSessionRequest) -> tuner.CloseSessionResponse:
+        return await self._engine.close_session(request)
+
+
+class RunServicer(run_service_pb2_grpc.RunServiceServicer):
+    """RunService over a store."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+
+    @_answer
+    async def GetRun(self, request: run.GetRunRequest) -> run.GetRunResponse:
+        return await self._runs.get_run(request)
+
+    @_answer
+    async def ListRuns(self, request: run.ListRunsRequest) -> run.ListRunsResponse:
+        return await self._runs.list_runs(request)
+
+    async def WatchRuns(self, request: run.WatchRunsRequest, context: Context) -> AsyncIterator[run.WatchRunsResponse]:
+        """The runs now, and again whenever one changes."""
+        try:
+            async for response in self._runs.watch_runs(request):
+                yield response
+        except ServiceError as error:
+            await _abort(context, error)
+
+    @_answer
+    async def UpdateRun(self, request: run.UpdateRunRequest) -> run.UpdateRunResponse:
+        return await self._runs.update_run(request)
+
+    @_answer
+    async def DeleteRun(self, request: run.DeleteRunRequest) -> run.DeleteRunResponse:
+        return await self._runs.delete_run(request)
+
+    @_answer
+    async def QuerySeries(self, request: run.QuerySeriesRequest) -> run.QuerySeriesResponse:
+        return await self._runs.query_series(request)
+
+    ForkRun = _not_implemented("RunService.ForkRun")
+    RewindRun = _not_implemented("RunService.RewindRun")
+
+
+async def _abort(context: Context, error: ServiceError) -> NoReturn:
+    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=names.DOMAIN, metadata=error.metadata)]
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    status = status_pb2.Status(code=error.code, message=error.message, details=map(_any, details))
+    await context.abort(
+        _CODES[error.code], error.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),)
+    )
+    raise AssertionError("abort raises")
+
+
+def _any(detail: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

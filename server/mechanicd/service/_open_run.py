@@ -1,0 +1,151 @@
+"""A run in memory: its tuner, and the steps that the store has not got yet."""
+
+from time import time_ns
+
+from mechanicd import store
+from mechanicd.service import _convert
+from mechanicd.service._errors import ServiceError
+from mechanicd.store import Commit, RunRow, StepRow
+from mechanicd.tuner import ReductionsError, Tuner, TunerState
+from mechanicd.v1 import resources_pb2, tuner_service_pb2
+
+StepRequest = tuner_service_pb2.StepRequest
+StepResult = tuner_service_pb2.StepResult
+
+_NAN = float("nan")
+
+
+class OpenRun:
+    """One run that a session holds. `step` is the hot path: no lock, no log, no store, no task.
+
+    Attributes:
+        row: the run as it was when the session took hold.
+        state: the tuner's state after the last step.
+        durable_step: the last step that the store has.
+        fenced_by: the session that took the run over, 0 while this one holds it.
+    """
+
+    __slots__ = (
+        "_committing_after",
+        "_groups",
+        "_last",
+        "_pending",
+        "_step_time",
+        "_tuner",
+        "durable_step",
+        "fenced_by",
+        "row",
+        "state",
+    )
+
+    def __init__(self, row: RunRow, last: StepRow | None) -> None:
+        self.row = row
+        self.state = TunerState.from_bytes(row.state, row.config)
+        self.durable_step = row.last_step
+        self.fenced_by = 0
+        self._tuner = Tuner(row.config)
+        self._groups = len(row.config.scale_groups)
+        self._pending: list[bytes] = []
+        self._committing_after = row.last_step
+        self._step_time = row.step_time
+        self._last = None if last is None else _rebuilt(row.session, last)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether steps wait for their commit."""
+        return bool(self._pending)
+
+    def step(self, request: StepRequest) -> StepResult:
+        """Takes one step, or gives the stored result of the last one again.
+
+        Raises:
+            ServiceError: GROUP_COUNT_MISMATCH, NEGATIVE_SQUARE, STEP_OUT_OF_ORDER, STEP_CONFLICT; nothing changed then.
+        """
+        if request.step != self.state.step + 1:
+            return self._again(request)
+        tuner, state = self._tuner, self.state
+        try:
+            groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
+        except ReductionsError as error:
+            raise ServiceError(error.reason, str(error), field="reductions") from None
+        h = None if request.hold else tuner.h(state, groups)
+        if h is not None:
+            state, outcome = tuner.advance(state, h), store.TUNED
+        else:
+            state, outcome = tuner.hold(state), store.HELD if request.hold else store.NON_FINITE
+            h = (_NAN,) * self._groups
+        now = time_ns()
+        lr = request.base_lr if request.HasField("base_lr") else None
+        g, x, gg, xx = zip(*groups, strict=True)
+        self._pending.append(
+            store.pack(self._groups, StepRow(state.step, now, outcome, g, x, gg, xx, h, state.scale, lr)),
+        )
+        result = StepResult(
+            session=request.session,
+            step=state.step,
+            scale=state.scale,
+            durable_step=self.durable_step,
+            outcome=outcome,  # type: ignore[arg-type]  # the store's numbers are the contract's
+        )
+        self.state, self._step_time, self._last = state, now, (request, result)
+        return result
+
+    def _again(self, request: StepRequest) -> StepResult:
+        if request.step == self.state.step and self._last is not None:
+            taken, result = self._last
+            if request.hold == taken.hold and _same(request.reductions, taken.reductions):
+                return result
+            raise ServiceError(
+                "STEP_CONFLICT",
+                f"step {request.step} was taken with other reductions; a step is sent again with the same ones, or not at all",
+                {"step": request.step},
+            )
+        raise ServiceError(
+            "STEP_OUT_OF_ORDER",
+            f"step {request.step} came, step {self.state.step + 1} was expected; "
+            "steps are 1, 2, … without a gap, and only the last may be sent again",
+            {"expected": self.state.step + 1, "received": request.step},
+        )
+
+    def collect(self) -> Commit:
+        """What the store has not got yet. Follow it by `committed` or `restore`."""
+        records, self._pending = b"".join(self._pending), []
+        after, self._committing_after = self._committing_after, self.state.step
+        return Commit(
+            run_id=self.row.id,
+            epoch=self.row.epoch,
+            session=self.row.session,
+            after_step=after,
+            last_step=self.state.step,
+            state=self.state.to_bytes(),
+            scale=self.state.scale,
+            step_time=self._step_time,
+            records=records,
+        )
+
+    def committed(self, commit: Commit) -> None:
+        """The commit is on disk."""
+        self.durable_step = commit.last_step
+
+    def restore(self, commit: Commit) -> None:
+        """The commit failed: its steps wait again."""
+        self._pending.insert(0, commit.records)
+        self._committing_after = commit.after_step
+
+
+def _same(left: resources_pb2.Reductions, right: resources_pb2.Reductions) -> bool:
+    return left.SerializeToString(deterministic=True) == right.SerializeToString(deterministic=True)
+
+
+def _rebuilt(session: int, row: StepRow) -> tuple[StepRequest, StepResult]:
+    """The last step's request and result from the history, so that it may be sent again after a restart."""
+    record = _convert.step_out(row)
+    request = StepRequest(session=session, step=row.step, reductions=record.reductions, hold=row.outcome == store.HELD)
+    result = StepResult(
+        session=session,
+        step=row.step,
+        scale=row.scale,
+        durable_step=row.step,
+        outcome=record.outcome,
+    )
+    return request, result

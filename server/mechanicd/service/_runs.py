@@ -1,0 +1,172 @@
+"""RunService: looking at runs and changing them. Takes messages and returns messages; knows no transport."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator
+from itertools import islice
+from typing import Final
+
+from mechanicd.service import _convert, _filter
+from mechanicd.service._engine import Engine
+from mechanicd.service._errors import ServiceError
+from mechanicd.store import RunRow
+from mechanicd.v1 import names, run_service_pb2
+
+WATCH_SECONDS: Final = 0.25
+_SCAN: Final = 500
+
+
+class Runs:
+    """Answers RunService from the store, which lags the memory by one commit at most.
+
+    Args:
+        engine: the open runs, and the store's thread.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._call = engine.writer.call
+
+    async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
+        """See RunService.GetRun."""
+        return run_service_pb2.GetRunResponse(run=_convert.run_out(await self._get(request.name)))
+
+    async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
+        """See RunService.ListRuns."""
+        project = _convert.project_in(request.parent)
+        matches = _filter.parse(request.filter)
+        size = _page_size(request.page_size, 100, 1000)
+        about = ("runs", request.parent, request.filter)
+        token = _token_in(request.page_token, *about)
+        after = (token[0], token[1]) if token else None
+        found: list[RunRow] = []
+        while len(found) <= size:
+            rows = await self._call(self._store.list_runs, project, after, _SCAN)
+            found += filter(matches, rows)
+            if len(rows) < _SCAN:
+                break
+            after = (rows[-1].project, rows[-1].run)
+        page = found[:size]
+        more = len(found) > size
+        return run_service_pb2.ListRunsResponse(
+            runs=map(_convert.run_out, page),
+            next_page_token=_token_out([page[-1].project, page[-1].run], *about) if more else "",
+        )
+
+    async def watch_runs(self, request: run_service_pb2.WatchRunsRequest) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
+        """See RunService.WatchRuns. Looks every `WATCH_SECONDS`."""
+        project = _convert.project_in(request.parent)
+        matches = _filter.parse(request.filter)
+        seen: dict[str, RunRow] = {}
+        first = True
+        while True:
+            now = {str(names.RunName(row.project, row.run)): row async for row in self._all(project) if matches(row)}
+            changed = [row for name, row in now.items() if seen.get(name) != row]
+            gone = sorted(seen.keys() - now.keys())
+            if changed or gone or first:
+                yield run_service_pb2.WatchRunsResponse(runs=map(_convert.run_out, changed), gone=gone)
+            seen, first = now, False
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def update_run(self, request: run_service_pb2.UpdateRunRequest) -> run_service_pb2.UpdateRunResponse:
+        """See RunService.UpdateRun."""
+        row = await self._get(request.run.name)
+        given = dict(request.run.labels)
+        labels = dict(row.labels)
+        if not request.update_mask.paths:
+            raise ServiceError("INVALID_UPDATE_MASK", "the mask is empty; name `labels` or `labels.KEY`", field="update_mask")
+        for path in request.update_mask.paths:
+            key = path.removeprefix("labels.")
+            if path == "labels":
+                labels = dict(given)
+            elif key == path:
+                raise ServiceError(
+                    "INVALID_UPDATE_MASK",
+                    f"{path!r} can't be changed; only `labels` and `labels.KEY` can",
+                    {"path": path},
+                    field="update_mask",
+                )
+            elif key in given:
+                labels[key] = given[key]
+            else:
+                labels.pop(key, None)
+        await self._call(self._store.set_labels, row.id, _convert.labels_in(labels))
+        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(await self._get(request.run.name)))
+
+    async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
+        """See RunService.DeleteRun."""
+        row = await self._get(request.name)
+        self._engine.forget(names.RunName(row.project, row.run))
+        await self._call(self._store.delete, row.id)
+        return run_service_pb2.DeleteRunResponse()
+
+    async def query_series(self, request: run_service_pb2.QuerySeriesRequest) -> run_service_pb2.QuerySeriesResponse:
+        """See RunService.QuerySeries."""
+        row = await self._get(request.name)
+        size = _page_size(request.page_size, 1000, 10_000)
+        first, last = request.first_step or 1, request.last_step or 2**62
+        if first > last:
+            raise ServiceError("INVALID_RANGE", f"first_step {first} is above last_step {last}", field="first_step")
+        if request.branch > row.rewinds:
+            raise ServiceError("INVALID_RANGE", f"branch {request.branch}: the run has {row.rewinds}", field="branch")
+        about = ("series", request.name, str(request.first_step), str(request.last_step), str(request.branch))
+        token = _token_in(request.page_token, *about)
+        if token:
+            first = int(token[0])
+        steps = await self._call(lambda: list(islice(self._store.steps(row, request.branch, first, last, size + 1), size + 1)))
+        page = steps[:size]
+        return run_service_pb2.QuerySeriesResponse(
+            records=map(_convert.step_out, page),
+            next_page_token=_token_out([str(steps[size].step)], *about) if len(steps) > size else "",
+        )
+
+    async def _get(self, name: str) -> RunRow:
+        run = _convert.run_name_in(name)
+        row = await self._call(self._store.get, run.project, run.run)
+        if row is None:
+            raise ServiceError(
+                "RUN_NOT_FOUND", f"{name}: no such run; `mechanicd runs list` shows those there are", {"name": name}
+            )
+        return row
+
+    async def _all(self, project: str | None) -> AsyncIterator[RunRow]:
+        after = None
+        while True:
+            rows = await self._call(self._store.list_runs, project, after, _SCAN)
+            for row in rows:
+                yield row
+            if len(rows) < _SCAN:
+                return
+            after = (rows[-1].project, rows[-1].run)
+
+
+def _page_size(asked: int, default: int, most: int) -> int:
+    if asked < 0:
+        raise ServiceError("INVALID_RANGE", f"page_size is {asked}; give 0 for the default, or more", field="page_size")
+    return min(asked or default, most)
+
+
+def _token_out(position: list[str], *about: str) -> str:
+    return base64.urlsafe_b64encode("\n".join([_digest(about), *position]).encode()).decode()
+
+
+def _token_in(token: str, *about: str) -> list[str] | None:
+    if not token:
+        return None
+    try:
+        digest, *position = base64.urlsafe_b64decode(token.encode()).decode().split("\n")
+    except ValueError:
+        digest, position = "", []
+    if digest != _digest(about) or not position:
+        raise ServiceError(
+            "INVALID_PAGE_TOKEN",
+            "the page token is not from a list with this parent and filter; send the same request with the token it gave",
+            field="page_token",
+        )
+    return position
+
+
+def _digest(about: tuple[str, ...]) -> str:
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]

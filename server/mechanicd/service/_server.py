@@ -1,0 +1,145 @@
+"""One server process: where it listens, whether it is well, and how it ends."""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mechanicd.service._engine import Engine
+from mechanicd.service._grpc import RunServicer, TunerServicer
+from mechanicd.service._runs import Runs
+from mechanicd.store import Store
+from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
+
+log = logging.getLogger("mechanicd.service")
+
+HealthServicer: Any = health.aio.HealthServicer  # type: ignore[attr-defined]
+
+SERVICES: Final = (
+    tuner_service_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name,
+    run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
+)
+
+
+class ServeError(Exception):
+    """The server can't start as asked. `reason` is stable."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+        grpc: addresses, `HOST:PORT` (port 0 takes a free one) or `unix:PATH`.
+        insecure: allow addresses that other machines can reach, without TLS and tokens.
+        flush_interval: seconds within which a step is durable.
+        grace: seconds that calls in flight have to end on SIGTERM.
+    """
+
+    grpc: Sequence[str] = field(default=("127.0.0.1:50051",))
+    insecure: bool = False
+    flush_interval: float = 0.02
+    grace: float = 1.0
+
+
+async def serve(config: ServerConfig, store: Store, on_ready: Callable[[list[str]], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains: no new sessions, calls in flight end, every step is committed.
+
+    Args:
+        on_ready: called once with the addresses that are listened on.
+
+    Raises:
+        ServeError: ADDRESS_NOT_LOOPBACK, MALFORMED_ADDRESS, PORT_IN_USE.
+    """
+    for address in config.grpc:
+        check_address(address, config.insecure)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    health_servicer = HealthServicer()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def on_health(healthy: bool) -> None:
+        task = asyncio.create_task(_set_health(health_servicer, healthy and not stopping.is_set()))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    engine = Engine(store, config.flush_interval, on_health)
+    # Without SO_REUSEPORT a second server on the port is refused, instead of taking half of its calls.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)])
+    tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine), server)
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(Runs(engine)), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection(
+        (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
+        server,
+    )
+    addresses = [_bind(server, address) for address in config.grpc]
+    engine.start()
+    await server.start()
+    await _set_health(health_servicer, True)
+    on_ready(addresses)
+
+    await stopping.wait()
+    log.info("draining: no new sessions, %.1f s for calls in flight", config.grace)
+    engine.drain()
+    await health_servicer.enter_graceful_shutdown()
+    await server.stop(config.grace)
+    await engine.stop()
+    log.info("stopped: every step taken is committed")
+
+
+async def _set_health(servicer: HealthServicer, healthy: bool) -> None:
+    status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+    for service in ("", *SERVICES):
+        await servicer.set(service, status)
+
+
+def check_address(address: str, insecure: bool) -> None:
+    """Refuses what is no address, and what other machines can reach unless `insecure`.
+
+    Raises:
+        ServeError: MALFORMED_ADDRESS or ADDRESS_NOT_LOOPBACK.
+    """
+    if address.startswith("unix:"):
+        return
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535 or not host:
+        raise ServeError("MALFORMED_ADDRESS", f"{address!r}: expected HOST:PORT or unix:PATH")
+    if insecure or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ServeError(
+            "ADDRESS_NOT_LOOPBACK",
+            f"{address} can be reached from other machines, and there is no TLS and no token yet; "
+            "bind to 127.0.0.1, or say --insecure if the network is yours alone",
+        )
+
+
+def _bind(server: grpc.aio.Server, address: str) -> str:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise ServeError("PORT_IN_USE", f"{address} can't be bound: another program listens there; choose another port")
+    if address.startswith("unix:"):
+        return address
+    return f"{address.rpartition(':')[0]}:{port}"

@@ -1,0 +1,103 @@
+"""Where a new session starts: a pure decision, with its reason in words."""
+
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from mechanicd.service._errors import ServiceError
+from mechanicd.store import RunRow
+from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.v1 import tuner_service_pb2
+
+CREATED: Final = tuner_service_pb2.OPEN_OUTCOME_CREATED
+RESUMED: Final = tuner_service_pb2.OPEN_OUTCOME_RESUMED
+REWOUND: Final = tuner_service_pb2.OPEN_OUTCOME_REWOUND
+ADOPTED: Final = tuner_service_pb2.OPEN_OUTCOME_ADOPTED
+REATTACHED: Final = tuner_service_pb2.OPEN_OUTCOME_REATTACHED
+
+Start = int | TunerState | None
+"""After a step, after the step of a checkpoint's tuner state, or after the server's last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a session starts.
+
+    Attributes:
+        outcome: CREATED, RESUMED, REWOUND or ADOPTED.
+        after_step: the step it starts after.
+        state: the tuner's state there, or None where it must be replayed from the history up to `after_step`.
+        explanation: the reason, for the log and the page.
+    """
+
+    outcome: "tuner_service_pb2.OpenOutcome"
+    after_step: int
+    state: TunerState | None
+    explanation: str
+
+
+def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
+    """Where a session on this run starts.
+
+    A checkpoint wins over what the server has: parameters and Δ are the trainer's, and S belongs to them.
+
+    Args:
+        row: the run as stored, with all its steps committed.
+        fresh: whether it was created for this session.
+        start: what the trainer asked for.
+
+    Raises:
+        ServiceError: RESUME_STEP_UNKNOWN.
+    """
+    last = row.last_step
+    if isinstance(start, TunerState):
+        if start.step == last and start.to_bytes() == row.state:
+            outcome = CREATED if fresh else RESUMED
+            return Decision(outcome, last, start, f"goes on after step {last}, which the checkpoint and the server both have")
+        if start.step < last:
+            return Decision(
+                REWOUND, start.step, start, f"the checkpoint is at step {start.step}, the server had {last}: the run rewinds"
+            )
+        known = "knew nothing of the run" if fresh else f"had step {last}"
+        return Decision(
+            ADOPTED, start.step, start, f"the checkpoint is at step {start.step}, the server {known}: its state is adopted"
+        )
+    after_step = last if start is None else start
+    if fresh and after_step == 0:
+        return Decision(CREATED, 0, TunerState.initial(row.config), "a new run")
+    if after_step == last:
+        return Decision(RESUMED, last, TunerState.from_bytes(row.state, row.config), f"goes on after step {last}")
+    if after_step > last:
+        raise ServiceError(
+            "RESUME_STEP_UNKNOWN",
+            f"asked to start after step {after_step}, but the server has steps up to {last}; send the tuner state of your "
+            "checkpoint, or start after a step that the server has",
+            {"requested": after_step, "last_step": last},
+            field="after_step",
+        )
+    if after_step == 0:
+        state = TunerState.initial(row.config)
+        return Decision(
+            REWOUND, 0, state, f"the training begins anew, the server had step {last}: the run rewinds to its start"
+        )
+    return Decision(
+        REWOUND, after_step, None, f"asked to start after step {after_step}, the server had {last}: the run rewinds"
+    )
+
+
+def check_config(stored: TunerConfig, given: TunerConfig) -> None:
+    """Refuses a config that differs from the run's.
+
+    Raises:
+        ServiceError: CONFIG_MISMATCH, naming each difference.
+    """
+    if stored == given:
+        return
+    left, right = asdict(stored), asdict(given)
+    differences = {field: f"{left[field]} ≠ {right[field]}" for field in left if left[field] != right[field]}
+    listed = "; ".join(f"{field}: {text}" for field, text in differences.items())
+    raise ServiceError(
+        "CONFIG_MISMATCH",
+        f"the run exists with another config (stored ≠ given: {listed}); use the stored config, or another run name",
+        differences,
+        field="config",
+    )

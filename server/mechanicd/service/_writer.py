@@ -1,0 +1,164 @@
+"""Group commit: steps gather in memory and go to the store together, on one thread, every few milliseconds."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from mechanicd.service._errors import ServiceError
+from mechanicd.service._open_run import OpenRun
+from mechanicd.store import Commit, Release, Store, StoreError
+
+log = logging.getLogger("mechanicd.service")
+T = TypeVar("T")
+
+RETRY_SECONDS: Final = 0.5
+
+
+class Writer:
+    """Owns the store's thread.
+
+    Args:
+        store: where steps go.
+        interval: seconds between the first step that waits and its commit; others that come meanwhile join it.
+        on_lost: called with a run whose row has another owner now; its steps can't be kept.
+        on_health: called with False when the store fails and True when it works again.
+    """
+
+    def __init__(
+        self, store: Store, interval: float, on_lost: Callable[[OpenRun], None], on_health: Callable[[bool], None]
+    ) -> None:
+        self.store = store
+        self.interval = interval
+        self._on_lost = on_lost
+        self._on_health = on_health
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mechanicd-store")
+        self._dirty: set[OpenRun] = set()
+        self._waiting: list[tuple[OpenRun, int, asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._healthy = True
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to commit what `mark` names. Call it inside the event loop."""
+        self._task = asyncio.create_task(self._run(), name="mechanicd-writer")
+
+    def mark(self, run: OpenRun) -> None:
+        """The run has steps that wait. Cheap: called at every step."""
+        self._dirty.add(run)
+        self._wake.set()
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Runs a store method on the store's thread.
+
+        Raises:
+            ServiceError: STORE_UNAVAILABLE. The detail is in the log, not in the reply.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        except StoreError as error:
+            if type(error) is not StoreError:
+                raise
+            log.error("store: %s", error)
+            raise ServiceError(
+                "STORE_UNAVAILABLE", "the store can't be reached; nothing was changed, try again in a moment"
+            ) from None
+
+    async def flush(self, run: OpenRun) -> None:
+        """Waits until the run's steps so far are durable.
+
+        Raises:
+            ServiceError: STORE_UNAVAILABLE.
+        """
+        target = run.state.step
+        if run.durable_step >= target:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((run, target, future))
+        self._urgent.set()
+        await future
+
+    async def release(self, release: Release) -> None:
+        """Ends a session in the store."""
+        await self.call(self.store.commit, [], [release])
+
+    async def stop(self) -> None:
+        """Commits what waits, and ends. The store stays open."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._commit()
+        for _, _, future in self._waiting:
+            if not future.done():
+                future.set_exception(_unavailable())
+        self._thread.shutdown()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), self.interval)
+            self._urgent.clear()
+            if not await self._commit():
+                await asyncio.sleep(RETRY_SECONDS)
+                self._wake.set()
+
+    async def _commit(self) -> bool:
+        """One group commit; whether the store took it."""
+        async with self._commit_lock:
+            runs, self._dirty = [run for run in self._dirty if run.dirty], set()
+            if not runs:
+                return True
+            commits: list[Commit] = [run.collect() for run in runs]
+            loop = asyncio.get_running_loop()
+            try:
+                kept = await loop.run_in_executor(self._thread, self.store.commit, commits, [])
+            except StoreError as error:
+                for run, commit in zip(runs, commits, strict=True):
+                    run.restore(commit)
+                self._dirty.update(runs)
+                self._fail(error)
+                return False
+            for run, commit, ok in zip(runs, commits, kept, strict=True):
+                if ok:
+                    run.committed(commit)
+                else:
+                    self._on_lost(run)
+            self._settle(lost={run for run, ok in zip(runs, kept, strict=True) if not ok})
+        if not self._healthy:
+            self._healthy = True
+            log.warning("store: works again")
+            self._on_health(True)
+        return True
+
+    def _settle(self, lost: set[OpenRun]) -> None:
+        still = []
+        for run, target, future in self._waiting:
+            if future.done():
+                continue
+            if run in lost:
+                future.set_exception(ServiceError("SESSION_UNKNOWN", "the run was deleted, or another server took it over"))
+            elif run.durable_step >= target:
+                future.set_result(None)
+            else:
+                still.append((run, target, future))
+        self._waiting = still
+
+    def _fail(self, error: StoreError) -> None:
+        if self._healthy:
+            self._healthy = False
+            log.error("store: %s; steps are kept in memory and tried again", error)
+            self._on_health(False)
+        for _, _, future in self._waiting:
+            if not future.done():
+                future.set_exception(_unavailable())
+        self._waiting = []
+
+
+def _unavailable() -> ServiceError:
+    return ServiceError("STORE_UNAVAILABLE", "the store refuses writes; the steps are kept in memory, try again in a moment")

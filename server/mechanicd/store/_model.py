@@ -1,0 +1,98 @@
+"""What a store keeps: plain, frozen, and free of any database."""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from mechanicd.tuner import TunerConfig
+
+RUNNING: Final = "running"
+PREEMPTED: Final = "preempted"
+FAILED: Final = "failed"
+FINISHED: Final = "finished"
+
+TUNED: Final = 1
+NON_FINITE: Final = 2
+HELD: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """A run as stored. `state` is TunerState.to_bytes() after `last_step`; times are nanoseconds since 1970.
+
+    (`epoch`, `session`, `last_step`) is what a commit is conditional on: a writer that does not know them has lost the run.
+    """
+
+    id: int
+    project: str
+    run: str
+    labels: dict[str, str]
+    config: TunerConfig
+    status: str
+    status_message: str
+    epoch: int
+    session: int
+    last_step: int
+    state: bytes
+    scale: tuple[float, ...]
+    create_time: int
+    step_time: int
+    rewinds: int
+
+
+class StepRow(NamedTuple):
+    """One step as stored: what came and what it gave. Every tuple holds one float64 per scale group."""
+
+    step: int
+    time: int
+    outcome: int
+    delta_dot_g: tuple[float, ...]
+    delta_dot_x: tuple[float, ...]
+    g_norm_sq: tuple[float, ...]
+    x_norm_sq: tuple[float, ...]
+    h: tuple[float, ...]
+    scale: tuple[float, ...]
+    base_lr: float | None
+    branch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A new hold on a run: the next epoch, a new session, and where its tuner starts.
+
+    Where `after_step` is below the stored last step, the steps above it become branch `rewinds + 1`.
+    """
+
+    run_id: int
+    expected_epoch: int
+    session: int
+    after_step: int
+    state: bytes
+    scale: tuple[float, ...]
+    labels: dict[str, str]
+    time: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The steps of one run since its last commit. Conditional on (epoch, session, after_step)."""
+
+    run_id: int
+    epoch: int
+    session: int
+    after_step: int
+    last_step: int
+    state: bytes
+    scale: tuple[float, ...]
+    step_time: int
+    records: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """The end of a session, with the reason. Conditional on (epoch, session)."""
+
+    run_id: int
+    epoch: int
+    session: int
+    status: str
+    message: str

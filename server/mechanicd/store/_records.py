@@ -1,0 +1,44 @@
+"""How steps are packed: one little-endian record per step, of one size within a run.
+
+    step u64 · time i64 (ns) · outcome u8 · has_lr u8 · 6 pad · base_lr f64
+    · delta_dot_g[G] · delta_dot_x[G] · g_norm_sq[G] · x_norm_sq[G] · h[G] · scale[G], all f64
+
+Packing at the step and appending bytes keeps the store out of the step's way.
+"""
+
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+
+from mechanicd.store._model import StepRow
+
+
+@lru_cache(maxsize=256)
+def layout(groups: int) -> struct.Struct:
+    """The record of a run with this many scale groups: 32 + 48·G bytes."""
+    return struct.Struct(f"<QqBB6xd{6 * groups}d")
+
+
+def pack(groups: int, row: StepRow) -> bytes:
+    """One step as bytes."""
+    lr = row.base_lr
+    return layout(groups).pack(
+        row.step,
+        row.time,
+        row.outcome,
+        lr is not None,
+        0.0 if lr is None else lr,
+        *row.delta_dot_g,
+        *row.delta_dot_x,
+        *row.g_norm_sq,
+        *row.x_norm_sq,
+        *row.h,
+        *row.scale,
+    )
+
+
+def unpack(groups: int, data: bytes, branch: int = 0) -> Iterator[StepRow]:
+    """The steps in a blob of records, in order."""
+    for step, time, outcome, has_lr, lr, *values in layout(groups).iter_unpack(data):
+        dg, dx, gg, xx, h, scale = (tuple(values[start : start + groups]) for start in range(0, 6 * groups, groups))
+        yield StepRow(step, time, outcome, dg, dx, gg, xx, h, scale, lr if has_lr else None, branch)
