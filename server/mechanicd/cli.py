@@ -8,9 +8,11 @@ import os
 import sys
 from typing import Any, Final
 
-import click
+try:
+    import click
+except ModuleNotFoundError:  # the base install is the client alone
+    sys.exit("error: the command line needs the server's packages; pip install 'mechanicd[server]' [PACKAGE_MISSING]")
 
-EXIT_USAGE: Final = 2
 EXIT_FAILED: Final = 1
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -109,7 +111,7 @@ def serve(
 
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
 
-    def on_ready(listening: list[str]) -> None:
+    def on_ready(listening: list[str], page: str) -> None:
         ready: dict[str, Any] = {"grpc": listening, "store": store_url, "pid": os.getpid()}
         if as_json:
             click.echo(json.dumps({"ready": ready}))

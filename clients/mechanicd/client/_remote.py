@@ -30,7 +30,7 @@ from mechanicd.v1 import resources_pb2, tuner_service_pb2
 log = logging.getLogger("mechanicd.client")
 
 OUTAGE_POLICIES: Final = ("local", "hold", "raise")
-_CALL_SECONDS: Final = 10.0
+_CALL_SECONDS: Final = 5.0
 _BACKOFF_FIRST: Final = 0.1
 _BACKOFF_MOST: Final = 5.0
 _REPLAY_BATCH: Final = 256
@@ -119,7 +119,7 @@ class RemoteSession(Session):
         """Waits until every finished step is durable.
 
         Args:
-            timeout: seconds; None means 10.
+            timeout: seconds; None means 5.
 
         Returns:
             The last durable step.

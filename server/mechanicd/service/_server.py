@@ -1,10 +1,11 @@
 """One server process: where it listens, whether it is well, and how it ends."""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +27,13 @@ SERVICES: Final = (
     tuner_service_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name,
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
 )
+
+
+StoreCall = Callable[..., Awaitable[Any]]
+"""Runs a store method on the store's own thread."""
+
+Companion = Callable[[StoreCall], contextlib.AbstractAsyncContextManager[str]]
+"""Something that serves beside the gRPC service; its context gives the address it listens on."""
 
 
 class ServeError(Exception):
@@ -53,11 +61,14 @@ class ServerConfig:
     grace: float = 1.0
 
 
-async def serve(config: ServerConfig, store: Store, on_ready: Callable[[list[str]], None]) -> None:
+async def serve(
+    config: ServerConfig, store: Store, on_ready: Callable[[list[str], str], None], beside: Companion | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains: no new sessions, calls in flight end, every step is committed.
 
     Args:
-        on_ready: called once with the addresses that are listened on.
+        on_ready: called once, with the gRPC addresses that are listened on, and the companion's ("" without one).
+        beside: a companion that serves the same store in this process, from before `on_ready` until the drain.
 
     Raises:
         ServeError: ADDRESS_NOT_LOOPBACK, MALFORMED_ADDRESS, PORT_IN_USE.
@@ -91,9 +102,10 @@ async def serve(config: ServerConfig, store: Store, on_ready: Callable[[list[str
     engine.start()
     await server.start()
     await _set_health(health_servicer, True)
-    on_ready(addresses)
-
-    await stopping.wait()
+    async with contextlib.AsyncExitStack() as stack:
+        page = "" if beside is None else await stack.enter_async_context(beside(engine.writer.call))
+        on_ready(addresses, page)
+        await stopping.wait()
     log.info("draining: no new sessions, %.1f s for calls in flight", config.grace)
     engine.drain()
     await health_servicer.enter_graceful_shutdown()

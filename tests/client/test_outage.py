@@ -1,0 +1,217 @@
+"""Training never hangs and never dies because of the server, and nothing it did meanwhile is lost."""
+
+import logging
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from mechanicd.client import Reductions, ServerUnavailable, SessionFenced, TunerConfig, TunerState, connect, open_run
+from mechanicd.tuner import Tuner
+from mechanicd.v1 import run_service_pb2
+
+
+def some_reductions(count: int, seed: int = 0) -> list[Reductions]:
+    rng = random.Random(seed)
+    return [Reductions(rng.gauss(-0.1, 1.0), rng.gauss(0, 1), rng.random(), rng.random()) for _ in range(count)]
+
+
+def oracle(reductions: list[Reductions]) -> list[float]:
+    """S after each step, by a tuner in this process."""
+    tuner = Tuner()
+    state = tuner.init()
+    scales = []
+    for each in reductions:
+        state = tuner.update(state, each)
+        scales.append(state.scale[0])
+    return scales
+
+
+def history(target: str, run: str, branch: int = 0) -> list[tuple[int, float]]:
+    """(step, S) of every step that the server has."""
+    rows: list[tuple[int, float]] = []
+    token = ""
+    with connect(target) as client:
+        while True:
+            name = f"projects/default/runs/{run}"
+            request = run_service_pb2.QuerySeriesRequest(name=name, branch=branch, page_token=token, page_size=10_000)
+            page = client.call("QuerySeries", request)
+            rows += [(record.step, record.scale[0]) for record in page.records]
+            token = page.next_page_token
+            if not token:
+                return rows
+
+
+def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(
+    new_server: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    reductions = some_reductions(3000)
+    server = new_server().start()
+    session = open_run(server.target, "killed", start=0)
+    with caplog.at_level(logging.WARNING):
+        scales = []
+        for step, each in enumerate(reductions, 1):
+            scales.append(session.step(each))
+            if step == 700:
+                server.kill()
+            if step == 2000:
+                server.start()
+        assert session.flush(30) == 3000
+    session.close()
+    assert scales == oracle(reductions)
+    assert history(server.target, "killed") == list(enumerate(scales, 1))
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2, "once when the outage begins, once when it ends"
+    assert "away" in said[0]
+    assert "back" in said[1]
+
+
+def test_a_training_may_begin_before_its_server(new_server: Callable[..., Any]) -> None:
+    reductions = some_reductions(200)
+    server = new_server()
+    session = open_run(server.target, "early", start=0)
+    first = [session.step(each) for each in reductions[:100]]
+    server.start()
+    second = [session.step(each) for each in reductions[100:]]
+    assert session.flush(30) == 200
+    session.close()
+    assert first + second == oracle(reductions)
+    assert [step for step, _ in history(server.target, "early")] == list(range(1, 201))
+
+
+def test_a_server_that_lost_its_store_adopts_the_run(new_server: Callable[..., Any]) -> None:
+    reductions = some_reductions(300)
+    server = new_server().start()
+    session = open_run(server.target, "lost", start=0)
+    scales = [session.step(each) for each in reductions[:100]]
+    assert session.flush() == 100
+    server.kill()
+    for file in server.folder.glob("mechanicd.db*"):
+        file.unlink()
+    scales += [session.step(each) for each in reductions[100:200]]
+    server.start()
+    scales += [session.step(each) for each in reductions[200:]]
+    assert session.flush(30) == 300
+    session.close()
+    assert scales == oracle(reductions)
+    # What was durable at the lost store is gone with it; the gap is shown, not papered over.
+    assert history(server.target, "lost") == list(enumerate(scales, 1))[100:]
+
+
+def test_hold_keeps_s_while_the_server_is_away_and_goes_on_after(new_server: Callable[..., Any]) -> None:
+    reductions = some_reductions(120)
+    server = new_server().start()
+    session = open_run(server.target, "held", start=0, on_outage="hold")
+    before = [session.step(each) for each in reductions[:50]]
+    server.kill()
+    noticed = session.step(reductions[50])
+    held = [session.step(each) for each in reductions[51:80]]
+    assert set(held) == {noticed}
+    server.start()
+    assert session.flush(30) == 80
+    after = [session.step(each) for each in reductions[80:]]
+    session.flush()
+    session.close()
+    assert history(server.target, "held") == list(enumerate([*before, noticed, *held, *after], 1))
+    heard = reductions[:51] + reductions[80:]
+    assert after[-1] == oracle(heard)[-1], "the tuner never heard of the held steps"
+
+
+def test_raise_raises_at_once_and_stays_that_way(new_server: Callable[..., Any]) -> None:
+    reductions = some_reductions(10)
+    server = new_server().start()
+    session = open_run(server.target, "raises", start=0, on_outage="raise")
+    session.step(reductions[0])
+    server.kill()
+    for each in reductions[1:3]:
+        with pytest.raises(ServerUnavailable):
+            session.step(each)
+    session.close()
+
+
+def test_an_unreachable_server_at_the_start_is_one_clear_error() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ServerUnavailable) as caught:
+            open_run(target, "nobody", start=0, on_outage="raise")
+        assert caught.value.reason == "SERVER_UNREACHABLE"
+        assert "mechanicd serve" in str(caught.value)
+        # Only the server could say where the run is, so there is nothing to go on with.
+        with pytest.raises(ServerUnavailable):
+            open_run(target, "nobody", start=None, on_outage="local")
+
+
+def test_a_checkpoint_goes_on_without_the_server_and_is_adopted_later(new_server: Callable[..., Any]) -> None:
+    reductions = some_reductions(100)
+    tuner = Tuner()
+    state = tuner.init()
+    for each in reductions[:60]:
+        state = tuner.update(state, each)
+    server = new_server()
+    session = open_run(server.target, "adopted", start=TunerState.from_bytes(state.to_bytes(), TunerConfig()))
+    scales = [session.step(each) for each in reductions[60:80]]
+    server.start()
+    assert session.flush(30) == 80
+    scales += [session.step(each) for each in reductions[80:]]
+    session.flush()
+    session.close()
+    assert scales == oracle(reductions)[60:]
+    assert history(server.target, "adopted") == list(enumerate(scales, 61))
+
+
+def test_a_silent_server_holds_a_step_up_no_longer_than_its_deadline_and_is_then_away() -> None:
+    with black_hole() as target:
+        session = open_run(target, "silent", start=0, deadline=0.2)
+        assert [session.step(each) for each in some_reductions(50)] == oracle(some_reductions(50))
+        assert session.backlog == 50
+        with pytest.raises(ServerUnavailable) as caught:
+            session.flush(0.1)
+        assert caught.value.reason == "SERVER_UNREACHABLE"
+        session.close()
+
+
+def test_a_trainer_whose_run_was_taken_over_is_told_so_even_after_an_outage(new_server: Callable[..., Any]) -> None:
+    reductions = some_reductions(50)
+    server = new_server().start()
+    old = open_run(server.target, "taken", start=0)
+    for each in reductions[:20]:
+        old.step(each)
+    new = open_run(server.target, "taken", start=old.state)
+    with pytest.raises(SessionFenced) as caught:
+        old.step(reductions[20])
+    assert caught.value.reason == "SESSION_FENCED"
+    with pytest.raises(SessionFenced):
+        old.step(reductions[20])
+    assert [new.step(each) for each in reductions[20:]] == oracle(reductions)[20:]
+    new.close()
+    old.close()
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """A port that takes connections and never says a word."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    kept: list[socket.socket] = []
+
+    def accept() -> None:
+        try:
+            while True:
+                kept.append(listener.accept()[0])
+        except OSError:
+            return
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+        for each in kept:
+            each.close()

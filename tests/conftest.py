@@ -1,0 +1,128 @@
+"""Real servers for tests: own processes, own stores, free ports."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+class ServerProcess:
+    """A `mechanicd serve` of its own. It can be killed, and started again on the same port and store."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.database = folder / "mechanicd.db"
+        self.options = options
+        self.port = free_port()
+        self.log = folder / "server.log"
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> "ServerProcess":
+        command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", self.target]
+        command += ["--store", f"sqlite:///{self.database}", *self.options]
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self._process.stdout is not None
+        ready = self._process.stdout.readline()
+        assert re.match(r"mechanicd ready: grpc=\S+ store=\S+ pid=\d+", ready), self.log.read_text()
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL: no drain, no goodbye."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM: drain. Returns the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        process.send_signal(number)
+        code = process.wait(timeout=30)
+        assert process.stdout is not None
+        process.stdout.close()
+        return code
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def new_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Makes servers that this test may kill: `new_server("--option", …)`, not started yet."""
+    made: list[ServerProcess] = []
+
+    def make(*options: str) -> ServerProcess:
+        folder = tmp_path / f"server{len(made)}"
+        folder.mkdir()
+        made.append(ServerProcess(folder, *options))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for all tests that leave it alive; use `project` to stay out of each other's way."""
+    process = ServerProcess(tmp_path_factory.mktemp("shared-server")).start()
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture
+def project() -> str:
+    """A project that only this test uses."""
+    return f"p{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line: `run_cli("runs", "list")`."""
+
+    def run(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mechanicd.cli", *arguments]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MECHANICD_")}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+
+    return run
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether the condition came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.fixture(name="wait_for")
+def wait_for_fixture() -> Callable[..., bool]:
+    """`wait_for(condition, seconds=10)`."""
+    return wait_for
