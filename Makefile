@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard proto/mechanicd/v1/*.proto)
 
-.PHONY: demo test check format bench proto baseline clean help
+.PHONY: demo test soak check format bench proto baseline clean help
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -17,6 +17,9 @@ demo: $(VENV)/demo.stamp  ## a server and a small fleet of real trainings, endin
 
 test: $(VENV)/dev.stamp  ## all tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 10 minutes; MECHANICD_SEED=n repeats one)
+	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash $(ARGS)
 
 check: $(VENV)/dev.stamp  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff check

@@ -1,0 +1,129 @@
+"""Random SIGKILLs of the server, of trainers and of both, against an oracle that nobody kills.
+
+Each campaign prints its seed and counts. MECHANICD_SOAK=1 (`make soak`) runs it at full length; MECHANICD_SEED repeats one.
+"""
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechanicd.client import connect
+from mechanicd.tuner import Tuner
+from mechanicd.v1 import run_service_pb2
+
+SOAK = os.environ.get("MECHANICD_SOAK") == "1"
+TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)
+BOUND_SECONDS = 400 if SOAK else 100
+SCRIPT = Path(__file__).with_name("trainer.py")
+
+_spec = importlib.util.spec_from_file_location("crash_trainer", SCRIPT)
+assert _spec is not None
+assert _spec.loader is not None
+trainer = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(trainer)
+
+
+def oracle(seed: int) -> list[float]:
+    """S after each step of the training that nothing happens to."""
+    tuner = Tuner()
+    state = tuner.init()
+    scales = []
+    for step in range(1, STEPS + 1):
+        state = tuner.update(state, trainer.reductions(seed, step, state.scale[0]))
+        scales.append(state.scale[0])
+    return scales
+
+
+class Training:
+    """A trainer process that is started again when it was killed."""
+
+    def __init__(self, target: str, index: int, seed: int, folder: Path) -> None:
+        self.run, self.seed = f"crash/{index}", seed * 100 + index
+        self.checkpoint = folder / f"checkpoint{index}"
+        self.log = folder / f"trainer{index}.log"
+        self.output = folder / f"trainer{index}.out"
+        self._command = [sys.executable, str(SCRIPT), target, self.run, str(self.seed), str(STEPS), str(self.checkpoint)]
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("a") as log, self.output.open("a") as output:
+            self.process = subprocess.Popen(self._command, stdout=output, stderr=log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def done(self) -> bool:
+        return self.process.poll() == 0
+
+
+@pytest.mark.timeout(BOUND_SECONDS + 60)
+@pytest.mark.parametrize("victims", ["server", "trainers", "both"])
+def test_every_history_equals_the_oracle_bit_for_bit(
+    victims: str, new_server: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    rng = random.Random(seed)
+    server = new_server().start()
+    trainings = [Training(server.target, index, seed, tmp_path) for index in range(TRAINERS)]
+    killed = {"server": 0, "trainers": 0}
+    end = time.monotonic() + BOUND_SECONDS
+    try:
+        while not all(training.done for training in trainings):
+            assert time.monotonic() < end, f"seed {seed}: not finished in {BOUND_SECONDS} s\n" + tails(trainings)
+            for training in trainings:
+                assert training.process.poll() in (None, 0), f"seed {seed}: a trainer died\n" + tails(trainings)
+            time.sleep(rng.uniform(0.0, 1.0))
+            alive = [training for training in trainings if not training.done]
+            if sum(killed.values()) >= KILLS or not alive:
+                continue
+            victim = victims if victims != "both" else rng.choice(["server", "trainers", "both at once"])
+            if victim != "server":
+                for training in rng.sample(alive, rng.randint(1, len(alive))):
+                    training.kill()
+                    killed["trainers"] += 1
+                    if victim == "trainers":
+                        training.start()
+            if victim != "trainers":
+                server.kill()
+                killed["server"] += 1
+                time.sleep(rng.uniform(0.0, 0.5))
+                server.start()
+            for training in alive:
+                if training.process.poll() not in (None, 0):
+                    training.start()
+    finally:
+        for training in trainings:
+            training.kill()
+    for training in trainings:
+        assert history(server.target, training.run) == list(enumerate(oracle(training.seed), 1)), f"seed {seed}: {training.run}"
+    with capsys.disabled():
+        steps = TRAINERS * STEPS
+        print(f"\ncrash oracle, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, killed {killed}, all bits equal")
+
+
+def history(target: str, run: str) -> list[tuple[int, float]]:
+    """(step, S) of every step that the server has."""
+    rows: list[tuple[int, float]] = []
+    token = ""
+    with connect(target) as client:
+        while True:
+            name = f"projects/default/runs/{run}"
+            page = client.call("QuerySeries", run_service_pb2.QuerySeriesRequest(name=name, page_token=token, page_size=10_000))
+            rows += [(record.step, record.scale[0]) for record in page.records]
+            token = page.next_page_token
+            if not token:
+                return rows
+
+
+def tails(trainings: list[Training]) -> str:
+    return "\n".join(f"{training.run}: {training.log.read_text()[-800:]}" for training in trainings)
