@@ -15,10 +15,11 @@ from mechanicd.tuner import ConfigError, TunerConfig, TunerState
 from mechanicd.v1 import names
 
 if TYPE_CHECKING:
+    from mechanicd.client._remote import RemoteSession
     from mechanicd.client._transport import Transport
 
 DEFAULT_PROJECT: Final = "default"
-_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_open_sessions: "weakref.WeakSet[RemoteSession]" = weakref.WeakSet()
 
 
 def connect(target: str | None = None) -> "Client":
@@ -154,6 +155,16 @@ def make_config(**settings: Any) -> TunerConfig:
         return TunerConfig(**settings)
     except ConfigError as error:
         raise InvalidArgument(error.reason, str(error), {"field": error.field}) from None
+
+
+def _after_fork() -> None:
+    """A forked child has its parent's memory and none of its threads: the sessions stay the parent's."""
+    for session in list(_open_sessions):
+        session.forget()
+    _open_sessions.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register

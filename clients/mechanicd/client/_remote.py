@@ -7,6 +7,7 @@ server when it is back (`on_outage="local"`).
 
 import contextlib
 import logging
+import os
 import random
 import threading
 import time
@@ -78,6 +79,7 @@ class RemoteSession(Session):
         self._transport = transport
         self._on_outage = on_outage
         self._deadline = deadline
+        self._pid = os.getpid()
         self._open_request = tuner_service_pb2.OpenSessionRequest(
             name=name, config=_config_out(config), labels=dict(labels), client=client
         )
@@ -151,10 +153,20 @@ class RemoteSession(Session):
                 self._backlog.durable(reply.durable_step)
             return int(reply.durable_step)
 
+    def forget(self) -> None:
+        """In a forked child: this object is a copy, the session is the parent's. Every use of it raises from now on."""
+        self._fatal = SessionClosed(
+            "FORKED_PROCESS",
+            f"{self.name} is held by process {self._pid}, this is its forked child {os.getpid()}; train in the parent, or open a "
+            "run in the child",
+        )
+        self._lock = threading.Lock()  # the parent may have held it at the fork
+        self._link = None
+        self._closed = True
+
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
-        self._check()
         g, x, gg, xx = zip(*groups, strict=True)
         with self._lock:
             link = self._link

@@ -53,6 +53,7 @@ class Session(ABC):
             InvalidArgument: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; nothing was sent.
             SessionClosed: after `close()`, or where the last `begin` was not finished.
         """
+        self._check()
         if self._closed:
             raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
         if self._next is not None:
@@ -111,6 +112,9 @@ class Session(ABC):
             self.close()
         else:
             self.close("failed", f"{kind.__name__}: {error}")
+
+    def _check(self) -> None:
+        """Raises what ended the session, if anything did."""
 
     @abstractmethod
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
