@@ -87,7 +87,6 @@ class RemoteSession(Session):
         self._link: Link | None = None
         self._link_of_step: Link | None = None
         self._id = 0
-        self._fatal: MechanicdError | None = None
         self._ended = threading.Event()
         self._back = threading.Event()
         self._skipping = False
@@ -157,8 +156,8 @@ class RemoteSession(Session):
         """In a forked child: this object is a copy, the session is the parent's. Every use of it raises from now on."""
         self._fatal = SessionClosed(
             "FORKED_PROCESS",
-            f"{self.name} is held by process {self._pid}, this is its forked child {os.getpid()}; train in the parent, or open a "
-            "run in the child",
+            f"{self.name} is held by process {self._pid}, this is its forked child {os.getpid()}; "
+            "train in the parent, or open a run in the child",
         )
         self._lock = threading.Lock()  # the parent may have held it at the fork
         self._link = None
@@ -228,10 +227,6 @@ class RemoteSession(Session):
         if skipping and not self._skipping:
             log.warning("%s: step %d has a NaN or an infinity: S stays [NON_FINITE_REDUCTIONS]", self.name, result.step)
         self._skipping = skipping
-
-    def _check(self) -> None:
-        if self._fatal is not None:
-            raise self._fatal
 
     # --- an outage ---------------------------------------------------------------------------------------------------
 

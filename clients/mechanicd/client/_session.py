@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from mechanicd.client._errors import InvalidArgument, SessionClosed
+from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
 
 
@@ -19,6 +19,8 @@ class Session(ABC):
         config: the tuner's settings.
         name: `projects/{project}/runs/{run}`, or "" for a session without a server.
     """
+
+    _fatal: MechanicdError | None = None
 
     def __init__(self, name: str, config: TunerConfig, state: TunerState) -> None:
         self.name = name
@@ -115,6 +117,8 @@ class Session(ABC):
 
     def _check(self) -> None:
         """Raises what ended the session, if anything did."""
+        if self._fatal is not None:
+            raise self._fatal
 
     @abstractmethod
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
