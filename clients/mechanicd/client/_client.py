@@ -140,9 +140,16 @@ def open_run(
     deadline: float = 2.0,
 ) -> Session:
     """`connect(target).open_run(run, …)`, for a process that has one run. See `Client.open_run`."""
-    return connect(target).open_run(
-        run, project=project, config=config, labels=labels, start=start, on_outage=on_outage, deadline=deadline
-    )
+    client = connect(target)
+    try:
+        session = client.open_run(
+            run, project=project, config=config, labels=labels, start=start, on_outage=on_outage, deadline=deadline
+        )
+    except BaseException:
+        client.close()
+        raise
+    session.on_close(client.close)
+    return session
 
 
 def make_config(**settings: Any) -> TunerConfig:

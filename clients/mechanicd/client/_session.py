@@ -1,7 +1,7 @@
 """What a training loop sees of a session, wherever its tuner runs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +29,7 @@ class Session(ABC):
         self._state = state
         self._next: TunerState | None = None
         self._closed = False
+        self._callbacks: list[Callable[[], None]] = []
 
     @property
     def state(self) -> TunerState:
@@ -105,6 +106,12 @@ class Session(ABC):
         if not self._closed:
             self._closed = True
             self._close(status, message)
+            for callback in self._callbacks:
+                callback()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Calls back once the session is closed."""
+        self._callbacks.append(callback)
 
     def __enter__(self) -> Self:
         return self

@@ -92,6 +92,8 @@ class Transport:
             return getattr(service, method)(request, timeout=timeout)
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
+        except ValueError as error:  # how grpc says that close() was called
+            raise ServerUnavailable("CHANNEL_CLOSED", f"the connection to {self.target} was closed here: {error}") from None
 
     def watch(self, request: Any) -> Iterator[Any]:
         """RunService.WatchRuns, until the caller stops.
