@@ -1,0 +1,339 @@
+"""The mechanized optimizer: a real `torch.optim.Optimizer` around another one."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, overload
+
+import torch
+from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
+from mechanicd.torch import _checkpoint, _groups, _reference
+from mechanicd.torch._run import Run
+from mechanicd.tuner import Reductions, TunerState
+from torch import Tensor
+from torch.optim import Optimizer
+
+logger = logging.getLogger("mechanicd.torch")
+
+
+class Mechanized(Optimizer):
+    """BASE with its updates scaled by MECHANIC's S; made by `mechanize`.
+
+    `param_groups`, `state` and `defaults` are BASE's own, so a scheduler that sets the lr here sets BASE's.
+
+    Attributes:
+        base: BASE.
+    """
+
+    def __init__(self, base: Optimizer, settings: dict[str, Any], scale_groups: str, run: Run) -> None:
+        _groups.check(scale_groups)
+        self.base = base
+        self._settings = settings
+        self._scale_groups = scale_groups
+        self._run = run
+        self._memory = _checkpoint.Memory()
+        # Optimizer.__init__ would build param groups of its own; __setstate__ makes all the rest of an Optimizer.
+        self.__setstate__({})
+        self._refuse_complex()
+        self._configure()
+
+    # ---- the step
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of BASE and of the tuner (Algorithm 1, one turn of the loop).
+
+        A parameter without a gradient takes no part: it stays where it is and catches up when it has one again. Where no
+        parameter has one, the tuner does not hear of the step. Where a reduction is NaN or infinite, the step counts and
+        does nothing at all, and a warning is logged, once for steps in a row.
+
+        Args:
+            closure: evaluates the model and returns the loss. It is called once before the reductions; BASE gets that loss
+                as its first evaluation, and may ask for more.
+
+        Returns:
+            What BASE returns; the loss of the first evaluation where the step did nothing.
+
+        Raises:
+            InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER or GROUP_COUNT_MISMATCH; nothing has changed.
+            SessionError, ServerUnavailable: as the session says; parameters and Δ are as before the step, though BASE's own
+                state has moved on. An error that BASE raises leaves the same, and the step counts.
+        """
+        loss, replay = _evaluate(closure)
+        if self._run.state is None:
+            self._configure()  # BASE may have got param groups behind this optimizer's back
+        active = self._active()
+        session = self._run.open(self._config)
+        for group, S in zip(active, session.scales, strict=True):
+            for p in group:
+                self._memory.join(p, S)
+        reductions = _reference.reduce(active, self._memory.delta)
+        params = [p for group in active for p in group]
+        session.begin(reductions, base_lr=self._base_lr(), hold=not params)
+        if not all(group.is_finite() for group in reductions):
+            session.finish()
+            self._skipped(session.state.step, reductions)
+            return loss
+        self._run.skipping = False
+
+        # A BASE that evaluates the closure may move parameters that had no gradient; they are put back.
+        kept = params if replay is None else _groups.flat(self.param_groups)
+        saved: list[Tensor] = []
+        try:
+            saved = _reference.save(kept)
+            result: float | None = self.base.step() if replay is None else self.base.step(replay)
+        except BaseException:
+            _reference.restore(kept, saved)
+            self._finish_after_failure(session)
+            raise
+        try:
+            scales = session.finish()
+        except BaseException:
+            _reference.restore(kept, saved)
+            raise
+        self._apply(active, scales, dict(zip(kept, saved, strict=True)))
+        return result
+
+    def _apply(self, active: list[list[Tensor]], scales: tuple[float, ...], saved: dict[Tensor, Tensor]) -> None:
+        delta, placed = self._memory.delta, self._memory.placed
+        after = {p: S for group, S in zip(active, scales, strict=True) for p in group}
+        params = list(after)
+        _reference.apply(
+            params,
+            [saved.pop(p) for p in params],
+            [delta[p] for p in params],
+            [placed[p] for p in params],
+            list(after.values()),
+        )
+        placed.update(after)
+        _reference.restore(list(saved), list(saved.values()))
+
+    def _finish_after_failure(self, session: Session) -> None:
+        try:
+            session.finish()
+        except MechanicdError as error:
+            logger.warning("the step of %s in which BASE failed could not be finished either: %s", self._called(), error)
+
+    def _active(self) -> list[list[Tensor]]:
+        """Per scale group the parameters that have a gradient."""
+        groups = _groups.members(self._scale_groups, self.param_groups)
+        if len(groups) != len(self._config.scale_groups):
+            raise _too_many_groups(self._scale_groups)
+        self._refuse_complex()
+        for group in groups:
+            for p in group:
+                if p.grad is not None and p.grad.layout is not torch.strided:
+                    raise InvalidArgument(
+                        "SPARSE_GRADIENT",
+                        f"a parameter of shape {tuple(p.shape)} has a gradient of layout {p.grad.layout}; "
+                        "use dense gradients (sparse=False for an embedding)",
+                    )
+        return [[p for p in group if p.grad is not None] for group in groups]
+
+    def _refuse_complex(self) -> None:
+        for p in _groups.flat(self.param_groups):
+            if p.is_complex():
+                raise InvalidArgument(
+                    "COMPLEX_PARAMETER",
+                    f"a parameter of shape {tuple(p.shape)} is {p.dtype}; keep it as a real one (torch.view_as_real)",
+                )
+
+    def _base_lr(self) -> float | None:
+        lr = self.param_groups[0].get("lr")
+        return None if lr is None else float(lr)
+
+    def _skipped(self, step: int, reductions: Sequence[Reductions]) -> None:
+        if not self._run.skipping:
+            name, group = next(
+                pair for pair in zip(self._config.scale_groups, reductions, strict=True) if not pair[1].is_finite()
+            )
+            logger.warning(
+                "step %d of %s was skipped whole: a gradient, Δ or a parameter of scale group %s is NaN or infinite: %s; "
+                "further skips in a row are not logged [NON_FINITE_REDUCTIONS]",
+                step,
+                self._called(),
+                name,
+                group,
+            )
+        self._run.skipping = True
+
+    # ---- what BASE owns
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """BASE's."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base.param_groups = value
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """BASE's."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: defaultdict[Tensor, Any]) -> None:
+        self.base.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """BASE's."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.base.defaults = value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As BASE does it."""
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Gives BASE more parameters; they join with Δ = 0.
+
+        Raises:
+            InvalidArgument: GROUP_COUNT_MISMATCH where that would make more scale groups in a run that has begun;
+                COMPLEX_PARAMETER, and the group is not added.
+        """
+        if self._scale_groups != "all" and self._run.state is not None:
+            raise _too_many_groups(self._scale_groups)
+        self.base.add_param_group(param_group)
+        try:
+            self._refuse_complex()
+        except InvalidArgument:
+            self.param_groups.pop()
+            raise
+        self._configure()
+
+    # ---- the run
+
+    @property
+    def run(self) -> str:
+        """The run's name."""
+        return self._run.name
+
+    @property
+    def scale(self) -> float | tuple[float, ...]:
+        """S to use now; one float per scale group where there are several. 0 before the first step."""
+        scales = self._tuner_state().scale
+        return scales[0] if len(scales) == 1 else scales
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Waits until the server has committed every step; returns the last step that it has. 0 without a server.
+
+        Raises:
+            SessionError, ServerUnavailable: as the session says.
+        """
+        return 0 if self._run.session is None else self._run.session.flush(timeout)
+
+    def close(self, status: str = "finished", message: str = "") -> None:
+        """Gives the run up and says why: "finished", "failed" or "preempted". Closing twice does nothing."""
+        self._run.close(status, message)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("failed", f"{kind.__name__}: {error}")
+
+    def _configure(self) -> None:
+        names = _groups.names(self._scale_groups, self.param_groups)
+        self._config = make_config(**self._settings, scale_groups=names)
+
+    def _tuner_state(self) -> TunerState:
+        return self._run.state or TunerState.initial(self._config)
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """BASE's, and under "mechanic" the tuner's state and Δ; enough, with the model's own, to resume bit for bit.
+
+        It waits until the server has committed every step. Where the server is away that is logged, and the checkpoint is
+        good without it.
+
+        Raises:
+            SessionError: this process no longer holds the run.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        if self._run.target is not None and self._run.session is not None and not self._run.closed:
+            try:
+                self._run.session.flush(self._run.deadline)
+            except ServerUnavailable as error:
+                logger.warning("a checkpoint of %s is taken while its server is away: %s", self._called(), error)
+        params = _groups.flat(self.param_groups)
+        state_dict: dict[str, Any] = self.base.state_dict()
+        state_dict[_checkpoint.KEY] = _checkpoint.pack(self._config, "delta", self._tuner_state(), self._memory, params)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state_dict = after(self, state_dict) or state_dict
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up where `state_dict()` left off; the model's parameters are the caller's to load.
+
+        A session that is open is closed, and the next step opens one that starts at the checkpoint.
+
+        Raises:
+            ResumeError, ConfigMismatch: as `_checkpoint.unpack` says; nothing has changed.
+            ValueError: BASE refuses its part; nothing has changed.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        params = _groups.flat(self.param_groups)
+        state, memory = _checkpoint.unpack(state_dict, self._config, "delta", params)
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _checkpoint.KEY})
+        self._memory.delta, self._memory.placed = memory.delta, memory.placed
+        self._run.restart(state)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base", "_run", "_memory", "_scale_groups", "_settings", "_config")
+        return {name: self.__dict__[name] for name in names}
+
+    def _called(self) -> str:
+        return self.run or "a run without a name"
+
+    def __repr__(self) -> str:
+        state = self._tuner_state()
+        low, high = min(state.scale), max(state.scale)
+        S = f"{low!r}" if len(state.scale) == 1 else f"{low!r}…{high!r} of {len(state.scale)} groups"
+        where = f", target={self._run.target!r}" if self._run.target is not None else ""
+        return f"Mechanized(run={self.run!r}{where}, step={state.step}, scale={S}, base={self.base!r})"
+
+
+def _evaluate(closure: Callable[[], float] | None) -> tuple[float | None, Callable[[], float] | None]:
+    """The loss now, and a closure for BASE whose first call returns it; later calls evaluate."""
+    if closure is None:
+        return None, None
+    with torch.enable_grad():
+        loss = closure()
+    known = [loss]
+
+    def replay() -> float:
+        if known:
+            return known.pop()
+        with torch.enable_grad():
+            return closure()
+
+    return loss, replay
+
+
+def _too_many_groups(kind: str) -> InvalidArgument:
+    return InvalidArgument(
+        "GROUP_COUNT_MISMATCH",
+        f'scale_groups="{kind}" gives a new group an S of its own, but a run that has begun keeps its number of them; '
+        'add all groups before the first step, or use scale_groups="all"',
+    )

@@ -1,0 +1,131 @@
+"""The two passes of a step over the parameters, in plain tensor operations, for any device and dtype.
+
+    reduce   before BASE: Δ_t, g_t, x_t → the four scalars of each scale group
+    apply    after BASE:  x_t, x_t + u_t, Δ_t → Δ_{t+1}, x_{t+1}
+
+Only Δ is kept between steps; x_t is kept while BASE runs. Nothing here knows of sessions, so that a faster version of
+either can take its place and be held to this one.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import torch
+from mechanicd.tuner import Reductions
+from torch import Tensor
+
+CHUNK: Final = 1 << 22
+"""Elements that `reduce` takes at a time: its float64 copies stay at 4 × 8 × CHUNK bytes, however large a tensor is."""
+
+LOW_PRECISION: Final = (torch.bfloat16, torch.float16)
+"""Dtypes of x whose Δ, and whose arithmetic, is float32."""
+
+
+def new_delta(p: Tensor) -> Tensor:
+    """Δ_1 = 0 for a parameter: its shape, device and strides; float32 for a low-precision one, else its dtype."""
+    return torch.zeros_like(p, dtype=torch.float32 if p.dtype in LOW_PRECISION else p.dtype, requires_grad=False)
+
+
+@torch.no_grad()
+def reduce(groups: Sequence[Sequence[Tensor]], delta: Mapping[Tensor, Tensor]) -> list[Reductions]:
+    """⟨Δ,g⟩, ⟨Δ,x⟩, ‖g‖², ‖x‖² of each scale group (Algorithm 1, what line 10 needs), multiplied and added in float64.
+
+    The scalars come to the host together, one copy per device. The same tensors give the same bits.
+
+    Args:
+        groups: per scale group its parameters that have a gradient; dense and real, any shape, dtype and device.
+        delta: Δ_t of each of them, of the parameter's shape.
+    """
+    sums: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    for index, params in enumerate(groups):
+        for device, here in _by_device(params).items():
+            # float64 wherever there is one
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            for batch in _batches(here, delta):
+                D, g, x = (_joined(pieces, dtype) for pieces in zip(*batch, strict=True))
+                sums[device].append((index, torch.stack([(D * g).sum(), (D * x).sum(), (g * g).sum(), (x * x).sum()])))
+    totals = [[0.0, 0.0, 0.0, 0.0] for _ in groups]
+    for parts in sums.values():
+        rows = torch.stack([row for _, row in parts]).tolist()
+        for (index, _), row in zip(parts, rows, strict=True):
+            totals[index] = [total + value for total, value in zip(totals[index], row, strict=True)]
+    return [Reductions(*total) for total in totals]
+
+
+@torch.no_grad()
+def save(params: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of x_t, to be kept while BASE runs."""
+    return [p.detach().clone() for p in params]
+
+
+@torch.no_grad()
+def restore(params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """x ← x_t, in place."""
+    if saved:
+        torch._foreach_copy_(list(params), list(saved))
+
+
+@torch.no_grad()
+def apply(
+    params: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    before: Sequence[float],
+    after: Sequence[float],
+) -> None:
+    """Δ_{t+1} = Δ_t + u_t and x_{t+1} = x_t − S_t·Δ_t + S_{t+1}·Δ_{t+1}, in place (Algorithm 1, line 8 and the last).
+
+    x moves by S_t·u_t + (S_{t+1} − S_t)·Δ_{t+1}, the same in exact arithmetic: it has no difference of two large products,
+    it rounds only once at the size of x, and it needs no further slot.
+
+    Args:
+        params: x_t + u_t, as BASE left them; become x_{t+1}.
+        saved: x_t, of the shapes and dtypes of `params`.
+        deltas: Δ_t, of the same shapes; float32 for low-precision parameters, else their dtype; become Δ_{t+1}.
+        before: per parameter the S at which x_t was placed.
+        after: per parameter S_{t+1}.
+    """
+    buckets: defaultdict[tuple[torch.device, torch.dtype, float, float], list[int]] = defaultdict(list)
+    for i, p in enumerate(params):
+        buckets[p.device, p.dtype, before[i], after[i]].append(i)
+    for (_, dtype, S, S_next), indices in buckets.items():
+        u, x, D = [params[i] for i in indices], [saved[i] for i in indices], [deltas[i] for i in indices]
+        if dtype in LOW_PRECISION:
+            u, x = [p.float() for p in u], [p.float() for p in x]
+        torch._foreach_sub_(u, x)
+        torch._foreach_add_(D, u)
+        torch._foreach_mul_(u, S)
+        torch._foreach_add_(u, D, alpha=S_next - S)
+        torch._foreach_add_(u, x)
+        if dtype in LOW_PRECISION:
+            torch._foreach_copy_([params[i] for i in indices], u)
+
+
+def _by_device(params: Sequence[Tensor]) -> dict[torch.device, list[Tensor]]:
+    devices: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
+    for p in params:
+        devices[p.device].append(p)
+    return devices
+
+
+def _batches(params: Sequence[Tensor], delta: Mapping[Tensor, Tensor]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """Flat pieces (Δ, g, x) of the parameters, put together into batches of at most CHUNK elements."""
+    batch: list[tuple[Tensor, Tensor, Tensor]] = []
+    room = CHUNK
+    for p in params:
+        assert p.grad is not None
+        D, g, x = delta[p].reshape(-1), p.grad.reshape(-1), p.reshape(-1)
+        for start in range(0, x.numel(), CHUNK):
+            size = min(CHUNK, x.numel() - start)
+            if size > room:
+                yield batch
+                batch, room = [], CHUNK
+            batch.append((D.narrow(0, start, size), g.narrow(0, start, size), x.narrow(0, start, size)))
+            room -= size
+    if batch:
+        yield batch
+
+
+def _joined(pieces: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(dtype)

@@ -1,0 +1,95 @@
+"""The session of a mechanized optimizer: opened when the first step needs it, so that a checkpoint can be loaded before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mechanicd.client import InvalidArgument, LocalSession, Session, SessionClosed, open_run
+from mechanicd.tuner import TunerConfig, TunerState
+
+ON_OUTAGE: Final = ("local", "hold", "raise")
+
+
+@dataclass
+class Run:
+    """What it takes to open a run's session, and the session once it is open.
+
+    Attributes:
+        name: the run's name without its project; may be "" where `target` is None.
+        target: the server's address, or None for a tuner in this process.
+        start: the tuner's state to open at; None for a new run.
+        session: the open session, or the closed one, whose state can still be read.
+        closed: whether the user closed it; a checkpoint can still be loaded, and the run goes on.
+        skipping: whether the last step was skipped.
+    """
+
+    name: str
+    target: str | None
+    project: str | None
+    labels: Mapping[str, str] | None
+    on_outage: str
+    deadline: float
+    start: TunerState | None = None
+    session: Session | None = field(default=None, repr=False)
+    closed: bool = False
+    skipping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_outage not in ON_OUTAGE:
+            raise InvalidArgument(
+                "INVALID_OUTAGE_POLICY", f"on_outage={self.on_outage!r}; choose one of {', '.join(ON_OUTAGE)}"
+            )
+        if self.target is not None and not self.name:
+            raise InvalidArgument(
+                "RUN_NAME_MISSING", f'the server at {self.target!r} needs to know which run this is: pass run="bert/seed0"'
+            )
+
+    @property
+    def state(self) -> TunerState | None:
+        """The tuner's state after the last finished step, or None before the first."""
+        return self.start if self.session is None else self.session.state
+
+    def open(self, config: TunerConfig) -> Session:
+        """The session; opened now if it is not.
+
+        Raises:
+            SessionClosed: after `close()`.
+            MechanicdError: the server refuses the run, its config or its start.
+        """
+        if self.closed:
+            raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the optimizer'} was closed; load a checkpoint to go on")
+        if self.session is None:
+            if self.target is None:
+                self.session = LocalSession(config, self.start)
+            else:
+                self.session = self._open_at_server(self.target, config)
+        return self.session
+
+    def restart(self, state: TunerState) -> None:
+        """Gives the session up, if there is one; the next step opens one at `state`."""
+        session, self.session = self.session, None
+        self.start, self.closed, self.skipping = state, False, False
+        if session is not None:
+            session.close("preempted", f"a checkpoint of step {state.step} was loaded; the run goes on from there")
+
+    def close(self, status: str, message: str) -> None:
+        """Closes the session, if there is one; no step can follow."""
+        self.closed = True
+        if self.session is not None:
+            self.session.close(status, message)
+
+    def _open_at_server(self, target: str, config: TunerConfig) -> Session:
+        return open_run(
+            target,
+            self.name,
+            project=self.project,
+            config=config,
+            labels=self.labels,
+            start=self.start if self.start is not None and self.start.step > 0 else 0,
+            on_outage=self.on_outage,
+            deadline=self.deadline,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of an optimizer has no session of its own yet; it would go on where this one is."""
+        return {**self.__dict__, "start": self.state, "session": None}
