@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import torch
+from torch import Tensor
+
 from mechanicd.client import ConfigMismatch, ResumeError
 from mechanicd.torch import _reference
 from mechanicd.tuner import StateError, TunerConfig, TunerState
-from torch import Tensor
 
 KEY: Final = "mechanic"
 VERSION: Final = 1

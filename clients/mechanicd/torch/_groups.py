@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mechanicd.client import InvalidArgument
 from torch import Tensor
+
+from mechanicd.client import InvalidArgument
 
 KINDS: Final = ("all", "param_group", "tensor")
 """One S for all parameters, one per BASE's param group, or one per tensor."""

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from torch.optim import Optimizer
+
 from mechanicd.client import InvalidArgument
 from mechanicd.torch._optimizer import Mechanized
 from mechanicd.torch._run import Run
 from mechanicd.tuner import TunerConfig
-from torch.optim import Optimizer
 
 BETAS: Final = TunerConfig().betas
 DELTA_LAYOUTS: Final = ("delta", "delta+ref", "ref")

@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
 from mechanicd.torch import _checkpoint, _groups, _reference
 from mechanicd.torch._run import Run
 from mechanicd.tuner import Reductions, TunerState
-from torch import Tensor
-from torch.optim import Optimizer
 
 logger = logging.getLogger("mechanicd.torch")
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
-from mechanicd.tuner import Reductions
 from torch import Tensor
+
+from mechanicd.tuner import Reductions
 
 CHUNK: Final = 1 << 22
 """Elements that `reduce` takes at a time: its float64 copies stay at 4 × 8 × CHUNK bytes, however large a tensor is."""
