@@ -89,7 +89,6 @@ class RemoteSession(Session):
         self._id = 0
         self._ended = threading.Event()
         self._back = threading.Event()
-        self._skipping = False
         self._returning: threading.Thread | None = None
         try:
             opened = self._open(start)
@@ -198,7 +197,6 @@ class RemoteSession(Session):
                 with self._lock:
                     self._backlog.complete(following)
                     self._backlog.durable(result.durable_step)
-                self._warn_once(result)
                 return following
         self._check()
         with self._lock:
@@ -221,12 +219,6 @@ class RemoteSession(Session):
                 f"{list(following.scale[:3])}; they must be equal bit for bit: do the versions of mechanicd differ?",
             )
             raise self._fatal
-
-    def _warn_once(self, result: tuner_service_pb2.StepResult) -> None:
-        skipping = result.outcome == resources_pb2.STEP_OUTCOME_NON_FINITE
-        if skipping and not self._skipping:
-            log.warning("%s: step %d has a NaN or an infinity: S stays [NON_FINITE_REDUCTIONS]", self.name, result.step)
-        self._skipping = skipping
 
     # --- an outage ---------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What a training loop sees of a session, wherever its tuner runs."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -7,6 +8,8 @@ from typing import Self
 
 from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
+
+log = logging.getLogger("mechanicd.client")
 
 
 class Session(ABC):
@@ -29,6 +32,7 @@ class Session(ABC):
         self._state = state
         self._next: TunerState | None = None
         self._closed = False
+        self._skipping = False
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -69,6 +73,7 @@ class Session(ABC):
         # While the scalars travel, this process's own copy of the tuner takes the same step.
         h = None if hold else self._tuner.h(self._state, groups)
         self._next = self._tuner.hold(self._state) if h is None else self._tuner.advance(self._state, h)
+        self._say_skipped(groups, skipped=h is None and not hold)
         return h is not None
 
     def finish(self) -> tuple[float, ...]:
@@ -121,6 +126,21 @@ class Session(ABC):
             self.close()
         else:
             self.close("failed", f"{kind.__name__}: {error}")
+
+    def _say_skipped(self, groups: Sequence[Reductions], skipped: bool) -> None:
+        """Says it once for steps in a row."""
+        if skipped and not self._skipping:
+            pairs = zip(self.config.scale_groups, groups, strict=True)
+            name, group = next(pair for pair in pairs if not pair[1].is_finite())
+            log.warning(
+                "%s: step %d does not count for S: scale group %s has a NaN or an infinity, %s; "
+                "further ones in a row are not logged [NON_FINITE_REDUCTIONS]",
+                self.name or "this run",
+                self._state.step + 1,
+                name,
+                group,
+            )
+        self._skipping = skipped
 
     def _check(self) -> None:
         """Raises what ended the session, if anything did."""

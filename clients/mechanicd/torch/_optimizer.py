@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
 from mechanicd.torch import _checkpoint, _groups, _reference
 from mechanicd.torch._run import Run
-from mechanicd.tuner import Reductions, TunerState
+from mechanicd.tuner import TunerState
 
 logger = logging.getLogger("mechanicd.torch")
 
@@ -79,9 +79,7 @@ class Mechanized(Optimizer):
         session.begin(reductions, base_lr=self._base_lr(), hold=not params)
         if not all(group.is_finite() for group in reductions):
             session.finish()
-            self._skipped(session.state.step, reductions)
             return loss
-        self._run.skipping = False
 
         # A BASE that evaluates the closure may move parameters that had no gradient; they are put back.
         kept = params if replay is None else _groups.flat(self.param_groups)
@@ -148,21 +146,6 @@ class Mechanized(Optimizer):
     def _base_lr(self) -> float | None:
         lr = self.param_groups[0].get("lr")
         return None if lr is None else float(lr)
-
-    def _skipped(self, step: int, reductions: Sequence[Reductions]) -> None:
-        if not self._run.skipping:
-            name, group = next(
-                pair for pair in zip(self._config.scale_groups, reductions, strict=True) if not pair[1].is_finite()
-            )
-            logger.warning(
-                "step %d of %s was skipped whole: a gradient, Δ or a parameter of scale group %s is NaN or infinite: %s; "
-                "further skips in a row are not logged [NON_FINITE_REDUCTIONS]",
-                step,
-                self._called(),
-                name,
-                group,
-            )
-        self._run.skipping = True
 
     # ---- what BASE owns
 

@@ -20,7 +20,6 @@ class Run:
         start: the tuner's state to open at; None for a new run.
         session: the open session, or the closed one, whose state can still be read.
         closed: whether the user closed it; a checkpoint can still be loaded, and the run goes on.
-        skipping: whether the last step was skipped.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Run:
     start: TunerState | None = None
     session: Session | None = field(default=None, repr=False)
     closed: bool = False
-    skipping: bool = False
 
     def __post_init__(self) -> None:
         if self.on_outage not in ON_OUTAGE:
@@ -68,7 +66,7 @@ class Run:
     def restart(self, state: TunerState) -> None:
         """Gives the session up, if there is one; the next step opens one at `state`."""
         session, self.session = self.session, None
-        self.start, self.closed, self.skipping = state, False, False
+        self.start, self.closed = state, False
         if session is not None:
             session.close("preempted", f"a checkpoint of step {state.step} was loaded; the run goes on from there")
 
