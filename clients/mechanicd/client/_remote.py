@@ -232,8 +232,11 @@ class RemoteSession(Session):
             request.after_step = start
         opened: tuner_service_pb2.OpenSessionResponse = self._transport.call("OpenSession", request, _CALL_SECONDS)
         self._id = opened.session
-        if opened.outcome in (tuner_service_pb2.OPEN_OUTCOME_REWOUND, tuner_service_pb2.OPEN_OUTCOME_ADOPTED):
-            log.warning("%s: %s", request.name, opened.explanation)
+        # A checkpoint is expected to be older than the server; a training that begins anew under an old name, or a server that
+        # lacks steps, may surprise.
+        expected = opened.outcome == tuner_service_pb2.OPEN_OUTCOME_REWOUND and start != 0
+        surprising = opened.outcome in (tuner_service_pb2.OPEN_OUTCOME_REWOUND, tuner_service_pb2.OPEN_OUTCOME_ADOPTED)
+        log.log(logging.WARNING if surprising and not expected else logging.INFO, "%s: %s", request.name, opened.explanation)
         return opened
 
     def _away(self, error: MechanicdError) -> None:
