@@ -1,0 +1,128 @@
+"""A TCP proxy that misbehaves on command: what a bad network does between a trainer and its server."""
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+import time
+from typing import Self
+
+FAULTS = ("delay", "stall", "reset", "truncate", "half-close", "black hole", "slow drip")
+
+
+class FaultProxy:
+    """Listens on a port of its own and carries bytes to `upstream`, as the current fault says.
+
+    Attributes:
+        fault: None, or one of FAULTS; may be changed at any time.
+            delay: each piece is late by up to 50 ms. stall: nothing moves while it lasts, and everything after.
+            reset: connections are reset. truncate: half of the next piece passes, then the connection ends.
+            half-close: the server's direction ends, the other stays open. black hole: new connections are taken and never
+            answered, old ones stall. slow drip: a few bytes at a time.
+    """
+
+    def __init__(self, upstream: str, seed: int) -> None:
+        host, _, port = upstream.rpartition(":")
+        self._upstream = (host, int(port))
+        self._rng = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(0.1)
+        self._pairs: list[tuple[socket.socket, socket.socket | None]] = []
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self.fault: str | None = None
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def target(self) -> str:
+        host, port = self._listener.getsockname()
+        return f"{host}:{port}"
+
+    def set(self, fault: str | None) -> None:
+        """Begins or ends a fault."""
+        self.fault = fault
+        if fault == "reset":
+            with self._lock:
+                pairs, self._pairs = self._pairs, []
+            for pair in pairs:
+                for side in pair:
+                    if side is not None:
+                        _reset(side)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(5)
+        self._listener.close()
+        for pair in self._pairs:
+            for side in pair:
+                if side is not None:
+                    side.close()
+
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            if self.fault == "black hole":
+                with self._lock:
+                    self._pairs.append((client, None))
+                continue
+            if self.fault == "reset":
+                _reset(client)
+                continue
+            try:
+                server = socket.create_connection(self._upstream, timeout=2)
+            except OSError:
+                _reset(client)
+                continue
+            with self._lock:
+                self._pairs.append((client, server))
+            for source, sink, downwards in ((client, server, False), (server, client, True)):
+                thread = threading.Thread(target=self._carry, args=(source, sink, downwards), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, downwards: bool) -> None:
+        source.settimeout(0.05)
+        with contextlib.suppress(OSError):
+            while not self._ended.is_set():
+                fault = self.fault
+                if fault in ("stall", "black hole"):
+                    time.sleep(0.01)
+                    continue
+                try:
+                    data = source.recv(65536)
+                except TimeoutError:
+                    continue
+                if not data:
+                    break
+                if fault == "delay":
+                    time.sleep(self._rng.uniform(0.0, 0.05))
+                elif fault == "truncate":
+                    sink.sendall(data[: len(data) // 2])
+                    break
+                elif fault == "half-close" and downwards:
+                    sink.shutdown(socket.SHUT_WR)
+                    return
+                elif fault == "slow drip":
+                    for start in range(0, len(data), 7):
+                        sink.sendall(data[start : start + 7])
+                        time.sleep(0.002)
+                    continue
+                sink.sendall(data)
+        for side in (source, sink):
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+
+
+def _reset(side: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    side.close()

@@ -1,0 +1,56 @@
+"""Whatever the network does, a step takes no longer than its deadline, and the history ends as the oracle's."""
+
+import importlib.util
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechanicd.client import Reductions, connect, open_run
+from mechanicd.tuner import Tuner
+from mechanicd.v1 import run_service_pb2
+
+_spec = importlib.util.spec_from_file_location("fault_proxy", Path(__file__).with_name("fault_proxy.py"))
+assert _spec is not None
+assert _spec.loader is not None
+fault_proxy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fault_proxy)
+
+DEADLINE = 0.3
+PATIENCE = 5.0  # a step that is given up at its deadline, on a machine that has other things to do
+
+
+@pytest.mark.parametrize("fault", [*fault_proxy.FAULTS, "one after the other"])
+def test_training_goes_on_and_ends_with_the_oracles_history(
+    fault: str, server: Any, project: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    rng = random.Random(seed)
+    faults = list(fault_proxy.FAULTS) if fault == "one after the other" else [fault] * 3
+    tuner, longest = Tuner(), 0.0
+    state = tuner.init()
+    with fault_proxy.FaultProxy(server.target, seed) as proxy:
+        session = open_run(proxy.target, "faults", project=project, start=0, deadline=DEADLINE)
+        scales = []
+        for phase in [None, *(part for each in faults for part in (each, None))]:
+            proxy.set(phase)
+            for _ in range(rng.randint(20, 60)):
+                reductions = Reductions(rng.gauss(-0.1, 1.0), rng.gauss(0, 1), rng.random(), rng.random())
+                began = time.monotonic()
+                scales.append(session.step(reductions))
+                longest = max(longest, time.monotonic() - began)
+                state = tuner.update(state, reductions)
+                assert scales[-1] == state.scale[0], f"seed {seed}"
+                time.sleep(0.001)
+        assert session.flush(30) == len(scales), f"seed {seed}"
+        session.close()
+    assert longest < PATIENCE, f"seed {seed}: a step took {longest:.2f} s, its deadline is {DEADLINE} s"
+    with connect(server.target) as client:
+        request = run_service_pb2.QuerySeriesRequest(name=f"projects/{project}/runs/faults", page_size=10_000)
+        history = [(record.step, record.scale[0]) for record in client.call("QuerySeries", request).records]
+    assert history == list(enumerate(scales, 1)), f"seed {seed}"
+    with capsys.disabled():
+        print(f"\nnetwork faults, {fault}: seed {seed}, {len(scales)} steps, the longest {longest:.2f} s, all bits equal")
