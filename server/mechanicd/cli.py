@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 try:
     import click
@@ -86,6 +86,13 @@ def main() -> None:
     help="Commit steps at least this often.",
 )
 @click.option(
+    "--durability",
+    type=click.Choice(["group", "step"]),
+    default="group",
+    show_default=True,
+    help="group: answer a step at once, commit it within the flush interval; step: answer it when it is committed.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(0.0, 600.0),
     default=1.0,
@@ -93,18 +100,26 @@ def main() -> None:
     metavar="SECONDS",
     help="Time for calls in flight to end on SIGTERM.",
 )
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much to say on stderr.",
+)
 @json_option
 def serve(
     addresses: tuple[str, ...],
     store_url: str,
     insecure: bool,
     flush_interval: float,
+    durability: Literal["group", "step"],
     grace: float,
     log_level: str,
     as_json: bool,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain. Prints one line on stdout when it is ready."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines on stderr; what they tell is told below
     from mechanicd.service import ServeError, ServerConfig
     from mechanicd.service import serve as serve_
     from mechanicd.store import StoreError, open_store
@@ -119,7 +134,7 @@ def serve(
             click.echo(f"mechanicd ready: grpc={','.join(listening)} store={store_url} pid={os.getpid()}")
         sys.stdout.flush()
 
-    config = ServerConfig(grpc=addresses, insecure=insecure, flush_interval=flush_interval, grace=grace)
+    config = ServerConfig(grpc=addresses, insecure=insecure, flush_interval=flush_interval, durability=durability, grace=grace)
     try:
         store = open_store(store_url)
         _run(serve_(config, store, on_ready))

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mechanicd.cli import fail, json_option
@@ -28,7 +30,14 @@ target_option = click.option(
     help="The server. [env: MECHANICD_TARGET]",
 )
 project_option = click.option(
-    "--project", envvar="MECHANICD_PROJECT", default="default", show_default=True, help="[env: MECHANICD_PROJECT]"
+    "--project",
+    envvar="MECHANICD_PROJECT",
+    default="default",
+    show_default=True,
+    help="The run's project. [env: MECHANICD_PROJECT]",
+)
+filter_option = click.option(
+    "--filter", "filter_", default="", metavar="EXPRESSION", help="As in: status = RUNNING AND scale < 1e-6"
 )
 
 
@@ -53,7 +62,7 @@ def runs() -> None:
 @runs.command("list")
 @target_option
 @click.option("--project", envvar="MECHANICD_PROJECT", default=None, help="Only this project. Default: all of them.")
-@click.option("--filter", "filter_", default="", metavar="EXPRESSION", help="As in: status = RUNNING AND scale < 1e-6")
+@filter_option
 @json_option
 @_reports_errors
 def list_(target: str, project: str | None, filter_: str, as_json: bool) -> None:
@@ -81,24 +90,27 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
     name = _name(project, run)
     with connect(target) as client:
         found = client.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run
-        scales = [max(record.scale) for record in _records(client, name, 0)]
+        records = [] if as_json else list(_records(client, name, 0))
     if as_json:
         click.echo(json.dumps(run_dict(found), indent=2))
         return
     console = Console()
     grid = Table.grid(padding=(0, 2))
     for key, value in run_dict(found).items():
-        grid.add_row(f"[dim]{key}", json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value))
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+        grid.add_row(f"[dim]{key}", escape(text))
     console.print(grid)
-    if scales:
-        console.print(f"\nS, log scale, steps 1 to {len(scales)}:  {min(scales):.3g} … {max(scales):.3g}", highlight=False)
+    if records:
+        scales = [max(record.scale) for record in records]
+        steps = f"steps {records[0].step} to {records[-1].step}"
+        console.print(f"\nS, log scale, {steps}:  {min(scales):.3g} … {max(scales):.3g}", highlight=False)
         console.print(sparkline(scales, min(100, console.width - 2)))
 
 
 @runs.command()
 @target_option
 @click.option("--project", envvar="MECHANICD_PROJECT", default=None, help="Only this project. Default: all of them.")
-@click.option("--filter", "filter_", default="", metavar="EXPRESSION")
+@filter_option
 @json_option
 @_reports_errors
 def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None:
@@ -119,7 +131,14 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
 @target_option
 @project_option
 @click.argument("run")
-@click.option("--format", "format_", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["csv", "jsonl"]),
+    default="csv",
+    show_default=True,
+    help='jsonl: an object a line; a number that is not finite is a string there, such as "NaN".',
+)
 @click.option("--branch", default=0, show_default=True, help="0: the run's own history; n: steps given up at the n-th rewind.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
 @_reports_errors
@@ -131,7 +150,7 @@ def export(target: str, project: str, run: str, format_: str, branch: int, as_js
         rows = _rows(_records(client, name, branch), list(found.config.scale_groups))
         if as_json or format_ == "jsonl":
             for row in rows:
-                click.echo(json.dumps(row))
+                click.echo(json.dumps({key: _json_value(value) for key, value in row.items()}, allow_nan=False))
             return
         writer: csv.DictWriter[str] | None = None
         for row in rows:
@@ -186,8 +205,6 @@ def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
 
 def sparkline(values: list[float], width: int) -> str:
     """Positive values on a log scale in at most `width` columns; a column shows its largest value, so no spike is hidden."""
-    import math
-
     width = min(width, len(values))
     columns = [max(values[len(values) * i // width : len(values) * (i + 1) // width]) for i in range(width)]
     logs = [math.log10(value) if value > 0 else None for value in columns]
@@ -212,7 +229,7 @@ def _table(found: list[resources_pb2.Run]) -> Table:
             f"{run.durable_step:,}",
             _scale(run),
             _ago(now - run.step_time.ToDatetime(tzinfo=UTC)) if run.HasField("step_time") else "–",
-            " ".join(f"{key}={value}" for key, value in sorted(run.labels.items())),
+            escape(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items()))),
         )
     return table
 
@@ -267,6 +284,13 @@ def _rows(records: Iterator[resources_pb2.StepRecord], groups: list[str]) -> Ite
                 "x_norm_sq": reductions.x_norm_sq[index],
                 "base_lr": record.base_lr if record.HasField("base_lr") else None,
             }
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are strings, as in protobuf's JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _name(project: str, run: str) -> str:

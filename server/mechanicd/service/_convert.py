@@ -23,6 +23,8 @@ STATUS_OUT: Final = {
     store.FAILED: resources_pb2.RUN_STATUS_FAILED,
     store.FINISHED: resources_pb2.RUN_STATUS_FINISHED,
 }
+MAX_INTEGER: Final = 2**62
+"""The largest step or session to take from outside: stores keep signed 64-bit numbers, and a run steps on from here."""
 CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name != store.RUNNING}
 
 
@@ -78,9 +80,12 @@ def reductions_in(message: resources_pb2.Reductions, groups: int) -> list[Reduct
 def state_in(data: bytes, config: TunerConfig) -> TunerState:
     """A tuner state. Raises ServiceError INVALID_TUNER_STATE."""
     try:
-        return TunerState.from_bytes(data, config)
+        state = TunerState.from_bytes(data, config)
     except ValueError as error:
         raise ServiceError("INVALID_TUNER_STATE", str(error), field="tuner_state") from None
+    if state.step > MAX_INTEGER:
+        raise ServiceError("INVALID_TUNER_STATE", f"a tuner state of step {state.step}; no run is so long", field="tuner_state")
+    return state
 
 
 def run_name_in(name: str) -> names.RunName:

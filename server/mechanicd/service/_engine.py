@@ -11,7 +11,7 @@ from mechanicd.service._errors import ServiceError
 from mechanicd.service._open_run import OpenRun
 from mechanicd.service._sessions import Start
 from mechanicd.service._writer import Writer
-from mechanicd.store import HELD, NON_FINITE, Claim, OwnershipLost, Release, RunExists, RunRow, Store, StoreError
+from mechanicd.store import HELD, NON_FINITE, Claim, OwnershipLost, Release, RunExists, RunRow, Store
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import names, tuner_service_pb2
 
@@ -78,6 +78,19 @@ class Engine:
                 results.append(_convert.error_out(step.session, step.step, error))
         return tuner_service_pb2.StreamStepsResponse(results=results)
 
+    async def settle(self, response: tuner_service_pb2.StreamStepsResponse) -> None:
+        """Waits until the steps of a response are durable, and says so in it. A step that can't be is turned into an error."""
+        for result in response.results:
+            run = self._by_session.get(result.session)
+            if run is None or result.HasField("error"):
+                continue
+            try:
+                await self.writer.flush(run)
+            except ServiceError as error:
+                result.CopyFrom(_convert.error_out(result.session, result.step, error))
+            else:
+                result.durable_step = run.durable_step
+
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     async def open_session(self, request: tuner_service_pb2.OpenSessionRequest) -> tuner_service_pb2.OpenSessionResponse:
@@ -96,20 +109,25 @@ class Engine:
     async def _open(
         self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str
     ) -> tuner_service_pb2.OpenSessionResponse:
-        row, fresh = await self._get_or_create(name, config)
+        row, fresh = await self._get_or_create(name, config, start)
         _sessions.check_config(row.config, config)
         labels = _convert.labels_in({**row.labels, **labels})
         session = secrets.randbits(62) + 1
         former = self._by_name.get(name)
         if former is not None:
-            # Fence first, so that no step comes between the last commit and the claim.
-            former.fenced_by = session
+            await self.writer.flush(former)
+            row = await self._get(name)
+        # Decide before the fence goes up: a session that is refused must not stop the one that holds the run.
+        decision = _sessions.decide(row, fresh, start)
+        state = decision.state or await self._replay(row, decision.after_step)
         try:
             if former is not None:
+                # Steps may have come meanwhile; from here to the claim none does.
+                former.fenced_by = session
                 await self.writer.flush(former)
                 row = await self._get(name)
-            decision = _sessions.decide(row, fresh, start)
-            state = decision.state or await self._replay(row, decision.after_step)
+                decision = _sessions.decide(row, fresh, start)
+                state = decision.state or state
             row = await self.writer.call(
                 self.store.claim,
                 Claim(
@@ -141,7 +159,8 @@ class Engine:
         """The session that holds the run comes back: after a lost connection, or after a restart of this server."""
         run = self._by_session.get(session)
         if run is None or run.fenced_by:
-            found = await self.writer.call(self.store.by_session, session)
+            known = session <= _convert.MAX_INTEGER
+            found = await self.writer.call(self.store.by_session, session) if known else None
             if run is not None or found is None or names.RunName(found[0].project, found[0].run) != name or not found[1]:
                 raise self._no_session(session, run)
             row, holder = found
@@ -232,10 +251,11 @@ class Engine:
             raise ServiceError("RUN_NOT_FOUND", f"{name}: no such run", {"name": name})
         return row
 
-    async def _get_or_create(self, name: names.RunName, config: TunerConfig) -> tuple[RunRow, bool]:
+    async def _get_or_create(self, name: names.RunName, config: TunerConfig, start: Start) -> tuple[RunRow, bool]:
         row = await self.writer.call(self.store.get, name.project, name.run)
         if row is not None:
             return row, False
+        _sessions.check_new(start)
         state = TunerState.initial(config)
         try:
             created = await self.writer.call(
@@ -249,7 +269,7 @@ class Engine:
         """The tuner's state after a step of the history, by taking its steps again; each must give the S it gave then.
 
         Raises:
-            ServiceError: RESUME_STEP_UNKNOWN, where the history has a gap.
+            ServiceError: RESUME_STEP_UNKNOWN, where the history has a gap, or goes on from an adopted state.
         """
 
         def replayed() -> TunerState | None:
@@ -269,15 +289,16 @@ class Engine:
                         map(Reductions, taken.delta_dot_g, taken.delta_dot_x, taken.g_norm_sq, taken.x_norm_sq),
                     )
                     state = tuner.update(state, groups)
-                    if state.scale != taken.scale:
-                        raise StoreError(f"step {taken.step} of run {row.project}/{row.run} gives another S than is stored")
+                    if state.scale != taken.scale:  # it followed an adopted state
+                        return None
             return state
 
         state = await self.writer.call(replayed)
         if state is None:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",
-                f"the history has a gap before step {after_step}; send the tuner state of your checkpoint instead",
+                f"the history up to step {after_step} can't be replayed: steps are missing, or follow a state that came with "
+                "a checkpoint; send the tuner state of your checkpoint instead",
                 {"requested": after_step, "last_step": row.last_step},
             )
         return state

@@ -29,9 +29,12 @@ _CODES: Final[Mapping[str, int]] = {
     "INVALID_STATUS": code_pb2.INVALID_ARGUMENT,
 }
 
+_MOST_BYTES: Final = 800
+"""Of one text of an error. All of an error travels in trailers, and grpc refuses trailers above 8 KiB."""
+
 
 class ServiceError(Exception):
-    """A request that is refused; nothing was changed by it.
+    """A request that is refused; nothing was changed by it. Texts are kept short: where one is long, its middle gives way.
 
     Args:
         reason: a name of mechanicd.v1.ErrorReason; it decides the google.rpc.Code.
@@ -43,9 +46,17 @@ class ServiceError(Exception):
     def __init__(
         self, reason: str, message: str, metadata: Mapping[str, object] | None = None, *, field: str | None = None
     ) -> None:
-        super().__init__(message)
         self.reason = reason
         self.code = _CODES[reason]
-        self.message = message
-        self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
+        self.message = _short(message)
+        self.metadata = {key: _short(str(value)) for key, value in (metadata or {}).items()}
         self.field = field
+        super().__init__(self.message)
+
+
+def _short(text: str) -> str:
+    data = text.encode()
+    if len(data) <= _MOST_BYTES:
+        return text
+    half = _MOST_BYTES // 2 - 4
+    return f"{data[:half].decode(errors='ignore')} … {data[-half:].decode(errors='ignore')}"

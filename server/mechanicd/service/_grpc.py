@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._runs import Runs
-from mechanicd.v1 import names, run_service_pb2_grpc, tuner_service_pb2_grpc
+from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2_grpc
 from mechanicd.v1 import run_service_pb2 as run
 from mechanicd.v1 import tuner_service_pb2 as tuner
 
@@ -40,10 +40,15 @@ def _not_implemented(method: str) -> Callable[[Any, Any, Context], Awaitable[NoR
 
 
 class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
-    """TunerService over an engine."""
+    """TunerService over an engine.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        settle: whether the answer to a step waits until the step is durable.
+    """
+
+    def __init__(self, engine: Engine, settle: bool) -> None:
         self._engine = engine
+        self._settle = settle
 
     @_answer
     async def OpenSession(self, request: tuner.OpenSessionRequest) -> tuner.OpenSessionResponse:
@@ -51,13 +56,22 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
 
     @_answer
     async def Step(self, request: tuner.StepRequest) -> tuner.StepResponse:
-        return tuner.StepResponse(result=self._engine.step(request))
+        response = tuner.StreamStepsResponse(results=[self._engine.step(request)])
+        if self._settle:
+            await self._engine.settle(response)
+        (result,) = response.results
+        if result.HasField("error"):
+            raise ServiceError(errors_pb2.ErrorReason.Name(result.error.reason), result.error.message, result.error.metadata)
+        return tuner.StepResponse(result=result)
 
     async def StreamSteps(self, _: object, context: Context) -> None:
         """Steps as they come. read and write on the context are the fastest form that grpcio has."""
         read, write, steps = context.read, context.write, self._engine.steps
         while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            await write(steps(request))
+            response = steps(request)
+            if self._settle:
+                await self._engine.settle(response)
+            await write(response)
 
     @_answer
     async def Flush(self, request: tuner.FlushRequest) -> tuner.FlushResponse:

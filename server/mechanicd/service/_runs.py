@@ -81,7 +81,7 @@ class Runs:
             key = path.removeprefix("labels.")
             if path == "labels":
                 labels = dict(given)
-            elif key == path:
+            elif key == path or not key:
                 raise ServiceError(
                     "INVALID_UPDATE_MASK",
                     f"{path!r} can't be changed; only `labels` and `labels.KEY` can",
@@ -106,7 +106,7 @@ class Runs:
         """See RunService.QuerySeries."""
         row = await self._get(request.name)
         size = _page_size(request.page_size, 1000, 10_000)
-        first, last = request.first_step or 1, request.last_step or 2**62
+        first, last = request.first_step or 1, min(request.last_step or _convert.MAX_INTEGER, _convert.MAX_INTEGER)
         if first > last:
             raise ServiceError("INVALID_RANGE", f"first_step {first} is above last_step {last}", field="first_step")
         if request.branch > row.rewinds:

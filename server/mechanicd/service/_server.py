@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -52,12 +52,14 @@ class ServerConfig:
         grpc: addresses, `HOST:PORT` (port 0 takes a free one) or `unix:PATH`.
         insecure: allow addresses that other machines can reach, without TLS and tokens.
         flush_interval: seconds within which a step is durable.
+        durability: "group" answers a step at once, and it is durable within `flush_interval`; "step" answers when it is.
         grace: seconds that calls in flight have to end on SIGTERM.
     """
 
     grpc: Sequence[str] = field(default=("127.0.0.1:50051",))
     insecure: bool = False
     flush_interval: float = 0.02
+    durability: Literal["group", "step"] = "group"
     grace: float = 1.0
 
 
@@ -91,7 +93,7 @@ async def serve(
     engine = Engine(store, config.flush_interval, on_health)
     # Without SO_REUSEPORT a second server on the port is refused, instead of taking half of its calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)])
-    tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine), server)
+    tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine, config.durability == "step"), server)
     run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(Runs(engine)), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(
@@ -151,7 +153,8 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
     except RuntimeError:
         port = 0
     if not port:
-        raise ServeError("PORT_IN_USE", f"{address} can't be bound: another program listens there; choose another port")
+        why = "its folder is missing or can't be written to" if address.startswith("unix:") else "another program listens there"
+        raise ServeError("PORT_IN_USE", f"{address} can't be bound: {why}; choose another address")
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"

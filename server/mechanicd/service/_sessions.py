@@ -67,13 +67,7 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     if after_step == last:
         return Decision(RESUMED, last, TunerState.from_bytes(row.state, row.config), f"goes on after step {last}")
     if after_step > last:
-        raise ServiceError(
-            "RESUME_STEP_UNKNOWN",
-            f"asked to start after step {after_step}, but the server has steps up to {last}; send the tuner state of your "
-            "checkpoint, or start after a step that the server has",
-            {"requested": after_step, "last_step": last},
-            field="after_step",
-        )
+        raise _step_unknown(after_step, last)
     if after_step == 0:
         state = TunerState.initial(row.config)
         return Decision(
@@ -82,6 +76,16 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     return Decision(
         REWOUND, after_step, None, f"asked to start after step {after_step}, the server had {last}: the run rewinds"
     )
+
+
+def check_new(start: Start) -> None:
+    """Refuses a start that no new run has, before the run is made.
+
+    Raises:
+        ServiceError: RESUME_STEP_UNKNOWN.
+    """
+    if isinstance(start, int) and start > 0:
+        raise _step_unknown(start, 0)
 
 
 def check_config(stored: TunerConfig, given: TunerConfig) -> None:
@@ -100,4 +104,14 @@ def check_config(stored: TunerConfig, given: TunerConfig) -> None:
         f"the run exists with another config (stored ≠ given: {listed}); use the stored config, or another run name",
         differences,
         field="config",
+    )
+
+
+def _step_unknown(asked: int, last: int) -> ServiceError:
+    return ServiceError(
+        "RESUME_STEP_UNKNOWN",
+        f"asked to start after step {asked}, but the server has steps up to {last}; send the tuner state of your "
+        "checkpoint, or start after a step that the server has",
+        {"requested": asked, "last_step": last},
+        field="after_step",
     )

@@ -89,7 +89,8 @@ class Writer:
     async def stop(self) -> None:
         """Commits what waits, and ends. The store stays open."""
         if self._task is not None:
-            self._task.cancel()
+            async with self._commit_lock:  # a commit on its way is not cancelled: its steps would be lost
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._commit()
         for _, _, future in self._waiting:
@@ -118,7 +119,7 @@ class Writer:
             loop = asyncio.get_running_loop()
             try:
                 kept = await loop.run_in_executor(self._thread, self.store.commit, commits, [])
-            except StoreError as error:
+            except Exception as error:  # not StoreError alone: whatever it is, the writer must go on, and health must tell
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
                 self._dirty.update(runs)
@@ -149,7 +150,7 @@ class Writer:
                 still.append((run, target, future))
         self._waiting = still
 
-    def _fail(self, error: StoreError) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._healthy:
             self._healthy = False
             log.error("store: %s; steps are kept in memory and tried again", error)

@@ -54,6 +54,7 @@ CREATE TABLE chunks (
 ) STRICT;
 CREATE INDEX chunks_of_run ON chunks (run_id, branch, first_step);
 """
+_TABLES: Final = ("runs", "sessions", "chunks")
 
 
 class SQLiteStore:
@@ -71,19 +72,22 @@ class SQLiteStore:
         self._lock = _lock(path) if path != ":memory:" else None
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-        except (sqlite3.Error, OSError) as error:
+            try:
+                empty = self._check()
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._migrate(empty)
+            except BaseException:
+                self._db.close()
+                raise
+        except (sqlite3.Error, StoreError) as error:
             self._unlock()
+            if isinstance(error, (SchemaTooNew, StoreNotWritable)):
+                raise
             raise StoreNotWritable(
                 f"{path} can't be used as a database ({error}); name a file in a folder that this user can write to"
             ) from error
-        except StoreError:
-            self._db.close()
-            self._unlock()
-            raise
 
     def create(self, project: str, run: str, config: TunerConfig, state: bytes, scale: tuple[float, ...], time: int) -> RunRow:
         with self._transaction() as db:
@@ -231,18 +235,22 @@ class SQLiteStore:
             "UPDATE chunks SET branch = ? WHERE run_id = ? AND branch = 0 AND first_step > ?", (branch, run.id, after_step)
         )
 
-    def _migrate(self) -> None:
+    def _check(self) -> bool:
+        """Whether the database is new. Only reads: a file that is not this program's stays as it is."""
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise SchemaTooNew(
                 f"{self.path} has schema version {version}, this mechanicd reads up to {SCHEMA_VERSION}; "
                 "start the newer mechanicd that wrote it, or name another file"
             )
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema")}
+        if tables if version == 0 else version < 0 or not tables.issuperset(_TABLES):
+            raise StoreNotWritable(f"{self.path} is another program's database; name another file")
+        return not tables
+
+    def _migrate(self, empty: bool) -> None:
         with self._transaction() as db:
-            if version == 0:
-                (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-                if tables:
-                    raise StoreNotWritable(f"{self.path} is another program's database; name another file")
+            if empty:
                 for statement in _SCHEMA.split(";\n"):
                     db.execute(statement)
             # Also tells now, not at the first step, whether the file can be written.
@@ -255,7 +263,8 @@ class SQLiteStore:
             try:
                 yield self._db
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk ends it by itself
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -278,7 +287,7 @@ class SQLiteStore:
 def _lock(path: str) -> Any:
     """Holds `PATH.lock`, so that a second server on the same file is told so at its start."""
     try:
-        handle = Path(f"{path}.lock").open("w")  # noqa: SIM115  (held as long as the store is open)
+        handle = Path(f"{path}.lock").open("a")  # noqa: SIM115  (held as long as the store is open)
     except OSError as error:
         raise StoreNotWritable(
             f"{path}.lock can't be made ({error.strerror}); name a file in a folder that exists and that this user can write to"

@@ -74,14 +74,15 @@ class TunerConfig:
 
 
 def _float(field: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(value)  # type: ignore[arg-type]  # numpy and torch scalars
-        except (TypeError, ValueError):
-            raise ConfigError(field, f"got {value!r}; it must be a number") from None
-    if not math.isfinite(value):
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]  # numpy and torch scalars too
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ConfigError(field, f"got {value!r}; it must be a number") from None
+    if not math.isfinite(number):
         raise ConfigError(field, f"got {value!r}; it must be finite")
-    return float(value)
+    return number
 
 
 def _floats(field: str, values: Iterable[object]) -> tuple[float, ...]:

@@ -1,16 +1,17 @@
 """The four scalars of a step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
 class ReductionsError(ValueError):
-    """Reductions that can't be: the message says what came and what was expected, `reason` is stable."""
+    """Reductions that can't be: the message says what came and what was expected, `reason` is stable, `facts` are its facts."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, facts: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.facts = dict(facts or {})
 
 
 class Reductions(NamedTuple):
@@ -46,6 +47,7 @@ def check(groups: Sequence[Reductions], expected: int) -> None:
             "GROUP_COUNT_MISMATCH",
             f"reductions of {len(groups)} scale groups came, {expected} were expected; "
             "send one set of four scalars for each name in scale_groups",
+            {"expected": expected, "received": len(groups)},
         )
     for index, group in enumerate(groups):
         if group.g_norm_sq < 0.0 or group.x_norm_sq < 0.0:
@@ -54,4 +56,5 @@ def check(groups: Sequence[Reductions], expected: int) -> None:
                 "NEGATIVE_SQUARE",
                 f"{field} of scale group {index} is {getattr(group, field)!r}; a squared norm is 0 or more: "
                 "send ‖·‖², not an inner product",
+                {"field": field, "value": getattr(group, field)},
             )
