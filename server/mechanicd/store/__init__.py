@@ -64,9 +64,10 @@ def open_store(url: str) -> Store:
     Raises:
         StoreError: the URL is of no known kind, or the place can't be used; its text says what to do.
     """
-    scheme, separator, path = url.partition(":///")
-    if scheme == "sqlite" and separator and path:
+    scheme, _, place = url.partition("://")
+    path = place.removeprefix("/")
+    if scheme == "sqlite" and path != place and path:
         return SQLiteStore(path)
-    if scheme in ("postgresql", "postgres"):
-        raise StoreNotWritable(f"{url}: PostgreSQL is planned and not built yet; use sqlite:///FILE")
+    if scheme in ("postgresql", "postgres"):  # the rest of the URL may hold a password
+        raise StoreNotWritable(f"{scheme}://…: PostgreSQL is planned and not built yet; use sqlite:///FILE")
     raise StoreNotWritable(f"{url}: expected sqlite:///FILE")
