@@ -115,6 +115,18 @@ def test_algorithm_2():
     assert state.rows[0].q == (-2.0,)
 
 
+def test_algorithm_2_parts_its_wealth_among_the_betas():
+    """W_0 = 1 and β = (0.5, 1): each starts with 1/2. After h = −1 twice, q = −1, v = 1, r = 0, 4m² + v = 5."""
+    tuner = Tuner(TunerConfig(convention="theory", betas=(0.5, 1.0), initial_wealth=1.0, eps=TINY))
+    state = tuner.advance(tuner.advance(tuner.init(), (-1.0,)), (-1.0,))
+    assert state.rows[0].s == exactly(0.1, 0.1)
+    # h = −1: q = −1.5 and −2, v = 1.25 and 2, r = 0.1, W = 0.6, 4m² + v = 5.25 and 6.
+    state = tuner.advance(state, (-1.0,))
+    assert state.rows[0].q == (-1.5, -2.0)
+    assert state.rows[0].v == (1.25, 2.0)
+    assert state.rows[0].s == exactly(0.6 * 1.5 / 5.25, 0.6 * 2.0 / 6.0)
+
+
 def fields(state) -> tuple[float, ...]:
     """m, v, r, s of the only β of the only group."""
     row = state.rows[0]

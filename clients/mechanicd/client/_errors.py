@@ -85,6 +85,7 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "SESSION_UNKNOWN": SessionClosed,
     "STEP_CONFLICT": StepConflict,
     "STEP_OUT_OF_ORDER": SessionError,
+    "RUN_NOT_FOUND": MechanicdError,
     "STORE_UNAVAILABLE": ServerUnavailable,
     "SERVER_DRAINING": ServerUnavailable,
     "NOT_IMPLEMENTED": NotImplementedByServer,

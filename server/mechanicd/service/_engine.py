@@ -158,6 +158,8 @@ class Engine:
     async def _reattach(self, name: names.RunName, session: int, config: TunerConfig) -> tuner_service_pb2.OpenSessionResponse:
         """The session that holds the run comes back: after a lost connection, or after a restart of this server."""
         run = self._by_session.get(session)
+        if run is not None and name != (run.row.project, run.row.run):
+            raise self._no_session(session, None)
         if run is None or run.fenced_by:
             known = session <= _convert.MAX_INTEGER
             found = await self.writer.call(self.store.by_session, session) if known else None

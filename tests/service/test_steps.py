@@ -1,0 +1,338 @@
+"""Steps: what each gives, and that a refused one changes nothing, by unary calls and by the stream alike."""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import code_pb2
+
+from mechanicd.tuner import Reductions, TunerConfig
+from mechanicd.v1 import errors_pb2, resources_pb2, tuner_service_pb2
+
+TUNED, NON_FINITE, HELD = (
+    resources_pb2.STEP_OUTCOME_TUNED,
+    resources_pb2.STEP_OUTCOME_NON_FINITE,
+    resources_pb2.STEP_OUTCOME_HELD,
+)
+THREE_GROUPS = TunerConfig(scale_groups=("embedding", "body", "head"))
+Take = Callable[[Any], Any]
+
+
+@pytest.fixture(params=["unary", "stream"])
+def take(request: pytest.FixtureRequest, wire: Any) -> Iterator[Take]:
+    """Sends one step and gives its result, which tells of a refusal in the same words however the step went."""
+    if request.param == "stream":
+        stream = wire.stream()
+        yield lambda step: stream.take(step)[0]
+        stream.close()
+        return
+
+    def unary(step: Any) -> Any:
+        try:
+            return wire.start("Step", step).result
+        except grpc.RpcError as error_:
+            refused = wire.refusal(error_)
+        reason = errors_pb2.ErrorReason.Value(refused.reason)
+        error = {"code": refused.code, "reason": reason, "message": refused.message, "metadata": refused.metadata}
+        return tuner_service_pb2.StepResult(session=step.session, step=step.step, error=error)
+
+    yield unary
+
+
+def said(result: Any) -> tuple[str, str, dict[str, str]]:
+    """The code, the reason and the facts of a refusal."""
+    assert list(result.scale) == []
+    assert result.outcome == resources_pb2.STEP_OUTCOME_UNSPECIFIED
+    reason = errors_pb2.ErrorReason.Name(result.error.reason)
+    return code_pb2.Code.Name(result.error.code), reason, dict(result.error.metadata)
+
+
+def test_the_first_step_gives_the_first_scale(training: Any, take: Take) -> None:
+    assert list(training.opened.scale) == [0.0]
+    result = training.expect(take(training.request()))
+    assert result.outcome == TUNED
+    assert 0.0 < result.scale[0] < 1e-7
+
+
+@pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
+def test_every_step_gives_the_bits_of_the_tuner(new_training: Callable[..., Any], take: Take, convention: str) -> None:
+    training = new_training(config=TunerConfig(convention=convention, betas=(0.9, 0.999), s_init=1e-4))
+    training.open()
+    for _ in range(50):
+        training.expect(take(training.request()))
+    assert training.flush() == 50
+    assert [tuple(record.scale) for record in training.series()] == [state.scale for state in training.states[1:]]
+
+
+def test_the_last_step_again_gives_the_stored_reply_bit_for_bit(training: Any, take: Take) -> None:
+    training.take(3)
+    request = training.request()
+    first = training.expect(take(request))
+    training.flush()
+    assert take(request).SerializeToString() == first.SerializeToString()
+    assert take(request).SerializeToString() == first.SerializeToString()
+    training.expect(take(training.request()))
+    training.flush()
+    assert [record.step for record in training.series()] == [1, 2, 3, 4, 5]
+
+
+def test_the_last_step_again_with_other_reductions_is_a_conflict(training: Any, take: Take) -> None:
+    training.take(4)
+    last = training.request(step=4)
+    others = [*training.reductions(4)]
+    for field in Reductions._fields:
+        changed = [others[0]._replace(**{field: math.nextafter(getattr(others[0], field), math.inf)})]
+        result = take(training.request(changed, step=4))
+        assert said(result) == ("FAILED_PRECONDITION", "STEP_CONFLICT", {"step": "4"})
+        assert "other reductions" in result.error.message
+    assert said(take(training.request(step=4, hold=True)))[1] == "STEP_CONFLICT", "a held step is another step"
+    assert tuple(take(last).scale) == training.state.scale
+    training.expect(take(training.request()))
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 6, 7, 2**64 - 1])
+def test_a_step_that_is_neither_the_next_nor_the_last_is_out_of_order(training: Any, take: Take, step: int) -> None:
+    training.take(4)
+    result = take(training.request(step=step))
+    assert said(result) == ("OUT_OF_RANGE", "STEP_OUT_OF_ORDER", {"expected": "5", "received": str(step)})
+    assert f"step {step} came, step 5 was expected" in result.error.message
+    training.expect(take(training.request()))
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_before_the_first_step_only_the_first_is_taken(training: Any, take: Take, step: int) -> None:
+    assert said(take(training.request(step=step)))[2] == {"expected": "1", "received": str(step)}
+    training.expect(take(training.request()))
+
+
+@pytest.mark.parametrize("field", Reductions._fields)
+@pytest.mark.parametrize("values", [[], [1.0, 1.0]])
+def test_a_wrong_number_of_groups_in_any_field_is_refused(training: Any, take: Take, field: str, values: list[float]) -> None:
+    training.take(2)
+    request = training.request()
+    del getattr(request.reductions, field)[:]
+    getattr(request.reductions, field).extend(values)
+    result = take(request)
+    assert said(result)[:2] == ("INVALID_ARGUMENT", "GROUP_COUNT_MISMATCH")
+    assert result.error.metadata["expected"] == "1"
+    assert "the run has 1 scale group: send one value per group" in result.error.message
+    training.expect(take(training.request()))
+
+
+def test_a_missing_group_of_several_is_refused_with_both_numbers(new_training: Callable[..., Any], take: Take) -> None:
+    training = new_training(config=THREE_GROUPS)
+    training.open()
+    result = take(training.request(training.reductions(1)[:2]))
+    assert said(result) == ("INVALID_ARGUMENT", "GROUP_COUNT_MISMATCH", {"expected": "3", "received": "2"})
+    training.expect(take(training.request()))
+
+
+@pytest.mark.parametrize("value", [-1.0, -5e-324, -math.inf])
+@pytest.mark.parametrize("field", ["g_norm_sq", "x_norm_sq"])
+def test_a_negative_square_is_refused_with_the_field_and_its_value(training: Any, take: Take, field: str, value: float) -> None:
+    training.take(2)
+    bad = [training.reductions(3)[0]._replace(**{field: value})]
+    result = take(training.request(bad))
+    assert said(result) == ("INVALID_ARGUMENT", "NEGATIVE_SQUARE", {"field": field, "value": repr(value)})
+    assert f"{field} of scale group 0 is {value!r}" in result.error.message
+    training.expect(take(training.request()))
+
+
+@pytest.mark.parametrize(
+    "reductions",
+    [
+        Reductions(math.nan, 0.0, 1.0, 1.0),
+        Reductions(math.inf, 0.0, 1.0, 1.0),
+        Reductions(-math.inf, 0.0, 1.0, 1.0),
+        Reductions(0.0, math.nan, 1.0, 1.0),
+        Reductions(0.0, 0.0, math.inf, 1.0),
+        Reductions(0.0, 0.0, 1.0, math.nan),
+    ],
+    ids=str,
+)
+def test_a_scalar_that_is_not_finite_counts_as_a_step_and_leaves_the_scale(
+    training: Any, take: Take, reductions: Reductions
+) -> None:
+    training.take(3)
+    request = training.request([reductions])
+    result = training.expect(take(request), [reductions])
+    assert result.outcome == NON_FINITE
+    assert tuple(result.scale) == training.states[3].scale
+    assert take(request).SerializeToString() == result.SerializeToString(), "NaN or not, the same step again is the same"
+    training.expect(take(training.request()))
+    training.flush()
+    record = training.series(first_step=4, last_step=4)[0]
+    assert record.outcome == NON_FINITE
+    assert record.reductions.SerializeToString() == request.reductions.SerializeToString()
+    assert math.isnan(record.h[0])
+    assert tuple(record.scale) == training.states[3].scale
+
+
+def test_a_held_step_counts_and_leaves_the_scale(training: Any, take: Take) -> None:
+    training.take(3)
+    held = training.expect(take(training.request(hold=True)), hold=True)
+    assert held.outcome == HELD
+    assert take(training.request(step=4, hold=True)).SerializeToString() == held.SerializeToString()
+    assert training.expect(take(training.request())).outcome == TUNED
+    training.flush()
+    records = training.series(first_step=4)
+    assert [record.outcome for record in records] == [HELD, TUNED]
+    assert math.isnan(records[0].h[0])
+    assert records[0].reductions == training.request(step=4).reductions, "what was not used is still on record"
+
+
+def test_the_learning_rate_of_base_is_kept_as_it_came(training: Any, take: Take) -> None:
+    rates = [0.1, None, 0.0, 5e-324]
+    for rate in rates:
+        training.expect(take(training.request(**({} if rate is None else {"base_lr": rate}))))
+    training.flush()
+    records = training.series()
+    assert [record.base_lr if record.HasField("base_lr") else None for record in records] == rates
+
+
+def test_each_scale_group_has_a_scale_of_its_own(new_training: Callable[..., Any], take: Take) -> None:
+    training = new_training(config=THREE_GROUPS)
+    training.open()
+    for _ in range(30):
+        result = training.expect(take(training.request()))
+    assert len(set(result.scale)) == 3
+    reductions = training.reductions(31)
+    reductions[1] = reductions[1]._replace(delta_dot_g=math.nan)
+    result = training.expect(take(training.request(reductions)), reductions)
+    assert result.outcome == NON_FINITE, "one bad group holds all: a step is taken whole or not at all"
+    training.expect(take(training.request()))
+
+
+def test_a_thousand_scale_groups_give_the_bits_of_the_tuner(new_training: Callable[..., Any], take: Take) -> None:
+    training = new_training(config=TunerConfig(scale_groups=tuple(f"tensor{i}" for i in range(1000))))
+    training.open()
+    for _ in range(3):
+        training.expect(take(training.request()))
+
+
+def test_a_step_of_nobodys_session_is_refused(training: Any, take: Take) -> None:
+    result = take(training.request(session=12345))
+    assert said(result) == ("NOT_FOUND", "SESSION_UNKNOWN", {"session": "12345"})
+    assert "open the run again" in result.error.message
+
+
+def test_the_durable_step_follows_and_never_passes_the_step(training: Any, take: Take) -> None:
+    durable = 0
+    for step in range(1, 101):
+        result = training.expect(take(training.request()))
+        assert durable <= result.durable_step < step
+        durable = result.durable_step
+    assert training.flush() == 100
+    assert training.expect(take(training.request())).durable_step == 100
+
+
+def test_numbers_at_the_edge_of_what_a_double_holds_never_give_an_infinite_scale(training: Any, take: Take) -> None:
+    rng = random.Random(0)
+    edges = [0.0, -0.0, 5e-324, 1.7e308, -1.7e308, 1e-300, 1.0]
+    for _ in range(200):
+        reductions = [Reductions(rng.choice(edges), rng.choice(edges), abs(rng.choice(edges)), abs(rng.choice(edges)))]
+        result = training.expect(take(training.request(reductions)), reductions)
+        assert math.isfinite(result.scale[0])
+        assert result.scale[0] >= 0.0
+
+
+# --- only by a unary call -------------------------------------------------------------------------------------------
+
+
+def test_a_refused_unary_step_names_the_field_at_fault(training: Any, wire: Any) -> None:
+    bad = training.reductions(1)[0]._replace(g_norm_sq=-1.0)
+    refused = wire.refused("Step", session=training.session, step=1, reductions=training.request([bad]).reductions)
+    assert (refused.reason, refused.fields) == ("NEGATIVE_SQUARE", ["reductions"])
+    refused = wire.refused("Step", session=training.session, step=1)
+    assert (refused.reason, refused.fields) == ("GROUP_COUNT_MISMATCH", ["reductions"])
+
+
+# --- only by a stream -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(wire: Any) -> Iterator[Any]:
+    opened = wire.stream()
+    yield opened
+    opened.close()
+
+
+def test_a_stream_goes_on_after_each_kind_of_refusal(training: Any, stream: Any) -> None:
+    training.take(2)
+    bad = training.reductions(3)[0]._replace(x_norm_sq=-1.0)
+    refused = stream.take(
+        training.request(step=9),
+        training.request([bad]),
+        training.request(hold=True, step=2),
+        training.request(session=1),
+        tuner_service_pb2.StepRequest(session=training.session, step=3),
+        training.request(),
+        training.request(step=1),
+    )
+    training.expect(refused.pop(5))
+    assert [errors_pb2.ErrorReason.Name(result.error.reason) for result in refused] == [
+        "STEP_OUT_OF_ORDER",
+        "NEGATIVE_SQUARE",
+        "STEP_CONFLICT",
+        "SESSION_UNKNOWN",
+        "GROUP_COUNT_MISMATCH",
+        "STEP_OUT_OF_ORDER",
+    ]
+    assert [(result.session, result.step) for result in refused] == [
+        (training.session, 9),
+        (training.session, 3),
+        (training.session, 2),
+        (1, 3),
+        (training.session, 3),
+        (training.session, 1),
+    ]
+    training.expect(stream.take(training.request())[0])
+
+
+def test_one_message_holds_the_steps_of_many_sessions_and_the_results_keep_their_order(
+    new_training: Callable[..., Any], stream: Any
+) -> None:
+    trainings = [new_training(f"sweep/{i}", TunerConfig(s_decay=0.1 * i), seed=i) for i in range(20)]
+    for training in trainings:
+        training.open()
+    rng = random.Random(0)
+    for _ in range(10):
+        order = rng.sample(trainings, len(trainings))
+        results = stream.take(*(training.request() for training in order))
+        assert [result.session for result in results] == [training.session for training in order]
+        for training, result in zip(order, results, strict=True):
+            training.expect(result)
+    assert len({training.state.scale for training in trainings}) == 20
+
+
+def test_several_steps_of_one_session_may_share_a_message(training: Any, stream: Any) -> None:
+    for result in stream.take(*(training.request(step=step) for step in range(1, 101))):
+        training.expect(result)
+
+
+def test_messages_may_be_sent_ahead_of_the_answers(training: Any, stream: Any) -> None:
+    for step in range(1, 301):
+        stream.send(training.request(step=step))
+    for _ in range(300):
+        (result,) = stream.receive()
+        training.expect(result)
+
+
+def test_one_session_may_step_by_streams_and_unary_calls_by_turns(training: Any, wire: Any, stream: Any) -> None:
+    other = wire.stream()
+    for _ in range(5):
+        training.expect(stream.take(training.request())[0])
+        training.expect(other.take(training.request())[0])
+        training.take()
+    other.close()
+
+
+def test_a_stream_that_is_cancelled_leaves_the_session_open(training: Any, wire: Any) -> None:
+    request = tuner_service_pb2.StreamStepsRequest(steps=[training.request()])
+    call = wire.start("StreamSteps", iter([request]))
+    training.expect(next(call).results[0])
+    call.cancel()
+    training.take(3)
