@@ -7,18 +7,21 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain, islice
 from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mechanicd.cli import fail, json_option
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
+_REDUCTIONS: Final = ("delta_dot_g", "delta_dot_x", "g_norm_sq", "x_norm_sq")
+_COLUMNS: Final = ("step", "time", "outcome", "scale_group", "scale", "h", *_REDUCTIONS, "base_lr")
 _STYLES: Final = {"running": "green", "finished": "cyan", "preempted": "yellow", "failed": "red"}
 
 target_option = click.option(
@@ -98,7 +101,7 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
     grid = Table.grid(padding=(0, 2))
     for key, value in run_dict(found).items():
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-        grid.add_row(f"[dim]{key}", escape(text))
+        grid.add_row(Text(key, style="dim"), Text(text))
     console.print(grid)
     if records:
         scales = [max(record.scale) for record in records]
@@ -152,12 +155,10 @@ def export(target: str, project: str, run: str, format_: str, branch: int, as_js
             for row in rows:
                 click.echo(json.dumps({key: _json_value(value) for key, value in row.items()}, allow_nan=False))
             return
-        writer: csv.DictWriter[str] | None = None
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(sys.stdout, fieldnames=list(row))
-                writer.writeheader()
-            writer.writerow(row)
+        first = list(islice(rows, 1))  # an error comes before the heading
+        writer = csv.DictWriter(sys.stdout, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(chain(first, rows))
 
 
 @runs.command()
@@ -229,7 +230,7 @@ def _table(found: list[resources_pb2.Run]) -> Table:
             f"{run.durable_step:,}",
             _scale(run),
             _ago(now - run.step_time.ToDatetime(tzinfo=UTC)) if run.HasField("step_time") else "–",
-            escape(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items()))),
+            Text(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items()))),
         )
     return table
 
@@ -270,7 +271,6 @@ def _records(client: Client, name: str, branch: int) -> Iterator[resources_pb2.S
 def _rows(records: Iterator[resources_pb2.StepRecord], groups: list[str]) -> Iterator[dict[str, Any]]:
     for record in records:
         for index, group in enumerate(groups):
-            reductions = record.reductions
             yield {
                 "step": record.step,
                 "time": _iso(record.time),
@@ -278,10 +278,7 @@ def _rows(records: Iterator[resources_pb2.StepRecord], groups: list[str]) -> Ite
                 "scale_group": group,
                 "scale": record.scale[index],
                 "h": record.h[index],
-                "delta_dot_g": reductions.delta_dot_g[index],
-                "delta_dot_x": reductions.delta_dot_x[index],
-                "g_norm_sq": reductions.g_norm_sq[index],
-                "x_norm_sq": reductions.x_norm_sq[index],
+                **{field: getattr(record.reductions, field)[index] for field in _REDUCTIONS},
                 "base_lr": record.base_lr if record.HasField("base_lr") else None,
             }
 

@@ -1,0 +1,362 @@
+"""`mechanicd runs …` as people and scripts use it, against a real server."""
+
+import csv
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+New = Callable[..., Any]
+RUN_KEYS = [
+    "name",
+    "status",
+    "status_message",
+    "step",
+    "scale",
+    "labels",
+    "create_time",
+    "step_time",
+    "sessions",
+    "rewinds",
+    "config",
+]
+CONFIG_KEYS = ["convention", "betas", "s_decay", "s_init", "eps", "initial_wealth", "scale_groups"]
+STEP_KEYS = [
+    "step",
+    "time",
+    "outcome",
+    "scale_group",
+    "scale",
+    "h",
+    "delta_dot_g",
+    "delta_dot_x",
+    "g_norm_sq",
+    "x_norm_sq",
+    "base_lr",
+]
+# What a user may write into a label or an error: none of it is markup of ours, and none of it may break a table.
+HOSTILE = "[/] [red]KeyError: 'x[0]'[/red] \\[ ü"
+
+
+def strict(text: str) -> Any:
+    """JSON as every parser takes it: no NaN, no Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def succeeded(done: Any) -> str:
+    assert (done.returncode, done.stderr) == (0, "")
+    return str(done.stdout)
+
+
+def failed(done: Any, reason: str) -> str:
+    """One line on stderr with the reason, nothing on stdout."""
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"error: .+ \[{reason}\]\n", done.stderr), done.stderr
+    return str(done.stderr)
+
+
+def flat(text: str) -> str:
+    """Text without the line breaks that a narrow terminal put in."""
+    return re.sub(r"\s+", "", text)
+
+
+# --- list --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_shows_each_run_with_its_status_step_scale_and_labels(train: New, runs: New, ask: New) -> None:
+    train("a", 15, labels={"batch": "256"}, close="RUN_STATUS_FINISHED")
+    train("b", labels={"note": HOSTILE})
+    text = succeeded(runs("list"))
+    lines = text.splitlines()
+    assert lines[0].split() == ["run", "status", "step", "S", "last", "step", "labels"]
+    first = next(line for line in lines if "finished" in line)
+    scale = ask("GetRun", name=train("a", after_step=15)).run.scale[0]
+    assert "15" in first
+    assert f"{scale:.3g}" in first
+    assert "s ago" in first
+    assert "batch=256" in text
+    assert flat(f"note={HOSTILE}") in flat(text)
+    assert "running" in text
+
+
+def test_a_list_in_json_is_the_list_that_the_server_gives(train: New, runs: New, ask: New, project: str) -> None:
+    train("a", 3, labels={"note": HOSTILE}, close="RUN_STATUS_FAILED", message=HOSTILE)
+    train("b", groups=("one", "two"))
+    listed = strict(succeeded(runs("list", "--json")))
+    assert [list(run) for run in listed] == [RUN_KEYS] * 2
+    assert [list(run["config"]) for run in listed] == [CONFIG_KEYS] * 2
+    for shown, run in zip(listed, ask("ListRuns", parent=f"projects/{project}").runs, strict=True):
+        assert (shown["name"], shown["labels"], shown["step"]) == (run.name, dict(run.labels), run.durable_step)
+        assert (shown["scale"], shown["config"]["betas"]) == (list(run.scale), list(run.config.betas))
+        assert shown["status_message"] == run.status_message
+    assert [run["status"] for run in listed] == ["failed", "running"]
+    assert [run["step_time"] is None for run in listed] == [False, True]
+    assert listed[1]["config"]["scale_groups"] == ["one", "two"]
+
+
+def test_a_filter_keeps_what_it_names(train: New, runs: New) -> None:
+    train("a", 3, labels={"batch": "256"}, close="RUN_STATUS_FINISHED")
+    train("b", 5, labels={"batch": "256"})
+    train("c", 5)
+    listed = strict(succeeded(runs("list", "--json", "--filter", "labels.batch = 256 AND status = RUNNING AND step > 4")))
+    assert [run["name"].split("/")[-1] for run in listed] == ["b"]
+
+
+def test_a_list_of_nothing_says_how_there_would_be_something(runs: New, server: Any) -> None:
+    assert f"a training that calls mechanize(…, target='{server.target}') makes one" in succeeded(runs("list"))
+    assert "no runs that match the filter" in succeeded(runs("list", "--filter", "step > 5"))
+    assert strict(succeeded(runs("list", "--json"))) == []
+
+
+@pytest.mark.parametrize("command", ["list", "watch"])
+def test_a_wrong_filter_is_told_with_its_place(runs: New, command: str) -> None:
+    assert "at character 9: expected AND" in failed(runs(command, "--filter", "step > 3 OR step < 1"), "INVALID_FILTER")
+    done = runs(command, "--json", "--filter", "color = red")
+    assert (done.returncode, done.stdout) == (1, "")
+    error = strict(done.stderr)["error"]
+    assert error["reason"] == "INVALID_FILTER"
+    assert "no field 'color'" in error["message"]
+
+
+# --- show --------------------------------------------------------------------------------------------------------------
+
+
+def test_show_has_everything_about_a_run_and_a_sketch_of_its_scale(train: New, runs: New, ask: New) -> None:
+    name = train("bert/seed0", 50, labels={"note": HOSTILE}, close="RUN_STATUS_FAILED", message=HOSTILE)
+    text = succeeded(runs("show", "bert/seed0"))
+    assert [key for key in RUN_KEYS if key not in text] == []
+    assert flat(HOSTILE) in flat(text)
+    scales = [record.scale[0] for record in ask("QuerySeries", name=name).records]
+    assert f"S, log scale, steps 1 to 50:  {min(scales):.3g} … {max(scales):.3g}" in text
+    sketch = text.splitlines()[-1]
+    assert len(sketch) == 50
+    assert sketch[scales.index(max(scales))] == "█"
+    assert sketch[scales.index(min(scales))] == "▁"
+
+
+def test_show_in_json_is_one_of_the_list(train: New, runs: New) -> None:
+    name = train("a", 3)
+    shown = strict(succeeded(runs("show", name, "--json")))
+    assert [shown] == strict(succeeded(runs("list", "--json")))
+
+
+def test_show_of_a_run_without_steps_has_no_sketch(train: New, runs: New) -> None:
+    train("a")
+    assert "log scale" not in succeeded(runs("show", "a"))
+
+
+# --- unknown runs, unreachable servers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("show",), ("export",), ("delete", "--yes")])
+def test_an_unknown_run_is_an_error_with_a_way_on(runs: New, project: str, command: tuple[str, ...]) -> None:
+    said = failed(runs(*command, "nobody"), "RUN_NOT_FOUND")
+    assert f"projects/{project}/runs/nobody" in said
+    assert "`mechanicd runs list` shows those there are" in said
+    done = runs(*command, "nobody", "--json")
+    assert (done.returncode, done.stdout, strict(done.stderr)["error"]["reason"]) == (1, "", "RUN_NOT_FOUND")
+
+
+def test_a_malformed_name_is_an_error_with_the_right_form(runs: New) -> None:
+    assert "a run is one to eight segments" in failed(runs("show", "no spaces"), "MALFORMED_NAME")
+    assert "a project is one segment" in failed(runs("show", "projects/a b/runs/x"), "MALFORMED_NAME")
+
+
+@pytest.mark.parametrize(
+    "command", [("list",), ("show", "a"), ("watch",), ("export", "a"), ("delete", "--yes", "a")], ids=lambda command: command[0]
+)
+def test_a_server_that_is_not_there_is_an_error_with_advice(command: tuple[str, ...], run_cli: New, tmp_path: Path) -> None:
+    target = f"unix:{tmp_path / 'nobody'}"
+    said = failed(run_cli("runs", command[0], "--target", target, *command[1:]), "SERVER_UNREACHABLE")
+    assert f"no mechanicd answers at {target}" in said
+    assert "start one with `mechanicd serve`, or check the address" in said
+
+
+def test_an_unreachable_server_is_told_in_json_too(run_cli: New, tmp_path: Path) -> None:
+    done = run_cli("runs", "list", "--json", "--target", f"unix:{tmp_path / 'nobody'}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert strict(done.stderr)["error"]["reason"] == "SERVER_UNREACHABLE"
+
+
+# --- export ------------------------------------------------------------------------------------------------------------
+
+
+def exported(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of either format with its numbers as numbers."""
+    numbers = {key: float(row[key]) for key in ("scale", "h", "delta_dot_g", "delta_dot_x", "g_norm_sq", "x_norm_sq")}
+    lr = None if row["base_lr"] in ("", None) else float(row["base_lr"])
+    return {**row, **numbers, "step": int(row["step"]), "base_lr": lr}
+
+
+def asked(records: list[Any], groups: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What QuerySeries says, as the rows of an export."""
+    outcomes = {1: "tuned", 2: "non_finite", 3: "held"}
+    return [
+        {
+            "step": record.step,
+            "time": f"{record.time.ToDatetime().isoformat(timespec='milliseconds')}+00:00",
+            "outcome": outcomes[record.outcome],
+            "scale_group": group,
+            "scale": record.scale[index],
+            "h": record.h[index],
+            **{field.name: values[index] for field, values in record.reductions.ListFields()},
+            "base_lr": record.base_lr if record.HasField("base_lr") else None,
+        }
+        for record in records
+        for index, group in enumerate(groups)
+    ]
+
+
+def same(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which NaN equals itself and −0.0 is not 0.0."""
+    return [{key: value.hex() if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_an_export_is_the_history_to_the_last_bit(train: New, runs: New, ask: New, form: str) -> None:
+    groups = ("embed, and", 'the "head"')
+    bad = {3: math.nan, 4: math.inf, 5: -math.inf, 6: -0.0, 7: 5e-324, 8: 0.1 + 0.2}
+    name = train("a", 20, groups=groups, bad=bad)
+    text = succeeded(runs("export", "a", "--format", form))
+    if form == "csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        assert reader.fieldnames == STEP_KEYS
+        rows = list(reader)
+    else:
+        rows = [strict(line) for line in text.splitlines()]
+        assert [list(row) for row in rows] == [STEP_KEYS] * 40
+    assert same([exported(row) for row in rows]) == same(asked(ask("QuerySeries", name=name).records, groups))
+
+
+def test_an_export_in_json_is_the_export_in_jsonl(train: New, runs: New) -> None:
+    train("a", 5)
+    assert succeeded(runs("export", "a", "--json")) == succeeded(runs("export", "a", "--format", "jsonl"))
+
+
+def test_an_export_of_a_branch_has_the_steps_given_up(train: New, runs: New) -> None:
+    train("a", 10)
+    train("a", 2, after_step=6)
+    own, branch = (
+        [int(row["step"]) for row in csv.DictReader(io.StringIO(succeeded(runs("export", "a", *options))))]
+        for options in ([], ["--branch", "1"])
+    )
+    assert (own, branch) == ([1, 2, 3, 4, 5, 6, 7, 8], [7, 8, 9, 10])
+    assert "branch 2: the run has 1" in failed(runs("export", "a", "--branch", "2"), "INVALID_RANGE")
+
+
+def test_an_export_of_a_run_without_steps_has_the_heading_alone(train: New, runs: New) -> None:
+    train("a")
+    assert succeeded(runs("export", "a")).strip() == ",".join(STEP_KEYS)
+    assert succeeded(runs("export", "a", "--json")) == ""
+
+
+# --- delete ------------------------------------------------------------------------------------------------------------
+
+
+def test_delete_asks_and_without_an_answer_nothing_is_deleted(
+    train: New, runs: New, ask: New, server: Any, project: str
+) -> None:
+    name = train("a", 3)
+    command = [sys.executable, "-m", "mechanicd.cli", "runs", "delete", "--target", server.target, "--project", project, "a"]
+    for answer in ("", "n\n", "\n"):
+        done = subprocess.run(command, input=answer, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Delete {name} with its whole history? [y/N]" in done.stderr
+        assert len(ask("QuerySeries", name=name).records) == 3
+    done = subprocess.run(command, input="y\n", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"deleted {name}\n")
+    failed(runs("show", "a"), "RUN_NOT_FOUND")
+
+
+def test_delete_with_yes_does_not_ask(train: New, runs: New) -> None:
+    names = [train(run, 3) for run in ("a", "b", "c")]
+    assert succeeded(runs("delete", "a", "--yes")) == f"deleted {names[0]}\n"
+    assert strict(succeeded(runs("delete", names[1], "--yes", "--json"))) == {"deleted": names[1]}
+    assert [run["name"] for run in strict(succeeded(runs("list", "--json")))] == [names[2]]
+
+
+# --- watch -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watch(server: Any, project: str) -> Iterator[New]:
+    """`mechanicd runs watch` at work; lines are read from its stdout."""
+    started = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "mechanicd.cli", "runs", "watch", "--target", server.target, "--project", project]
+        started.append(subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_watch_prints_what_there_is_and_each_change_until_ctrl_c(train: New, runs: New, watch: New, project: str) -> None:
+    train("a", 3)
+    process = watch()
+    assert re.fullmatch(rf"{project}: a  running  step 3  S \S+\n", process.stdout.readline())
+    train("a", 2, after_step=3, close="RUN_STATUS_FINISHED")
+    lines = iter(process.stdout.readline, "")
+    assert any(re.fullmatch(rf"{project}: a  finished  step 5  S \S+\n", line) for line in lines)
+    succeeded(runs("delete", "a", "--yes"))
+    assert any(line == f"projects/{project}/runs/a  gone\n" for line in lines)
+    process.send_signal(2)
+    rest, said = process.communicate(timeout=30)
+    assert (process.returncode, rest, said) == (0, "", "")
+
+
+def test_watch_in_json_has_an_object_a_line(train: New, runs: New, watch: New, project: str) -> None:
+    name = train("a", 3)
+    train("other")
+    process = watch("--json", "--filter", "name : runs/a")
+    first = strict(process.stdout.readline())
+    assert (list(first), first["name"], first["step"]) == (RUN_KEYS, name, 3)
+    succeeded(runs("delete", "a", "--yes"))
+    assert strict(process.stdout.readline()) == {"gone": name}
+
+
+def test_watch_ends_with_an_error_when_the_server_does(new_server: New, train: New) -> None:
+    server = new_server("--grace", "0").start()
+    command = [sys.executable, "-m", "mechanicd.cli", "runs", "watch", "--target", server.target, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        probe = subprocess.run([*command[:4], "list", *command[5:]], capture_output=True, text=True, timeout=60, check=True)
+        assert strict(probe.stdout) == []
+        server.kill()
+        rest, said = process.communicate(timeout=30)
+    assert (process.returncode, rest) == (1, "")
+    assert strict(said)["error"]["reason"] == "SERVER_UNREACHABLE"
+
+
+# --- the environment -----------------------------------------------------------------------------------------------------
+
+
+def test_target_and_project_may_come_from_the_environment(
+    train: New, server: Any, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = train("a", 1)
+    monkeypatch.setenv("MECHANICD_TARGET", server.target)
+    monkeypatch.setenv("MECHANICD_PROJECT", project)
+    for command in (["list"], ["show", "a"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "mechanicd.cli", "runs", *command, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        shown = strict(succeeded(done))
+        assert (shown if isinstance(shown, dict) else shown[0])["name"] == name
