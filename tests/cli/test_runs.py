@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from mechanicd.tuner import Tuner, TunerState
+
 New = Callable[..., Any]
 RUN_KEYS = [
     "name",
@@ -74,10 +76,12 @@ def flat(text: str) -> str:
 # --- list --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_shows_each_run_with_its_status_step_scale_and_labels(train: New, runs: New, ask: New) -> None:
+def test_a_list_shows_each_run_with_its_status_step_scale_and_labels(
+    train: New, run_cli: New, ask: New, server: Any, project: str
+) -> None:
     train("a", 15, labels={"batch": "256"}, close="RUN_STATUS_FINISHED")
     train("b", labels={"note": HOSTILE})
-    text = succeeded(runs("list"))
+    text = succeeded(run_cli("runs", "list", "--target", server.target, "--project", project))
     lines = text.splitlines()
     assert lines[0].split() == ["run", "status", "step", "S", "last", "step", "labels"]
     first = next(line for line in lines if "finished" in line)
@@ -151,6 +155,12 @@ def test_show_in_json_is_one_of_the_list(train: New, runs: New) -> None:
     assert [shown] == strict(succeeded(runs("list", "--json")))
 
 
+def test_show_counts_from_the_first_step_that_the_server_has(train: New, runs: New) -> None:
+    adopted = TunerState.from_rows(40, Tuner().init().rows).to_bytes()
+    train("a", 5, tuner_state=adopted)
+    assert "S, log scale, steps 41 to 45: " in succeeded(runs("show", "a"))
+
+
 def test_show_of_a_run_without_steps_has_no_sketch(train: New, runs: New) -> None:
     train("a")
     assert "log scale" not in succeeded(runs("show", "a"))
@@ -176,14 +186,14 @@ def test_a_malformed_name_is_an_error_with_the_right_form(runs: New) -> None:
 @pytest.mark.parametrize(
     "command", [("list",), ("show", "a"), ("watch",), ("export", "a"), ("delete", "--yes", "a")], ids=lambda command: command[0]
 )
-def test_a_server_that_is_not_there_is_an_error_with_advice(command: tuple[str, ...], run_cli: New, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_an_error_with_advice(command: tuple[str, ...], here: New, tmp_path: Path) -> None:
     target = f"unix:{tmp_path / 'nobody'}"
-    said = failed(run_cli("runs", command[0], "--target", target, *command[1:]), "SERVER_UNREACHABLE")
+    said = failed(here("runs", command[0], "--target", target, *command[1:]), "SERVER_UNREACHABLE")
     assert f"no mechanicd answers at {target}" in said
     assert "start one with `mechanicd serve`, or check the address" in said
 
 
-def test_an_unreachable_server_is_told_in_json_too(run_cli: New, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_told_by_the_process_in_json_too(run_cli: New, tmp_path: Path) -> None:
     done = run_cli("runs", "list", "--json", "--target", f"unix:{tmp_path / 'nobody'}")
     assert (done.returncode, done.stdout) == (1, "")
     assert strict(done.stderr)["error"]["reason"] == "SERVER_UNREACHABLE"
@@ -224,11 +234,11 @@ def same(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_an_export_is_the_history_to_the_last_bit(train: New, runs: New, ask: New, form: str) -> None:
+def test_an_export_is_the_history_to_the_last_bit(train: New, run_cli: New, ask: New, form: str, server: Any) -> None:
     groups = ("embed, and", 'the "head"')
     bad = {3: math.nan, 4: math.inf, 5: -math.inf, 6: -0.0, 7: 5e-324, 8: 0.1 + 0.2}
     name = train("a", 20, groups=groups, bad=bad)
-    text = succeeded(runs("export", "a", "--format", form))
+    text = succeeded(run_cli("runs", "export", "--target", server.target, name, "--format", form))
     if form == "csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         assert reader.fieldnames == STEP_KEYS

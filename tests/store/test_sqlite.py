@@ -215,6 +215,12 @@ def test_a_place_that_can_not_hold_a_database_is_refused_by_its_name(tmp_path: P
     assert list(folder.iterdir()) == []
 
 
+def test_a_file_that_takes_no_database_is_refused_when_the_store_is_opened_not_at_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "runs.db").symlink_to("/dev/null")
+    with pytest.raises(StoreNotWritable, match=r"runs\.db can't be used as a database"):
+        SQLiteStore(str(tmp_path / "runs.db"))
+
+
 def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     path.touch()

@@ -6,13 +6,13 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mechanicd.tuner import CONVENTIONS, Reductions, StateError, Tuner, TunerConfig, TunerState
 from mechanicd.tuner._rules import Row
 
-repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=60, phases=[Phase.generate])
 
 TWO_BETAS = TunerConfig(betas=(0.5, 1.0))
 FIXED = TunerState.from_rows(

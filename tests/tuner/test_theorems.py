@@ -22,14 +22,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mechanicd.tuner import Reductions, Tuner, TunerConfig
 
 TINY = 1e-300
 ROUNDING = 1e-12
-repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=60, phases=[Phase.generate])
 
 Hear = Callable[[float], tuple[float, float]]
 Adversary = Callable[[int, list[float], np.random.Generator], float]
