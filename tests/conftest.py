@@ -10,8 +10,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from mechanicd.client import connect
+from mechanicd.v1 import run_service_pb2
 
 
 class ServerProcess:
@@ -120,6 +124,24 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
             return True
         time.sleep(0.01)
     return condition()
+
+
+@pytest.fixture
+def history() -> Callable[..., list[Any]]:
+    """Every step that a server has of a run, as StepRecords: `history(target, "run", project="default", branch=0)`."""
+
+    def read(target: str, run: str, project: str = "default", **fields: Any) -> list[Any]:
+        name, token, records = f"projects/{project}/runs/{run}", "", []
+        with connect(target) as client:
+            while True:
+                request = run_service_pb2.QuerySeriesRequest(name=name, page_token=token, page_size=10_000, **fields)
+                page = client.call("QuerySeries", request)
+                records += page.records
+                token = page.next_page_token
+                if not token:
+                    return records
+
+    return read
 
 
 @pytest.fixture(name="wait_for")

@@ -4,14 +4,14 @@ import importlib.util
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mechanicd.client import Reductions, connect, open_run
+from mechanicd.client import Reductions, open_run
 from mechanicd.tuner import Tuner
-from mechanicd.v1 import run_service_pb2
 
 _spec = importlib.util.spec_from_file_location("fault_proxy", Path(__file__).with_name("fault_proxy.py"))
 assert _spec is not None
@@ -25,7 +25,7 @@ PATIENCE = 5.0  # a step that is given up at its deadline, on a machine that has
 
 @pytest.mark.parametrize("fault", [*fault_proxy.FAULTS, "one after the other"])
 def test_training_goes_on_and_ends_with_the_oracles_history(
-    fault: str, server: Any, project: str, capsys: pytest.CaptureFixture[str]
+    fault: str, server: Any, project: str, history: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng = random.Random(seed)
@@ -48,9 +48,7 @@ def test_training_goes_on_and_ends_with_the_oracles_history(
         assert session.flush(30) == len(scales), f"seed {seed}"
         session.close()
     assert longest < PATIENCE, f"seed {seed}: a step took {longest:.2f} s, its deadline is {DEADLINE} s"
-    with connect(server.target) as client:
-        request = run_service_pb2.QuerySeriesRequest(name=f"projects/{project}/runs/faults", page_size=10_000)
-        history = [(record.step, record.scale[0]) for record in client.call("QuerySeries", request).records]
-    assert history == list(enumerate(scales, 1)), f"seed {seed}"
+    kept = [(record.step, record.scale[0]) for record in history(server.target, "faults", project)]
+    assert kept == list(enumerate(scales, 1)), f"seed {seed}"
     with capsys.disabled():
         print(f"\nnetwork faults, {fault}: seed {seed}, {len(scales)} steps, the longest {longest:.2f} s, all bits equal")

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from mechanicd.client import Reductions, ServerUnavailable, SessionFenced, TunerConfig, TunerState, connect, open_run
+from mechanicd.client import Reductions, ServerUnavailable, SessionFenced, TunerConfig, TunerState, open_run
 from mechanicd.tuner import Tuner
-from mechanicd.v1 import run_service_pb2
 
 
 def some_reductions(count: int, seed: int = 0) -> list[Reductions]:
@@ -31,23 +30,13 @@ def oracle(reductions: list[Reductions]) -> list[float]:
     return scales
 
 
-def history(target: str, run: str, branch: int = 0) -> list[tuple[int, float]]:
-    """(step, S) of every step that the server has."""
-    rows: list[tuple[int, float]] = []
-    token = ""
-    with connect(target) as client:
-        while True:
-            name = f"projects/default/runs/{run}"
-            request = run_service_pb2.QuerySeriesRequest(name=name, branch=branch, page_token=token, page_size=10_000)
-            page = client.call("QuerySeries", request)
-            rows += [(record.step, record.scale[0]) for record in page.records]
-            token = page.next_page_token
-            if not token:
-                return rows
+def told(records: list[Any]) -> list[tuple[int, float]]:
+    """(step, S) of each record."""
+    return [(record.step, record.scale[0]) for record in records]
 
 
 def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(
-    new_server: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    new_server: Callable[..., Any], history: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     reductions = some_reductions(3000)
     server = new_server().start()
@@ -63,14 +52,14 @@ def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(
         assert session.flush(30) == 3000
     session.close()
     assert scales == oracle(reductions)
-    assert history(server.target, "killed") == list(enumerate(scales, 1))
+    assert told(history(server.target, "killed")) == list(enumerate(scales, 1))
     said = [record.message for record in caplog.records]
     assert len(said) == 2, "once when the outage begins, once when it ends"
     assert "away" in said[0]
     assert "back" in said[1]
 
 
-def test_a_training_may_begin_before_its_server(new_server: Callable[..., Any]) -> None:
+def test_a_training_may_begin_before_its_server(new_server: Callable[..., Any], history: Callable[..., list[Any]]) -> None:
     reductions = some_reductions(200)
     server = new_server()
     session = open_run(server.target, "early", start=0)
@@ -80,10 +69,10 @@ def test_a_training_may_begin_before_its_server(new_server: Callable[..., Any]) 
     assert session.flush(30) == 200
     session.close()
     assert first + second == oracle(reductions)
-    assert [step for step, _ in history(server.target, "early")] == list(range(1, 201))
+    assert [step for step, _ in told(history(server.target, "early"))] == list(range(1, 201))
 
 
-def test_a_server_that_lost_its_store_adopts_the_run(new_server: Callable[..., Any]) -> None:
+def test_a_server_that_lost_its_store_adopts_the_run(new_server: Callable[..., Any], history: Callable[..., list[Any]]) -> None:
     reductions = some_reductions(300)
     server = new_server().start()
     session = open_run(server.target, "lost", start=0)
@@ -99,10 +88,12 @@ def test_a_server_that_lost_its_store_adopts_the_run(new_server: Callable[..., A
     session.close()
     assert scales == oracle(reductions)
     # What was durable at the lost store is gone with it; the gap is shown, not papered over.
-    assert history(server.target, "lost") == list(enumerate(scales, 1))[100:]
+    assert told(history(server.target, "lost")) == list(enumerate(scales, 1))[100:]
 
 
-def test_hold_keeps_s_while_the_server_is_away_and_goes_on_after(new_server: Callable[..., Any]) -> None:
+def test_hold_keeps_s_while_the_server_is_away_and_goes_on_after(
+    new_server: Callable[..., Any], history: Callable[..., list[Any]]
+) -> None:
     reductions = some_reductions(120)
     server = new_server().start()
     session = open_run(server.target, "held", start=0, on_outage="hold")
@@ -116,7 +107,7 @@ def test_hold_keeps_s_while_the_server_is_away_and_goes_on_after(new_server: Cal
     after = [session.step(each) for each in reductions[80:]]
     session.flush()
     session.close()
-    assert history(server.target, "held") == list(enumerate([*before, noticed, *held, *after], 1))
+    assert told(history(server.target, "held")) == list(enumerate([*before, noticed, *held, *after], 1))
     heard = reductions[:51] + reductions[80:]
     assert after[-1] == oracle(heard)[-1], "the tuner never heard of the held steps"
 
@@ -146,7 +137,9 @@ def test_an_unreachable_server_at_the_start_is_one_clear_error() -> None:
             open_run(target, "nobody", start=None, on_outage="local")
 
 
-def test_a_checkpoint_goes_on_without_the_server_and_is_adopted_later(new_server: Callable[..., Any]) -> None:
+def test_a_checkpoint_goes_on_without_the_server_and_is_adopted_later(
+    new_server: Callable[..., Any], history: Callable[..., list[Any]]
+) -> None:
     reductions = some_reductions(100)
     tuner = Tuner()
     state = tuner.init()
@@ -161,7 +154,7 @@ def test_a_checkpoint_goes_on_without_the_server_and_is_adopted_later(new_server
     session.flush()
     session.close()
     assert scales == oracle(reductions)[60:]
-    assert history(server.target, "adopted") == list(enumerate(scales, 61))
+    assert told(history(server.target, "adopted")) == list(enumerate(scales, 61))
 
 
 def test_a_silent_server_holds_a_step_up_no_longer_than_its_deadline_and_is_then_away() -> None:

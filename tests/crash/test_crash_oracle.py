@@ -15,12 +15,10 @@ from typing import Any
 
 import pytest
 
-from mechanicd.client import connect
 from mechanicd.tuner import Tuner
-from mechanicd.v1 import run_service_pb2
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
-TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)
+TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)  # KILLS: how often something is killed
 BOUND_SECONDS = 400 if SOAK else 100
 SCRIPT = Path(__file__).with_name("trainer.py")
 
@@ -50,7 +48,8 @@ class Training:
         self.checkpoint = folder / f"checkpoint{index}"
         self.log = folder / f"trainer{index}.log"
         self.output = folder / f"trainer{index}.out"
-        self._command = [sys.executable, str(SCRIPT), target, self.run, str(self.seed), str(STEPS), str(self.checkpoint)]
+        self._command = [sys.executable, str(SCRIPT), target, self.run, str(self.seed), str(STEPS)]
+        self._command += [str(self.checkpoint), str(folder / "gate")]
         self.start()
 
     def start(self) -> None:
@@ -69,13 +68,20 @@ class Training:
 @pytest.mark.timeout(BOUND_SECONDS + 60)
 @pytest.mark.parametrize("victims", ["server", "trainers", "both"])
 def test_every_history_equals_the_oracle_bit_for_bit(
-    victims: str, new_server: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    victims: str,
+    new_server: Callable[..., Any],
+    history: Callable[..., list[Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng = random.Random(seed)
     server = new_server().start()
     trainings = [Training(server.target, index, seed, tmp_path) for index in range(TRAINERS)]
     killed = {"server": 0, "trainers": 0}
+    kinds = [victims] if victims != "both" else ["server", "trainers", "both at once"]
+    plan = [kinds[index % len(kinds)] for index in range(KILLS)]
+    rng.shuffle(plan)
     end = time.monotonic() + BOUND_SECONDS
     try:
         while not all(training.done for training in trainings):
@@ -84,9 +90,10 @@ def test_every_history_equals_the_oracle_bit_for_bit(
                 assert training.process.poll() in (None, 0), f"seed {seed}: a trainer died\n" + tails(trainings)
             time.sleep(rng.uniform(0.0, 1.0))
             alive = [training for training in trainings if not training.done]
-            if sum(killed.values()) >= KILLS or not alive:
+            if not plan:
+                (tmp_path / "gate").touch()
                 continue
-            victim = victims if victims != "both" else rng.choice(["server", "trainers", "both at once"])
+            victim = plan.pop()
             if victim != "server":
                 for training in rng.sample(alive, rng.randint(1, len(alive))):
                     training.kill()
@@ -105,24 +112,11 @@ def test_every_history_equals_the_oracle_bit_for_bit(
         for training in trainings:
             training.kill()
     for training in trainings:
-        assert history(server.target, training.run) == list(enumerate(oracle(training.seed), 1)), f"seed {seed}: {training.run}"
+        kept = [(record.step, record.scale[0]) for record in history(server.target, training.run)]
+        assert kept == list(enumerate(oracle(training.seed), 1)), f"seed {seed}: {training.run}"
     with capsys.disabled():
         steps = TRAINERS * STEPS
         print(f"\ncrash oracle, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, killed {killed}, all bits equal")
-
-
-def history(target: str, run: str) -> list[tuple[int, float]]:
-    """(step, S) of every step that the server has."""
-    rows: list[tuple[int, float]] = []
-    token = ""
-    with connect(target) as client:
-        while True:
-            name = f"projects/default/runs/{run}"
-            page = client.call("QuerySeries", run_service_pb2.QuerySeriesRequest(name=name, page_token=token, page_size=10_000))
-            rows += [(record.step, record.scale[0]) for record in page.records]
-            token = page.next_page_token
-            if not token:
-                return rows
 
 
 def tails(trainings: list[Training]) -> str:

@@ -1,8 +1,9 @@
 """A trainer without a framework. Its reductions depend on the step and on S, so a wrong bit anywhere shows in all that follows.
 
-    python trainer.py TARGET RUN SEED STEPS CHECKPOINT
+    python trainer.py TARGET RUN SEED STEPS CHECKPOINT GATE
 
-Prints a line with the step now and then, and "done" at the end. Resumes from CHECKPOINT if the file exists.
+Prints a line with the step now and then, and "done" at the end. Resumes from CHECKPOINT if the file exists. It takes its last
+steps only when the file GATE exists, so that nobody is done before all the kills have happened.
 """
 
 import math
@@ -25,13 +26,17 @@ def reductions(seed: int, step: int, S: float) -> Reductions:
 
 
 def main() -> None:
-    target, run, seed, steps, checkpoint = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+    target, run, seed, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    checkpoint, gate = Path(sys.argv[5]), Path(sys.argv[6])
     start: int | TunerState = 0
     if checkpoint.exists():
         start = TunerState.from_bytes(checkpoint.read_bytes(), TunerConfig())
     session = open_run(target, run, start=start, deadline=1.0)
     S = session.scales[0]
     while session.state.step < steps:
+        if session.state.step >= steps - CHECKPOINT_EVERY and not gate.exists():
+            time.sleep(0.01)
+            continue
         S = session.step(reductions(seed, session.state.step + 1, S))
         step = session.state.step
         if step % 10 == 0:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from mechanicd.client import ServerUnavailable, SessionFenced, connect
+from mechanicd.client import ServerUnavailable, SessionFenced
 from mechanicd.torch import mechanize
-from mechanicd.v1 import resources_pb2, run_service_pb2
 
 STEPS = 120
 BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -58,28 +57,22 @@ class Digits:
         return self
 
 
-def records(target: str, project: str, run: str, branch: int = 0) -> list[resources_pb2.StepRecord]:
-    with connect(target) as client:
-        request = run_service_pb2.QuerySeriesRequest(name=f"projects/{project}/runs/{run}", branch=branch, page_size=10_000)
-        return list(client.call("QuerySeries", request).records)
-
-
 @pytest.mark.parametrize("base", BASES)
-def test_it_equals_the_training_without_a_server(base: str, server: Any, project: str) -> None:
+def test_it_equals_the_training_without_a_server(base: str, server: Any, history: Any, project: str) -> None:
     alone = Digits(base).train(range(STEPS))
     served = Digits(base, run="digits", target=server.target, project=project).train(range(STEPS))
     assert served.opt.flush() == STEPS
     served.opt.close()
     assert served.scales == alone.scales
     assert served.bits() == alone.bits()
-    kept = records(server.target, project, "digits")
+    kept = history(server.target, "digits", project)
     assert [record.scale[0] for record in kept] == alone.scales
     assert [record.base_lr for record in kept][:1] == [1.0]
     assert kept[-1].base_lr == pytest.approx(1.0 - 0.9 * (STEPS - 1) / STEPS)
     assert alone.scales[-1] > 1e-4, "S left s_init"
 
 
-def test_it_equals_it_when_the_server_is_killed_in_the_middle(new_server: Any) -> None:
+def test_it_equals_it_when_the_server_is_killed_in_the_middle(new_server: Any, history: Any) -> None:
     server = new_server().start()
     alone = Digits("adamw").train(range(STEPS))
     served = Digits("adamw", run="killed", target=server.target).train(range(30))
@@ -91,11 +84,11 @@ def test_it_equals_it_when_the_server_is_killed_in_the_middle(new_server: Any) -
     served.opt.close()
     assert served.scales == alone.scales
     assert served.bits() == alone.bits()
-    assert [record.scale[0] for record in records(server.target, "default", "killed")] == alone.scales
+    assert [record.scale[0] for record in history(server.target, "killed")] == alone.scales
 
 
 def test_a_resumed_training_equals_the_uninterrupted_one_and_the_given_up_steps_are_kept(
-    server: Any, project: str, tmp_path: Path
+    server: Any, history: Any, project: str, tmp_path: Path
 ) -> None:
     alone = Digits("sgd").train(range(STEPS))
     where = {"run": "digits", "target": server.target, "project": project}
@@ -108,8 +101,8 @@ def test_a_resumed_training_equals_the_uninterrupted_one_and_the_given_up_steps_
     second.opt.flush()
     assert first.scales[:50] + second.scales == alone.scales
     assert second.bits() == alone.bits()
-    assert [record.scale[0] for record in records(server.target, project, "digits")] == alone.scales
-    given_up = records(server.target, project, "digits", branch=1)
+    assert [record.scale[0] for record in history(server.target, "digits", project)] == alone.scales
+    given_up = history(server.target, "digits", project, branch=1)
     assert [(record.step, record.scale[0]) for record in given_up] == list(enumerate(alone.scales, 1))[50:70]
     before = [p.detach().clone() for p in first.model.parameters()]
     with pytest.raises(SessionFenced):
@@ -118,7 +111,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_and_the_given_up_steps_
     second.opt.close()
 
 
-def test_a_run_with_several_scale_groups_goes_through_the_server(server: Any, project: str) -> None:
+def test_a_run_with_several_scale_groups_goes_through_the_server(server: Any, history: Any, project: str) -> None:
     alone = Digits("adamw", scale_groups="tensor").train(range(40))
     served = Digits("adamw", scale_groups="tensor", run="digits", target=server.target, project=project).train(range(40))
     served.opt.flush()
@@ -126,15 +119,15 @@ def test_a_run_with_several_scale_groups_goes_through_the_server(server: Any, pr
     assert len(served.opt.scale) == 4
     assert served.scales == alone.scales
     assert served.bits() == alone.bits()
-    assert tuple(records(server.target, project, "digits")[-1].scale) == alone.scales[-1]
+    assert tuple(history(server.target, "digits", project)[-1].scale) == alone.scales[-1]
 
 
-def test_closing_an_optimizer_that_never_stepped_leaves_its_run_alone(server: Any, project: str) -> None:
+def test_closing_an_optimizer_that_never_stepped_leaves_its_run_alone(server: Any, history: Any, project: str) -> None:
     where = {"run": "digits", "target": server.target, "project": project}
     trained = Digits("sgd", **where).train(range(5))
     trained.opt.close()
     Digits("sgd", **where).opt.close()
-    assert [record.step for record in records(server.target, project, "digits")] == [1, 2, 3, 4, 5]
+    assert [record.step for record in history(server.target, "digits", project)] == [1, 2, 3, 4, 5]
 
 
 def test_raise_leaves_the_parameters_where_they_were(new_server: Any) -> None:
