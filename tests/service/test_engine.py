@@ -193,11 +193,9 @@ def test_a_session_that_is_refused_since_the_store_fails_leaves_the_holder_at_wo
     assert bench.stored() == bench.taken()
 
 
-@pytest.mark.parametrize(
-    ("start", "reason"), [({"after_step": 99}, "RESUME_STEP_UNKNOWN"), ({"after_step": 3}, "RESUME_STEP_UNKNOWN")]
-)
+@pytest.mark.parametrize("after_step", [2**40, 3])
 def test_a_session_that_is_refused_never_fences_the_holder_not_even_for_a_moment(
-    play: Callable[..., Bench], start: dict[str, int], reason: str
+    play: Callable[..., Bench], after_step: int
 ) -> None:
     """A step that came while such a request was looked at would have ended a training that nobody meant to end."""
 
@@ -205,13 +203,13 @@ def test_a_session_that_is_refused_never_fences_the_holder_not_even_for_a_moment
         adopted = TunerState.from_rows(5, Tuner().init().rows)  # before it the history is empty: nothing to rewind to
         bench.states = [adopted] * 6
         await bench.open(tuner_state=adopted.to_bytes())
-        opening = tuner_service_pb2.OpenSessionRequest(name=NAME, **start)
+        opening = tuner_service_pb2.OpenSessionRequest(name=NAME, after_step=after_step)
         for _ in range(3):
             answer = asyncio.create_task(bench.engine.open_session(opening))
             while not answer.done():
                 bench.step()
                 await asyncio.sleep(0)
-            assert (await bench.refused(answer)).reason == reason  # type: ignore[arg-type]
+            assert (await bench.refused(answer)).reason == "RESUME_STEP_UNKNOWN"  # type: ignore[arg-type]
 
     assert len(play(act).taken()) > 10
 

@@ -1,12 +1,15 @@
 """Looking at runs and changing them: lists page by page, what changes, and the exact history."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from mechanicd.tuner import TunerConfig
+from mechanicd.service import Engine, _runs
+from mechanicd.store import open_store
+from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
 New = Callable[..., Any]
@@ -126,6 +129,37 @@ def test_a_run_that_comes_or_goes_between_two_pages_shifts_no_other(
     rest = wire.call("ListRuns", parent=parent, page_token=first.next_page_token)
     assert [run.name[-4:] for run in first.runs] == ["run0", "run1", "run2"]
     assert [run.name[-4:] for run in rest.runs] == ["run3", "run4", "run5", "run6", "run9"]
+
+
+@pytest.mark.parametrize("scan", [1, 3, 20, 100])
+@pytest.mark.parametrize("size", [1, 3, 10, 100])
+def test_pages_are_full_and_complete_however_the_store_is_read(scan: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is read in portions, which must not show: neither in a list, filtered or not, nor in a watch."""
+    monkeypatch.setattr(_runs, "_SCAN", scan)
+    store = open_store("sqlite:///:memory:")
+    state = TunerState.initial(TunerConfig())
+    names = [f"projects/p/runs/{i:02}" for i in range(20)]
+    for i in range(20):
+        row = store.create("p", f"{i:02}", TunerConfig(), state.to_bytes(), state.scale, 1)
+        store.set_labels(row.id, {"third": str(i % 3)})
+
+    async def look() -> None:
+        engine = Engine(store)
+        runs = _runs.Runs(engine)
+        for text, wanted in [("", names), ("labels.third = 0", names[::3])]:
+            request = run_service_pb2.ListRunsRequest(parent="projects/p", filter=text, page_size=size)
+            listed: list[list[str]] = []
+            while request.page_token or not listed:
+                response = await runs.list_runs(request)
+                request.page_token = response.next_page_token
+                listed.append([run.name for run in response.runs])
+            assert listed == [wanted[start : start + size] for start in range(0, len(wanted), size)]
+            watching = runs.watch_runs(run_service_pb2.WatchRunsRequest(parent="projects/p", filter=text))
+            assert [run.name for run in (await anext(watching)).runs] == wanted
+            await watching.aclose()  # type: ignore[attr-defined]
+        await engine.stop()
+
+    asyncio.run(look())
 
 
 def test_a_page_token_of_another_list_is_refused(wire: Any, project: str, fleet: list[Any]) -> None:
