@@ -1,5 +1,6 @@
 """Real servers for tests: own processes, own stores, free ports."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -21,9 +22,10 @@ from mechanicd.v1 import run_service_pb2
 class ServerProcess:
     """A `mechanicd serve` of its own. It can be killed, and started again on the same port and store."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, store: str = "") -> None:
         self.folder = folder
         self.database = folder / "mechanicd.db"
+        self.store = store or f"sqlite:///{self.database}"
         self.options = options
         self.port = free_port()
         self.log = folder / "server.log"
@@ -40,7 +42,7 @@ class ServerProcess:
 
     def start(self) -> "ServerProcess":
         command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", self.target]
-        command += ["--store", f"sqlite:///{self.database}", *self.options]
+        command += ["--store", self.store, *self.options]
         with self.log.open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
@@ -52,6 +54,14 @@ class ServerProcess:
         """SIGKILL: no drain, no goodbye."""
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """SIGSTOP: it is there, and says nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on as if nothing had been."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def stop(self) -> int:
         """SIGTERM: drain. Returns the exit code."""
         return self._end(signal.SIGTERM)
@@ -61,6 +71,7 @@ class ServerProcess:
             return 0
         process, self._process = self._process, None
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         code = process.wait(timeout=30)
         assert process.stdout is not None
         process.stdout.close()
@@ -76,13 +87,13 @@ def free_port() -> int:
 
 @pytest.fixture
 def new_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Makes servers that this test may kill: `new_server("--option", …)`, not started yet."""
+    """Makes servers that this test may kill: `new_server("--option", …, store=URL)`, not started yet."""
     made: list[ServerProcess] = []
 
-    def make(*options: str) -> ServerProcess:
+    def make(*options: str, store: str = "") -> ServerProcess:
         folder = tmp_path / f"server{len(made)}"
         folder.mkdir()
-        made.append(ServerProcess(folder, *options))
+        made.append(ServerProcess(folder, *options, store=store))
         return made[-1]
 
     yield make
@@ -148,3 +159,30 @@ def history() -> Callable[..., list[Any]]:
 def wait_for_fixture() -> Callable[..., bool]:
     """`wait_for(condition, seconds=10)`."""
     return wait_for
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One PostgreSQL for all tests that leave it alive; `create_database(name)` gives a URL."""
+    process = load("postgres").PostgresProcess(tmp_path_factory.mktemp("postgres")).start()
+    yield process
+    process.remove()
+
+
+@pytest.fixture
+def new_postgres(tmp_path: Path) -> Iterator[Any]:
+    """A PostgreSQL of its own that this test may kill, started."""
+    process = load("postgres").PostgresProcess(tmp_path / "postgres").start()
+    yield process
+    process.remove()
+
+
+def load(name: str) -> Any:
+    """A module of this folder, by its path from here without `.py`."""
+    spec = importlib.util.spec_from_file_location(f"tests_{name.replace('/', '_')}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    if spec.name not in sys.modules:
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+    return sys.modules[spec.name]

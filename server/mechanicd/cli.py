@@ -74,7 +74,8 @@ def main() -> None:
     default="sqlite:///mechanicd.db",
     show_default=True,
     metavar="URL",
-    help="Where runs are kept: sqlite:///FILE (sqlite:////FILE from the root).",
+    help="Where runs are kept: sqlite:///FILE (sqlite:////FILE from the root), or postgresql://USER@HOST/DATABASE, which any "
+    "number of servers may share.",
 )
 @click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, without TLS and tokens.")
 @click.option(
@@ -101,6 +102,26 @@ def main() -> None:
     help="Time for calls in flight to end on SIGTERM.",
 )
 @click.option(
+    "--keep-steps",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Keep the exact steps of the last N steps of each run; of earlier ones min, max and last. Default: all.",
+)
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0.0),
+    metavar="DAYS",
+    help="Delete runs whose last step is older. Default: keep all.",
+)
+@click.option(
+    "--silent-after",
+    type=(click.FloatRange(1.0), click.FloatRange(0.0)),
+    default=(20.0, 30.0),
+    show_default=True,
+    metavar="FACTOR SECONDS",
+    help="A run counts as silent after FACTOR of its usual step intervals without a step, and SECONDS at least.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -115,26 +136,37 @@ def serve(
     flush_interval: float,
     durability: Literal["group", "step"],
     grace: float,
+    keep_steps: int | None,
+    keep_days: float | None,
+    silent_after: tuple[float, float],
     log_level: str,
     as_json: bool,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain. Prints one line on stdout when it is ready."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines on stderr; what they tell is told below
-    from mechanicd.service import ServeError, ServerConfig
+    from mechanicd.service import Retention, ServeError, ServerConfig, Silence
     from mechanicd.service import serve as serve_
-    from mechanicd.store import StoreError, open_store
+    from mechanicd.store import StoreError, open_store, without_password
 
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
 
     def on_ready(listening: list[str], page: str) -> None:
-        ready: dict[str, Any] = {"grpc": listening, "store": store_url, "pid": os.getpid()}
+        ready: dict[str, Any] = {"grpc": listening, "store": without_password(store_url), "pid": os.getpid()}
         if as_json:
             click.echo(json.dumps({"ready": ready}))
         else:
-            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={store_url} pid={os.getpid()}")
+            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}")
         sys.stdout.flush()
 
-    config = ServerConfig(grpc=addresses, insecure=insecure, flush_interval=flush_interval, durability=durability, grace=grace)
+    config = ServerConfig(
+        grpc=addresses,
+        insecure=insecure,
+        flush_interval=flush_interval,
+        durability=durability,
+        grace=grace,
+        retention=Retention(keep_steps, keep_days),
+        silence=Silence(*silent_after),
+    )
     try:
         store = open_store(store_url)
         _run(serve_(config, store, on_ready))

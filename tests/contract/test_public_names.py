@@ -9,9 +9,10 @@ PUBLIC = {
         CONVENTIONS ConfigError Reductions ReductionsError StateError Tuner TunerConfig TunerState
     """,
     "mechanicd.store": """
-        FAILED FINISHED HELD NON_FINITE PREEMPTED RUNNING SCHEMA_VERSION TUNED
-        Claim Commit OwnershipLost Release RunExists RunRow SQLiteStore SchemaTooNew StepRow Store
-        StoreError StoreInUse StoreNotWritable open_store pack unpack
+        FAILED FINISHED HELD NON_FINITE PREEMPTED RUNNING SCHEMA_VERSION SERIES SILENT TUNED
+        Buckets Claim Commit Finding OwnershipLost Release RunExists RunRow SQLStore SQLiteStore SchemaTooNew SchemaTooOld
+        SessionRow StepRow Store StoreError StoreInUse StoreNotWritable StorePackageMissing
+        check copy open_store pack unpack without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError

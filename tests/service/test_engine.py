@@ -32,6 +32,10 @@ class TroubledStore:
             raise self.error
         return self.inner.commit(commits, releases)
 
+    @property
+    def unfolded(self) -> int:
+        return 0 if self.error is not None else self.inner.unfolded
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.inner, name)
 
@@ -317,7 +321,7 @@ def test_a_run_that_another_server_took_is_let_go_by_name(play: Callable[..., Be
         )
         bench.store.inner.claim(claim)
         bench.step(5)
-        assert (await bench.refused(bench.flush())).reason == "SESSION_UNKNOWN"
+        assert (await bench.refused(bench.flush())).reason == "OWNERSHIP_LOST"
         returning = tuner_service_pb2.OpenSessionRequest(name=NAME, session=bench.session)
         fenced = await bench.refused(bench.engine.open_session(returning))
         assert (fenced.reason, fenced.metadata["successor"]) == ("SESSION_FENCED", "4242")
@@ -326,20 +330,29 @@ def test_a_run_that_another_server_took_is_let_go_by_name(play: Callable[..., Be
     assert len(bench.stored()) == 5
 
 
-def test_a_claim_that_another_server_won_is_told_as_a_moments_trouble(
-    play: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_claim_that_another_server_won_is_tried_again_a_few_times(
+    play: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    def lost(claim: Claim) -> None:
-        raise OwnershipLost("the run is at session 2, not 1")
-
     async def act(bench: Bench) -> None:
         await bench.open()
         bench.step(5)
+        claim, left = bench.store.inner.claim, [times]
+
+        def lost(wanted: Claim) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OwnershipLost("the run is at epoch 2, not 1")
+            return claim(wanted)
+
         monkeypatch.setattr(bench.store.inner, "claim", lost)
-        refused = await bench.refused(bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name=NAME)))
+        opening = bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name=NAME))
+        if times == 1:
+            assert (await opening).last_step == 5
+            return
+        refused = await bench.refused(opening)
         assert refused.reason == "STORE_UNAVAILABLE"
-        assert "taken by another server at this moment; try again" in refused.message
-        bench.step(5)
+        assert "is being taken by other servers; try again" in refused.message
 
     bench = play(act)
     assert bench.stored() == bench.taken()

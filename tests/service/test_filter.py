@@ -27,6 +27,9 @@ ROW = RunRow(
     state=b"",
     scale=(1e-8, 2.5e-3),
     create_time=1,
+    open_time=1,
+    interval=0,
+    session_count=1,
     step_time=1,
     rewinds=0,
 )

@@ -51,6 +51,9 @@ def row(last_step: int) -> RunRow:
         state=state(last_step).to_bytes(),
         scale=state(last_step).scale,
         create_time=1,
+        open_time=1,
+        interval=0,
+        session_count=1,
         step_time=2,
         rewinds=0,
     )

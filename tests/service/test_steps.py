@@ -93,8 +93,38 @@ def test_the_last_step_again_with_other_reductions_is_a_conflict(training: Any, 
     training.expect(take(training.request()))
 
 
-@pytest.mark.parametrize("step", [0, 1, 3, 6, 7, 2**64 - 1])
-def test_a_step_that_is_neither_the_next_nor_the_last_is_out_of_order(training: Any, take: Take, step: int) -> None:
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_step_taken_long_ago_gives_the_stored_reply_again_and_other_reductions_are_refused(
+    training: Any, take: Take, flushed: bool
+) -> None:
+    requests, replies = [], []
+    for _ in range(30):
+        requests.append(training.request())
+        replies.append(training.expect(take(requests[-1])))
+    if flushed:
+        training.flush()
+    for step in (1, 7, 29, 1):
+        again = take(requests[step - 1])
+        assert (again.step, list(again.scale), again.outcome) == (step, list(replies[step - 1].scale), TUNED)
+    requests[6].reductions.delta_dot_g[0] += 1.0
+    assert said(take(requests[6])) == ("FAILED_PRECONDITION", "STEP_CONFLICT", {"step": "7"})
+    training.expect(take(training.request()))
+    assert training.flush() == 31
+    assert [tuple(record.scale) for record in training.series()] == [state.scale for state in training.states[1:]]
+
+
+def test_a_step_of_an_earlier_session_is_not_this_sessions_to_send_again(training: Any, take: Take) -> None:
+    old = training.request()
+    training.expect(take(old))
+    training.take(3)
+    training.open()
+    old.session = training.session
+    assert said(take(old)) == ("OUT_OF_RANGE", "STEP_OUT_OF_ORDER", {"expected": "5", "received": "1"})
+    training.expect(take(training.request()))
+
+
+@pytest.mark.parametrize("step", [0, 6, 7, 2**64 - 1])
+def test_a_step_that_is_neither_the_next_nor_one_taken_is_out_of_order(training: Any, take: Take, step: int) -> None:
     training.take(4)
     result = take(training.request(step=step))
     assert said(result) == ("OUT_OF_RANGE", "STEP_OUT_OF_ORDER", {"expected": "5", "received": str(step)})
@@ -270,7 +300,7 @@ def test_a_stream_goes_on_after_each_kind_of_refusal(training: Any, stream: Any)
         training.request(session=1),
         tuner_service_pb2.StepRequest(session=training.session, step=3),
         training.request(),
-        training.request(step=1),
+        training.request(step=0),
     )
     training.expect(refused.pop(5))
     assert [errors_pb2.ErrorReason.Name(result.error.reason) for result in refused] == [
@@ -287,7 +317,7 @@ def test_a_stream_goes_on_after_each_kind_of_refusal(training: Any, stream: Any)
         (training.session, 2),
         (1, 3),
         (training.session, 3),
-        (training.session, 1),
+        (training.session, 0),
     ]
     training.expect(stream.take(training.request())[0])
 

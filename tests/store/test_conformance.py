@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mechanicd import store as model
-from mechanicd.store import Claim, Commit, OwnershipLost, Release, RunExists, RunRow, StepRow, Store, pack
+from mechanicd.store import Claim, Commit, OwnershipLost, Release, RunExists, RunRow, SessionRow, StepRow, Store, pack
 from mechanicd.tuner import TunerConfig, TunerState
 
 ALL = 2**62
@@ -66,6 +66,7 @@ def commit_of(row: RunRow, steps: list[StepRow]) -> Commit:
         state=b"state after %d" % last,
         scale=(last * 0.1,) * groups,
         step_time=last * 1_000,
+        interval=500,
         records=b"".join(pack(groups, each) for each in steps),
     )
 
@@ -190,7 +191,7 @@ def test_a_claim_begins_the_next_epoch_of_the_run(store: Store) -> None:
 def test_a_claim_on_an_epoch_that_is_over_is_lost_and_changes_nothing(store: Store) -> None:
     stale = make(store)
     row = commit(store, claim(store, stale), [step(1), step(2)])
-    with pytest.raises(OwnershipLost, match="projects/p/runs/r is at session 1, not 0"):
+    with pytest.raises(OwnershipLost, match="projects/p/runs/r is at epoch 1, not 0"):
         claim(store, stale, after_step=0, session=987)
     assert got(store, row) == row
     assert history(store, row) == exact([step(1), step(2)])
@@ -253,7 +254,7 @@ def test_a_claim_above_the_last_step_leaves_a_gap_and_no_branch(store: Store) ->
 def test_a_commit_moves_the_run_to_its_last_step(store: Store) -> None:
     row = claim(store, make(store))
     after = commit(store, row, [step(1), step(2), step(3)])
-    assert after == replace(row, last_step=3, state=b"state after 3", scale=(3 * 0.1,), step_time=3_000)
+    assert after == replace(row, last_step=3, state=b"state after 3", scale=(3 * 0.1,), step_time=3_000, interval=500)
 
 
 @pytest.mark.parametrize("changes", [{"epoch": 2}, {"epoch": 0}, {"session": 77}, {"after_step": 0}, {"after_step": 3}])
@@ -320,10 +321,9 @@ def test_a_session_leads_to_its_run_and_to_who_holds_it_now(store: Store, reopen
     store.commit([], [Release(run_id=third.id, epoch=1, session=third.session, status=model.FINISHED, message="")])
     for each_store in (lambda: store, reopen):
         each = each_store()
-        assert each.by_session(first.session) == (second, second.session)
-        assert each.by_session(second.session) == (second, second.session)
-        assert each.by_session(third.session) == (got(each, third), 0)
-        assert each.by_session(2**62) == (largest, 2**62)
+        for session, row in ((first, second), (second, second), (third, got(each, third)), (largest, largest)):
+            found = SessionRow(session=session.session, run_id=row.id, after_step=0, open_time=2_000)
+            assert each.by_session(session.session) == (row, found)
         assert each.by_session(10**15) is None
         assert each.by_session(0) is None
 

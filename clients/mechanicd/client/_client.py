@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from mechanicd.client import _signals
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.client._session import Session
 from mechanicd.tuner import ConfigError, TunerConfig, TunerState
@@ -16,17 +17,18 @@ from mechanicd.v1 import names
 
 if TYPE_CHECKING:
     from mechanicd.client._remote import RemoteSession
-    from mechanicd.client._transport import Transport
+    from mechanicd.client._targets import Targets
 
 DEFAULT_PROJECT: Final = "default"
 _open_sessions: "weakref.WeakSet[RemoteSession]" = weakref.WeakSet()
 
 
 def connect(target: str | None = None) -> "Client":
-    """A client of one server. Nothing is sent before the first call.
+    """A client. Nothing is sent before the first call.
 
     Args:
-        target: `HOST:PORT` or `unix:PATH`; None takes the environment's MECHANICD_TARGET.
+        target: `HOST:PORT` or `unix:PATH`, several of them with commas between, or a DNS name of several addresses: a run
+            whose server is away goes on with the next. None takes the environment's MECHANICD_TARGET.
 
     Raises:
         InvalidArgument: there is no target.
@@ -38,18 +40,18 @@ def connect(target: str | None = None) -> "Client":
 
 
 class Client:
-    """A connection to one server. grpc is imported, and the channel opened, at the first call."""
+    """A connection to one server, or to several over one store. grpc is imported, and the channel opened, at the first call."""
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._lazy: Transport | None = None
+        self._lazy: Targets | None = None
 
     @property
-    def _transport(self) -> "Transport":
+    def _targets(self) -> "Targets":
         if self._lazy is None:
-            from mechanicd.client._transport import Transport
+            from mechanicd.client._targets import Targets
 
-            self._lazy = Transport(self.target)
+            self._lazy = Targets(self.target)
         return self._lazy
 
     def open_run(
@@ -80,6 +82,7 @@ class Client:
             ServerUnavailable: no server answers, and `on_outage` is "raise" or `start` only the server's to know.
         """
         from mechanicd.client._remote import RemoteSession
+        from mechanicd.client._targets import Route
 
         project = project or os.environ.get("MECHANICD_PROJECT") or DEFAULT_PROJECT
         try:
@@ -88,7 +91,7 @@ class Client:
         except names.MalformedName as error:
             raise InvalidArgument(error.reason, str(error)) from None
         session = RemoteSession(
-            self._transport,
+            Route(self._targets, name),
             name,
             config or TunerConfig(),
             checked,
@@ -98,6 +101,7 @@ class Client:
             client=f"mechanicd python, {socket.gethostname()}, process {os.getpid()}",
         )
         _open_sessions.add(session)
+        _signals.watch(_close_sessions)
         return session
 
     def call(self, method: str, request: Any, timeout: float = 10.0) -> Any:
@@ -106,7 +110,7 @@ class Client:
         Raises:
             MechanicdError: what the server refused, or ServerUnavailable.
         """
-        return self._transport.call(method, request, timeout)
+        return self._targets.call(method, request, timeout)
 
     def watch(self, request: Any) -> Iterator[Any]:
         """RunService.WatchRuns, until the caller stops.
@@ -114,7 +118,7 @@ class Client:
         Raises:
             MechanicdError: as `call`.
         """
-        return self._transport.watch(request)
+        return self._targets.watch(request)
 
     def close(self) -> None:
         """Closes the connection. Sessions are closed by themselves, before."""
@@ -169,6 +173,7 @@ def _after_fork() -> None:
     for session in list(_open_sessions):
         session.forget()
     _open_sessions.clear()
+    _signals.forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -180,6 +185,6 @@ def _close_sessions() -> None:
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     for session in list(_open_sessions):
         if error is None:
-            session.close("finished", "the process ended")
+            session.close(None, "the process ended")
         else:
             session.close("failed", f"{type(error).__name__}: {error}")

@@ -86,6 +86,7 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "STEP_CONFLICT": StepConflict,
     "STEP_OUT_OF_ORDER": SessionError,
     "RUN_NOT_FOUND": MechanicdError,
+    "OWNERSHIP_LOST": ServerUnavailable,
     "STORE_UNAVAILABLE": ServerUnavailable,
     "SERVER_DRAINING": ServerUnavailable,
     "NOT_IMPLEMENTED": NotImplementedByServer,

@@ -24,7 +24,8 @@ from mechanicd.client._errors import (
     StepConflict,
 )
 from mechanicd.client._session import Session
-from mechanicd.client._transport import Link, Transport, step_error
+from mechanicd.client._targets import Route
+from mechanicd.client._transport import Link, step_error
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -48,7 +49,7 @@ class RemoteSession(Session):
     """One training process's hold on a run of a server. Made by `Client.open_run`.
 
     Args:
-        transport: the channel.
+        route: where the run's calls go.
         name: `projects/{project}/runs/{run}`.
         start: where the training is: a step (0 for one that begins anew), a checkpoint's tuner state, or None for
             wherever the server's run is.
@@ -63,7 +64,7 @@ class RemoteSession(Session):
 
     def __init__(
         self,
-        transport: Transport,
+        route: Route,
         name: str,
         config: TunerConfig,
         labels: Mapping[str, str],
@@ -76,7 +77,7 @@ class RemoteSession(Session):
             raise InvalidArgument(
                 "INVALID_OUTAGE_POLICY", f"on_outage={on_outage!r}; choose one of {', '.join(OUTAGE_POLICIES)}"
             )
-        self._transport = transport
+        self._route = route
         self._on_outage = on_outage
         self._deadline = deadline
         self._pid = os.getpid()
@@ -91,7 +92,7 @@ class RemoteSession(Session):
         self._back = threading.Event()
         self._returning: threading.Thread | None = None
         try:
-            opened = self._open(start)
+            opened = self._open_somewhere(start)
         except ServerUnavailable as error:
             state = TunerState.initial(config) if start == 0 else start
             if on_outage == "raise" or not isinstance(state, TunerState):
@@ -103,7 +104,7 @@ class RemoteSession(Session):
         state = TunerState.from_bytes(opened.tuner_state, config)
         super().__init__(name, config, state)
         self._backlog = Backlog(state)
-        self._link = transport.link()
+        self._link = route.transport.link(route.metadata)
 
     @property
     def connected(self) -> bool:
@@ -134,13 +135,13 @@ class RemoteSession(Session):
             left = end - time.monotonic()
             if self._link is None and not self._back.wait(max(0.0, left)):
                 raise ServerUnavailable(
-                    "SERVER_UNREACHABLE", f"{self._transport.target} is away; {self.backlog} steps of {self.name} are kept here"
+                    "SERVER_UNREACHABLE",
+                    f"{self._route.transport.target} is away; {self.backlog} steps of {self.name} are kept here",
                 )
             self._check()
             try:
-                reply = self._transport.call(
-                    "Flush", tuner_service_pb2.FlushRequest(session=self._id), max(0.001, end - time.monotonic())
-                )
+                request = tuner_service_pb2.FlushRequest(session=self._id)
+                reply = self._call("Flush", request, max(0.001, end - time.monotonic()))
             except (ServerUnavailable, SessionClosed) as error:
                 # SessionClosed: the server restarted in between; coming back tells whether it was more than that.
                 if self._on_outage == "raise" or time.monotonic() >= end:
@@ -207,8 +208,8 @@ class RemoteSession(Session):
         """Raises what the server refused, and StepConflict where its S is not this process's bit for bit."""
         if result.HasField("error"):
             error = step_error(result.error)
-            if error.reason == "SESSION_UNKNOWN":
-                # The server restarted, or closed the session; coming back tells which.
+            if error.reason in ("SESSION_UNKNOWN", "OWNERSHIP_LOST", "STORE_UNAVAILABLE"):
+                # The server restarted, closed the session, or lost the run to another; coming back tells which.
                 raise ServerUnavailable(error.reason, error.message, error.metadata)
             self._fatal = error
             raise error
@@ -222,6 +223,18 @@ class RemoteSession(Session):
 
     # --- an outage ---------------------------------------------------------------------------------------------------
 
+    def _call(self, method: str, request: Any, timeout: float) -> Any:
+        return self._route.transport.call(method, request, timeout, self._route.metadata)
+
+    def _open_somewhere(self, start: Start) -> tuner_service_pb2.OpenSessionResponse:
+        """Opens the session at the first server that is there."""
+        for _ in range(self._route.width - 1):
+            try:
+                return self._open(start)
+            except ServerUnavailable:
+                self._route.advance()
+        return self._open(start)
+
     def _open(self, start: Start, session: int = 0) -> tuner_service_pb2.OpenSessionResponse:
         request = tuner_service_pb2.OpenSessionRequest()
         request.CopyFrom(self._open_request)
@@ -230,7 +243,7 @@ class RemoteSession(Session):
             request.tuner_state = start.to_bytes()
         elif start is not None:
             request.after_step = start
-        opened: tuner_service_pb2.OpenSessionResponse = self._transport.call("OpenSession", request, _CALL_SECONDS)
+        opened: tuner_service_pb2.OpenSessionResponse = self._call("OpenSession", request, _CALL_SECONDS)
         self._id = opened.session
         # A checkpoint is expected to be older than the server; a training that begins anew under an old name, or a server that
         # lacks steps, may surprise.
@@ -256,10 +269,11 @@ class RemoteSession(Session):
         attempt = 0
         while not self._ended.wait(random.uniform(0.0, min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**attempt))):
             attempt = min(attempt + 1, 10)
+            self._route.advance()
             link: Link | None = None
             try:
                 last_step = self._reopen()
-                link = self._transport.link()
+                link = self._route.transport.link(self._route.metadata)
                 replayed = self._replay(link, last_step)
             except ServerUnavailable:
                 pass
@@ -331,7 +345,7 @@ class RemoteSession(Session):
         try:
             if self._fatal is None and link is not None:
                 request = tuner_service_pb2.CloseSessionRequest(session=self._id, status=_STATUS[status], message=message)
-                self._transport.call("CloseSession", request, _CALL_SECONDS)
+                self._call("CloseSession", request, _CALL_SECONDS)
             elif self._fatal is None:
                 log.warning("%s: closed while the server is away; it misses the last %d steps", self.name, self.backlog)
         except MechanicdError as error:

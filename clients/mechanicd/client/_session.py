@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
+from mechanicd.client._signals import told_to_stop
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
 
 log = logging.getLogger("mechanicd.client")
@@ -106,13 +107,22 @@ class Session(ABC):
     def flush(self, timeout: float | None = None) -> int:
         """Waits until every finished step is durable; returns the last durable step."""
 
-    def close(self, status: str = "finished", message: str = "") -> None:
-        """Gives the run up and says why: "finished", "failed" or "preempted". Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._close(status, message)
-            for callback in self._callbacks:
-                callback()
+    def close(self, status: str | None = None, message: str = "") -> None:
+        """Gives the run up and says why. Closing twice does nothing.
+
+        Args:
+            status: "finished", "failed" or "preempted"; None means finished. Where SIGTERM told the process to stop, whatever
+                is not said to be finished counts as preempted.
+            message: why, in words.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if status != "finished" and told_to_stop():
+            status, message = "preempted", "SIGTERM told the process to stop"
+        self._close(status or "finished", message)
+        for callback in self._callbacks:
+            callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Calls back once the session is closed."""

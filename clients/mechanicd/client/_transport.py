@@ -21,14 +21,17 @@ _OPTIONS: Final = [
 ]
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
 class Link:
     """One open stream of steps. Send from one thread, receive from one thread."""
 
-    def __init__(self, stub: tuner_service_pb2_grpc.TunerServiceStub, target: str) -> None:
+    def __init__(self, stub: tuner_service_pb2_grpc.TunerServiceStub, target: str, metadata: Metadata) -> None:
         self._target = target
         self._requests: queue.SimpleQueue[tuner_service_pb2.StreamStepsRequest | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuner_service_pb2.StepResult | MechanicdError] = queue.SimpleQueue()
-        self._call: Any = stub.StreamSteps(iter(self._requests.get, None))
+        self._call: Any = stub.StreamSteps(iter(self._requests.get, None), metadata=metadata)
         threading.Thread(target=self._read, name="mechanicd-results", daemon=True).start()
 
     def send(self, *steps: tuner_service_pb2.StepRequest) -> None:
@@ -81,7 +84,7 @@ class Transport:
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
 
-    def call(self, method: str, request: Any, timeout: float) -> Any:
+    def call(self, method: str, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
         """One unary call of TunerService or RunService, by its name.
 
         Raises:
@@ -89,7 +92,7 @@ class Transport:
         """
         service = self._tuner if hasattr(self._tuner, method) else self._runs
         try:
-            return getattr(service, method)(request, timeout=timeout)
+            return getattr(service, method)(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
         except ValueError as error:  # how grpc says that close() was called
@@ -109,9 +112,9 @@ class Transport:
         finally:
             call.cancel()
 
-    def link(self) -> Link:
+    def link(self, metadata: Metadata) -> Link:
         """A new stream of steps."""
-        return Link(self._tuner, self.target)
+        return Link(self._tuner, self.target, metadata)
 
     def close(self) -> None:
         """Closes the channel and its streams."""
@@ -145,4 +148,6 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
 
 def step_error(error: tuner_service_pb2.StepError) -> MechanicdError:
     """The error of one step of a stream as one of this package."""
-    return from_reason(errors_pb2.ErrorReason.Name(error.reason), error.message, error.metadata)
+    known = errors_pb2.ErrorReason.values()
+    reason = errors_pb2.ErrorReason.Name(error.reason) if error.reason in known else f"REASON_{error.reason}"
+    return from_reason(reason, error.message, error.metadata)

@@ -218,8 +218,8 @@ class Mechanized(Optimizer):
         """
         return 0 if self._run.session is None else self._run.session.flush(timeout)
 
-    def close(self, status: str = "finished", message: str = "") -> None:
-        """Gives the run up and says why: "finished", "failed" or "preempted". Closing twice does nothing."""
+    def close(self, status: str | None = None, message: str = "") -> None:
+        """Gives the run up and says why: "finished", "failed" or "preempted"; see `Session.close`. Twice does nothing."""
         self._run.close(status, message)
 
     def __enter__(self) -> Self:

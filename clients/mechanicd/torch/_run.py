@@ -70,7 +70,7 @@ class Run:
         if session is not None:
             session.close("preempted", f"a checkpoint of step {state.step} was loaded; the run goes on from there")
 
-    def close(self, status: str, message: str) -> None:
+    def close(self, status: str | None, message: str) -> None:
         """Closes the session, if there is one; no step can follow."""
         self.closed = True
         if self.session is not None:

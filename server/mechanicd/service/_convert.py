@@ -1,5 +1,6 @@
 """Between the contract's messages and the plain values of the tuner and the store. No decisions here."""
 
+from collections.abc import Iterator
 from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -7,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from mechanicd import store
 from mechanicd.service._errors import ServiceError
 from mechanicd.tuner import ConfigError, Reductions, TunerConfig, TunerState
-from mechanicd.v1 import errors_pb2, names, resources_pb2, tuner_service_pb2
+from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
 _CONVENTIONS: Final = {
     resources_pb2.TunerConfig.CONVENTION_UNSPECIFIED: "paper",
@@ -19,13 +20,14 @@ _CONVENTIONS: Final = {
 _CONVENTIONS_OUT: Final = {name: value for value, name in _CONVENTIONS.items() if value}
 STATUS_OUT: Final = {
     store.RUNNING: resources_pb2.RUN_STATUS_RUNNING,
+    store.SILENT: resources_pb2.RUN_STATUS_SILENT,
     store.PREEMPTED: resources_pb2.RUN_STATUS_PREEMPTED,
     store.FAILED: resources_pb2.RUN_STATUS_FAILED,
     store.FINISHED: resources_pb2.RUN_STATUS_FINISHED,
 }
 MAX_INTEGER: Final = 2**62
 """The largest step or session to take from outside: stores keep signed 64-bit numbers, and a run steps on from here."""
-CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name != store.RUNNING}
+CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name not in (store.RUNNING, store.SILENT)}
 
 
 def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
@@ -123,7 +125,7 @@ def run_out(row: store.RunRow) -> resources_pb2.Run:
         durable_step=row.last_step,
         scale=row.scale,
         create_time=time_out(row.create_time),
-        session_count=row.epoch,
+        session_count=row.session_count,
         rewind_count=row.rewinds,
     )
     if row.step_time:
@@ -145,6 +147,27 @@ def step_out(row: store.StepRow) -> resources_pb2.StepRecord:
         base_lr=row.base_lr,
         branch=row.branch,
     )
+
+
+def buckets_out(groups: int, buckets: store.Buckets) -> Iterator[run_service_pb2.SeriesBucket]:
+    """Stored buckets."""
+    places = {name: slice(index * groups, (index + 1) * groups) for index, name in enumerate(store.SERIES)}
+    places["base_lr"] = slice(len(store.SERIES) * groups, None)
+    for bucket in buckets:
+        low, high, last = bucket["min"].tolist(), bucket["max"].tolist(), bucket["last"].tolist()
+        extremes = {
+            name: run_service_pb2.Extremes(min=low[place], max=high[place], last=last[place]) for name, place in places.items()
+        }
+        yield run_service_pb2.SeriesBucket(
+            first_step=int(bucket["first_step"]),
+            last_step=int(bucket["last_step"]),
+            count=int(bucket["count"]),
+            non_finite_count=int(bucket["non_finite"]),
+            held_count=int(bucket["held"]),
+            first_time=time_out(int(bucket["first_time"])),
+            last_time=time_out(int(bucket["last_time"])),
+            **extremes,
+        )
 
 
 def error_out(session: int, step: int, error: ServiceError) -> tuner_service_pb2.StepResult:

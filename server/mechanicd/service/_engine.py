@@ -8,9 +8,9 @@ from time import time_ns
 
 from mechanicd.service import _convert, _sessions
 from mechanicd.service._errors import ServiceError
-from mechanicd.service._open_run import OpenRun
+from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
 from mechanicd.service._sessions import Start
-from mechanicd.service._writer import Writer
+from mechanicd.service._writer import Retention, Writer
 from mechanicd.store import HELD, NON_FINITE, Claim, OwnershipLost, Release, RunExists, RunRow, Store
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import names, tuner_service_pb2
@@ -18,6 +18,7 @@ from mechanicd.v1 import names, tuner_service_pb2
 log = logging.getLogger("mechanicd.service")
 
 _REPLAY_PAGE = 10_000
+_CLAIM_ATTEMPTS = 5
 
 
 class Engine:
@@ -27,16 +28,22 @@ class Engine:
         store: where runs are kept; the engine calls it on a thread of its own.
         flush_interval: seconds within which a step is committed.
         on_health: called with whether the store works, when that changes.
+        retention: what of the history is given up with time; None keeps all.
     """
 
     def __init__(
-        self, store: Store, flush_interval: float = 0.02, on_health: Callable[[bool], None] = lambda healthy: None
+        self,
+        store: Store,
+        flush_interval: float = 0.02,
+        on_health: Callable[[bool], None] = lambda healthy: None,
+        retention: Retention | None = None,
     ) -> None:
         self.store = store
-        self.writer = Writer(store, flush_interval, self._lost, on_health)
+        self.writer = Writer(store, flush_interval, self._lost, on_health, retention)
         self._by_session: dict[int, OpenRun] = {}
         self._by_name: dict[names.RunName, OpenRun] = {}
         self._fenced: dict[int, int] = {}
+        self._taken: set[int] = set()
         self._opening: dict[names.RunName, asyncio.Lock] = {}
         self._draining = False
 
@@ -59,7 +66,7 @@ class Engine:
         """One step of one session; see `OpenRun.step`.
 
         Raises:
-            ServiceError: SESSION_FENCED, SESSION_UNKNOWN, and those of `OpenRun.step`.
+            ServiceError: SESSION_FENCED, SESSION_UNKNOWN, OWNERSHIP_LOST, and those of `OpenRun.step`.
         """
         run = self._by_session.get(request.session)
         if run is None or run.fenced_by:
@@ -68,15 +75,34 @@ class Engine:
         self.writer.mark(run)
         return result
 
-    def steps(self, request: tuner_service_pb2.StreamStepsRequest) -> tuner_service_pb2.StreamStepsResponse:
-        """Steps of many sessions; a refused one is told in its result."""
-        results = []
-        for step in request.steps:
+    def steps(self, request: tuner_service_pb2.StreamStepsRequest) -> tuple[tuner_service_pb2.StreamStepsResponse, list[int]]:
+        """Steps of many sessions; a refused one is told in its result. Also which results `recall` can tell better."""
+        results, old = [], []
+        for index, step in enumerate(request.steps):
             try:
                 results.append(self.step(step))
             except ServiceError as error:
+                if isinstance(error, TakenBefore):
+                    old.append(index)
                 results.append(_convert.error_out(step.session, step.step, error))
-        return tuner_service_pb2.StreamStepsResponse(results=results)
+        return tuner_service_pb2.StreamStepsResponse(results=results), old
+
+    async def recall(
+        self, request: tuner_service_pb2.StreamStepsRequest, response: tuner_service_pb2.StreamStepsResponse, old: list[int]
+    ) -> None:
+        """Puts what the history has of steps that were taken long ago into a response."""
+        for index in old:
+            step = request.steps[index]
+            try:
+                run = self._run(step.session)
+                await self.writer.flush(run)
+                found = await self.writer.call(self.store.steps, run.row, 0, step.step, step.step, 1)
+                if found:
+                    taken, result = rebuilt(step.session, found[0])
+                    result.durable_step = run.durable_step
+                    response.results[index].CopyFrom(repeated(step, taken, result))
+            except ServiceError as error:
+                response.results[index].CopyFrom(_convert.error_out(step.session, step.step, error))
 
     async def settle(self, response: tuner_service_pb2.StreamStepsResponse) -> None:
         """Waits until the steps of a response are durable, and says so in it. A step that can't be is turned into an error."""
@@ -102,9 +128,14 @@ class Engine:
         labels = _convert.labels_in(dict(request.labels))
         start = _start_in(request, config)
         async with self._opening.setdefault(name, asyncio.Lock()):
-            if request.session:
-                return await self._reattach(name, request.session, config)
-            return await self._open(name, config, labels, start, request.client)
+            for attempt in range(_CLAIM_ATTEMPTS):
+                try:
+                    if request.session:
+                        return await self._reattach(name, request.session, config)
+                    return await self._open(name, config, labels, start, request.client)
+                except OwnershipLost as error:  # another server took the run at this moment: look again
+                    log.info("%s: %s; attempt %d", name, error, attempt + 1)
+        raise ServiceError("STORE_UNAVAILABLE", f"{name} is being taken by other servers; try again")
 
     async def _open(
         self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str
@@ -141,18 +172,18 @@ class Engine:
                     time=time_ns(),
                 ),
             )
-        except BaseException as error:
+        except OwnershipLost:
+            if former is not None:
+                self._lost(former)
+            raise
+        except BaseException:
             if former is not None:
                 former.fenced_by = 0
-            if isinstance(error, OwnershipLost):
-                raise ServiceError(
-                    "STORE_UNAVAILABLE", f"{name} was taken by another server at this moment; try again"
-                ) from None
             raise
         if former is not None:
             self._forget(former, successor=session)
-        run = await self._hold(name, row)
-        log.info("%s: session %d by %s: %s", name, row.epoch, client or "an unnamed client", decision.explanation)
+        run = await self._hold(name, row, decision.after_step)
+        log.info("%s: session %d by %s: %s", name, row.session_count, client or "an unnamed client", decision.explanation)
         return _opened(run, decision.outcome, decision.explanation)
 
     async def _reattach(self, name: names.RunName, session: int, config: TunerConfig) -> tuner_service_pb2.OpenSessionResponse:
@@ -163,15 +194,20 @@ class Engine:
         if run is None or run.fenced_by:
             known = session <= _convert.MAX_INTEGER
             found = await self.writer.call(self.store.by_session, session) if known else None
-            if run is not None or found is None or names.RunName(found[0].project, found[0].run) != name or not found[1]:
+            if run is not None or found is None or names.RunName(found[0].project, found[0].run) != name:
                 raise self._no_session(session, run)
-            row, holder = found
-            if holder != session:
-                raise _fenced(session, holder)
-            run = await self._hold(name, row)
+            row, begun = found
+            if not row.session:  # it was closed
+                raise self._unknown(session)
+            if row.session != session:
+                raise _fenced(session, row.session)
+            # A new epoch: whatever another server still holds of this session in its memory counts no more.
+            row = await self.writer.call(self.store.take_over, row.id, row.epoch, session)
+            self._taken.discard(session)
+            run = await self._hold(name, row, begun.after_step)
         _sessions.check_config(run.row.config, config)
         explanation = f"the session comes back, the server has step {run.state.step}"
-        log.info("%s: session %d: %s", name, run.row.epoch, explanation)
+        log.info("%s: session %d: %s", name, run.row.session_count, explanation)
         return _opened(run, _sessions.REATTACHED, explanation)
 
     async def flush(self, request: tuner_service_pb2.FlushRequest) -> tuner_service_pb2.FlushResponse:
@@ -193,12 +229,12 @@ class Engine:
             epoch=run.row.epoch,
             session=run.row.session,
             status=_convert.CLOSING_STATUS[request.status],
-            message=request.message[:1000],
+            message=request.message[:1000].replace("\0", "\ufffd"),
         )
         await self.writer.release(release)
         self._forget(run)
         name = names.RunName(run.row.project, run.row.run)
-        log.info("%s: session %d closed: %s %s", name, run.row.epoch, release.status, release.message)
+        log.info("%s: session %d closed: %s %s", name, run.row.session_count, release.status, release.message)
         return tuner_service_pb2.CloseSessionResponse(run=_convert.run_out(await self._get(name)))
 
     def forget(self, name: names.RunName) -> None:
@@ -219,6 +255,16 @@ class Engine:
         successor = run.fenced_by if run is not None else self._fenced.get(session, 0)
         if successor:
             return _fenced(session, successor)
+        if session in self._taken:
+            return ServiceError(
+                "OWNERSHIP_LOST",
+                "another server took this run over with its session; open the session again, here or elsewhere",
+                {"session": session},
+            )
+        return self._unknown(session)
+
+    @staticmethod
+    def _unknown(session: int) -> ServiceError:
         return ServiceError(
             "SESSION_UNKNOWN",
             "no run is held by this session here: it was closed, its run deleted, or the server restarted; open the run again "
@@ -226,9 +272,9 @@ class Engine:
             {"session": session},
         )
 
-    async def _hold(self, name: names.RunName, row: RunRow) -> OpenRun:
-        last = await self.writer.call(lambda: list(self.store.steps(row, 0, row.last_step, row.last_step, 1)))
-        run = OpenRun(row, last[0] if last else None)
+    async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> OpenRun:
+        last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
+        run = OpenRun(row, begun_after, last[0] if last else None)
         self._by_name[name] = run
         self._by_session[row.session] = run
         return run
@@ -242,9 +288,10 @@ class Engine:
             self._fenced[run.row.session] = successor
 
     def _lost(self, run: OpenRun) -> None:
-        log.error(
-            "projects/%s/runs/%s: its row has another owner, session %d ends", run.row.project, run.row.run, run.row.epoch
-        )
+        if self._by_session.get(run.row.session) is not run:
+            return  # it was closed or deleted here
+        log.warning("projects/%s/runs/%s: another server took it over", run.row.project, run.row.run)
+        self._taken.add(run.row.session)
         self._forget(run)
 
     async def _get(self, name: names.RunName) -> RunRow:
@@ -278,7 +325,7 @@ class Engine:
             tuner = Tuner(row.config)
             state = tuner.init()
             while state.step < after_step:
-                page = list(self.store.steps(row, 0, state.step + 1, after_step, _REPLAY_PAGE))
+                page = self.store.steps(row, 0, state.step + 1, after_step, _REPLAY_PAGE)
                 if not page:
                     return None
                 for taken in page:

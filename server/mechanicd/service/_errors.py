@@ -27,6 +27,7 @@ _CODES: Final[Mapping[str, int]] = {
     "INVALID_LABELS": code_pb2.INVALID_ARGUMENT,
     "INVALID_RANGE": code_pb2.INVALID_ARGUMENT,
     "INVALID_STATUS": code_pb2.INVALID_ARGUMENT,
+    "OWNERSHIP_LOST": code_pb2.ABORTED,
 }
 
 _MOST_BYTES: Final = 800

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._open_run import TakenBefore
 from mechanicd.service._runs import Runs
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2_grpc
 from mechanicd.v1 import run_service_pb2 as run
@@ -56,7 +57,12 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
 
     @_answer
     async def Step(self, request: tuner.StepRequest) -> tuner.StepResponse:
-        response = tuner.StreamStepsResponse(results=[self._engine.step(request)])
+        steps, response = tuner.StreamStepsRequest(steps=[request]), tuner.StreamStepsResponse()
+        try:
+            response.results.append(self._engine.step(request))
+        except TakenBefore:
+            response, old = self._engine.steps(steps)
+            await self._engine.recall(steps, response, old)
         if self._settle:
             await self._engine.settle(response)
         (result,) = response.results
@@ -68,10 +74,16 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
         """Steps as they come. read and write on the context are the fastest form that grpcio has."""
         read, write, steps = context.read, context.write, self._engine.steps
         while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            response = steps(request)
-            if self._settle:
-                await self._engine.settle(response)
+            response, old = steps(request)
+            if old or self._settle:
+                await self._complete(request, response, old)
             await write(response)
+
+    async def _complete(self, request: tuner.StreamStepsRequest, response: tuner.StreamStepsResponse, old: list[int]) -> None:
+        if old:
+            await self._engine.recall(request, response, old)
+        if self._settle:
+            await self._engine.settle(response)
 
     @_answer
     async def Flush(self, request: tuner.FlushRequest) -> tuner.FlushResponse:

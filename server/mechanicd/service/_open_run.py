@@ -21,6 +21,7 @@ class OpenRun:
     Attributes:
         row: the run as it was when the session took hold.
         state: the tuner's state after the last step.
+        begun_after: the step after which the session began.
         durable_step: the last step that the store has.
         fenced_by: the session that took the run over, 0 while this one holds it.
     """
@@ -28,18 +29,22 @@ class OpenRun:
     __slots__ = (
         "_committing_after",
         "_groups",
+        "_interval",
         "_last",
         "_pending",
         "_step_time",
+        "_stepped",
         "_tuner",
+        "begun_after",
         "durable_step",
         "fenced_by",
         "row",
         "state",
     )
 
-    def __init__(self, row: RunRow, last: StepRow | None) -> None:
+    def __init__(self, row: RunRow, begun_after: int, last: StepRow | None) -> None:
         self.row = row
+        self.begun_after = begun_after
         self.state = TunerState.from_bytes(row.state, row.config)
         self.durable_step = row.last_step
         self.fenced_by = 0
@@ -48,7 +53,9 @@ class OpenRun:
         self._pending: list[bytes] = []
         self._committing_after = row.last_step
         self._step_time = row.step_time
-        self._last = None if last is None else _rebuilt(row.session, last)
+        self._interval = row.interval
+        self._stepped = False
+        self._last = None if last is None else rebuilt(row.session, last)
 
     @property
     def dirty(self) -> bool:
@@ -75,6 +82,11 @@ class OpenRun:
             state, outcome = tuner.hold(state), store.HELD if request.hold else store.NON_FINITE
             h = (_NAN,) * self._groups
         now = time_ns()
+        if self._stepped:
+            gap, usual = now - self._step_time, self._interval
+            # A slow average; a pause (an evaluation, a checkpoint) counts as eight intervals at most.
+            self._interval = usual + ((min(gap, 8 * usual) - usual) >> 4) if usual else gap
+        self._stepped = True
         lr = request.base_lr if request.HasField("base_lr") else None
         g, x, gg, xx = zip(*groups, strict=True)
         self._pending.append(
@@ -93,17 +105,12 @@ class OpenRun:
     def _again(self, request: StepRequest) -> StepResult:
         if request.step == self.state.step and self._last is not None:
             taken, result = self._last
-            if request.hold == taken.hold and _same(request.reductions, taken.reductions):
-                return result
-            raise ServiceError(
-                "STEP_CONFLICT",
-                f"step {request.step} was taken with other reductions; a step is sent again with the same ones, or not at all",
-                {"step": request.step},
-            )
-        raise ServiceError(
+            return repeated(request, taken, result)
+        kind = TakenBefore if self.begun_after < request.step <= self.state.step else ServiceError
+        raise kind(
             "STEP_OUT_OF_ORDER",
             f"step {request.step} came, step {self.state.step + 1} was expected; "
-            "steps are 1, 2, … without a gap, and only the last may be sent again",
+            "steps are 1, 2, … without a gap, and only those of the same session may be sent again",
             {"expected": self.state.step + 1, "received": request.step},
         )
 
@@ -120,6 +127,7 @@ class OpenRun:
             state=self.state.to_bytes(),
             scale=self.state.scale,
             step_time=self._step_time,
+            interval=self._interval,
             records=records,
         )
 
@@ -133,12 +141,31 @@ class OpenRun:
         self._committing_after = commit.after_step
 
 
+class TakenBefore(ServiceError):
+    """The session took this step before its last one; the history has its reply."""
+
+
+def repeated(request: StepRequest, taken: StepRequest, result: StepResult) -> StepResult:
+    """The result of a step that was taken already.
+
+    Raises:
+        ServiceError: STEP_CONFLICT, where it was taken with other reductions.
+    """
+    if request.hold == taken.hold and _same(request.reductions, taken.reductions):
+        return result
+    raise ServiceError(
+        "STEP_CONFLICT",
+        f"step {request.step} was taken with other reductions; a step is sent again with the same ones, or not at all",
+        {"step": request.step},
+    )
+
+
 def _same(left: resources_pb2.Reductions, right: resources_pb2.Reductions) -> bool:
     return left.SerializeToString(deterministic=True) == right.SerializeToString(deterministic=True)
 
 
-def _rebuilt(session: int, row: StepRow) -> tuple[StepRequest, StepResult]:
-    """The last step's request and result from the history, so that it may be sent again after a restart."""
+def rebuilt(session: int, row: StepRow) -> tuple[StepRequest, StepResult]:
+    """A step's request and result from the history, so that it may be sent again."""
     record = _convert.step_out(row)
     request = StepRequest(session=session, step=row.step, reductions=record.reductions, hold=row.outcome == store.HELD)
     result = StepResult(

@@ -4,13 +4,15 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
-from itertools import islice
+from dataclasses import replace
+from time import time_ns
 from typing import Final
 
-from mechanicd.service import _convert, _filter
+from mechanicd.service import _convert, _filter, _status
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import RunRow
+from mechanicd.service._status import Silence
+from mechanicd.store import SILENT, RunRow
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -22,10 +24,12 @@ class Runs:
 
     Args:
         engine: the open runs, and the store's thread.
+        silence: when a run counts as silent.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, silence: Silence | None = None) -> None:
         self._engine = engine
+        self._silence = silence or Silence()
         self._store = engine.store
         self._call = engine.writer.call
 
@@ -44,7 +48,7 @@ class Runs:
         found: list[RunRow] = []
         while len(found) <= size:
             rows = await self._call(self._store.list_runs, project, after, _SCAN)
-            found += filter(matches, rows)
+            found += filter(matches, map(self._judged, rows))
             if len(rows) < _SCAN:
                 break
             after = (rows[-1].project, rows[-1].run)
@@ -63,7 +67,7 @@ class Runs:
         first = True
         while True:
             now = {str(names.RunName(row.project, row.run)): row async for row in self._all(project) if matches(row)}
-            changed = [row for name, row in now.items() if seen.get(name) != row]
+            changed = [row for name, row in now.items() if _differs(seen.get(name), row)]
             gone = sorted(seen.keys() - now.keys())
             if changed or gone or first:
                 yield run_service_pb2.WatchRunsResponse(runs=map(_convert.run_out, changed), gone=gone)
@@ -115,7 +119,11 @@ class Runs:
         token = _token_in(request.page_token, *about)
         if token:
             first = int(token[0])
-        steps = await self._call(lambda: list(islice(self._store.steps(row, request.branch, first, last, size + 1), size + 1)))
+        if request.max_buckets:
+            most = min(request.max_buckets, 10_000)
+            buckets = await self._call(self._store.summary, row, request.branch, first, last, most)
+            return run_service_pb2.QuerySeriesResponse(buckets=_convert.buckets_out(len(row.config.scale_groups), buckets))
+        steps = await self._call(self._store.steps, row, request.branch, first, last, size + 1)
         page = steps[:size]
         return run_service_pb2.QuerySeriesResponse(
             records=map(_convert.step_out, page),
@@ -129,17 +137,27 @@ class Runs:
             raise ServiceError(
                 "RUN_NOT_FOUND", f"{name}: no such run; `mechanicd runs list` shows those there are", {"name": name}
             )
-        return row
+        return self._judged(row)
+
+    def _judged(self, row: RunRow) -> RunRow:
+        return _status.judged(row, time_ns(), self._silence)
 
     async def _all(self, project: str | None) -> AsyncIterator[RunRow]:
         after = None
         while True:
             rows = await self._call(self._store.list_runs, project, after, _SCAN)
             for row in rows:
-                yield row
+                yield self._judged(row)
             if len(rows) < _SCAN:
                 return
             after = (rows[-1].project, rows[-1].run)
+
+
+def _differs(before: RunRow | None, now: RunRow) -> bool:
+    """Whether a watcher should hear of it. A silent run's message counts the time, which is no news."""
+    if before is not None and before.status == now.status == SILENT:
+        before = replace(before, status_message=now.status_message)
+    return before != now
 
 
 def _page_size(asked: int, default: int, most: int) -> int:

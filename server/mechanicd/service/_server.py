@@ -16,6 +16,8 @@ from grpc_reflection.v1alpha import reflection
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
 from mechanicd.service._runs import Runs
+from mechanicd.service._status import Silence
+from mechanicd.service._writer import Retention
 from mechanicd.store import Store
 from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
@@ -54,6 +56,8 @@ class ServerConfig:
         flush_interval: seconds within which a step is durable.
         durability: "group" answers a step at once, and it is durable within `flush_interval`; "step" answers when it is.
         grace: seconds that calls in flight have to end on SIGTERM.
+        retention: what of the history is given up with time.
+        silence: when a run that is held counts as silent.
     """
 
     grpc: Sequence[str] = field(default=("127.0.0.1:50051",))
@@ -61,6 +65,8 @@ class ServerConfig:
     flush_interval: float = 0.02
     durability: Literal["group", "step"] = "group"
     grace: float = 1.0
+    retention: Retention = field(default_factory=Retention)
+    silence: Silence = field(default_factory=Silence)
 
 
 async def serve(
@@ -90,11 +96,11 @@ async def serve(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    engine = Engine(store, config.flush_interval, on_health)
+    engine = Engine(store, config.flush_interval, on_health, config.retention)
     # Without SO_REUSEPORT a second server on the port is refused, instead of taking half of its calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)])
     tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine, config.durability == "step"), server)
-    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(Runs(engine)), server)
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(Runs(engine, config.silence)), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(
         (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),

@@ -5,6 +5,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
 
 from mechanicd.service._errors import ServiceError
@@ -15,6 +17,26 @@ log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
 
 RETRY_SECONDS: Final = 0.5
+FOLD_BYTES: Final = 4 * 2**20
+TEND_SECONDS: Final = 1.0
+RETAIN_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What of the history is given up with time.
+
+    Attributes:
+        keep_steps: the exact steps kept of each run, counted from its end; earlier ones leave their extremes. None: all.
+        keep_days: runs whose last step is older are deleted. None: never.
+    """
+
+    keep_steps: int | None = None
+    keep_days: float | None = None
+
+    def oldest(self, now: int) -> int | None:
+        """The time (ns since 1970) that a run's last step must not be before."""
+        return None if self.keep_days is None else now - int(self.keep_days * 86_400e9)
 
 
 class Writer:
@@ -25,10 +47,16 @@ class Writer:
         interval: seconds between the first step that waits and its commit; others that come meanwhile join it.
         on_lost: called with a run whose row has another owner now; its steps can't be kept.
         on_health: called with False when the store fails and True when it works again.
+        retention: what is given up with time; None keeps all.
     """
 
     def __init__(
-        self, store: Store, interval: float, on_lost: Callable[[OpenRun], None], on_health: Callable[[bool], None]
+        self,
+        store: Store,
+        interval: float,
+        on_lost: Callable[[OpenRun], None],
+        on_health: Callable[[bool], None],
+        retention: Retention | None = None,
     ) -> None:
         self.store = store
         self.interval = interval
@@ -41,6 +69,9 @@ class Writer:
         self._urgent = asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._healthy = True
+        self._retention = retention
+        self._retained = 0.0
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -59,7 +90,7 @@ class Writer:
             ServiceError: STORE_UNAVAILABLE. The detail is in the log, not in the reply.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+            return await self._in_thread(function, *args)
         except StoreError as error:
             if type(error) is not StoreError:
                 raise
@@ -88,10 +119,11 @@ class Writer:
 
     async def stop(self) -> None:
         """Commits what waits, and ends. The store stays open."""
-        if self._task is not None:
-            async with self._commit_lock:  # a commit on its way is not cancelled: its steps would be lost
-                self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self._stopping = True
+        self._wake.set()
+        self._urgent.set()
+        if self._task is not None:  # not cancelled: the steps of a commit on its way would be lost
+            await self._task
         await self._commit()
         for _, _, future in self._waiting:
             if not future.done():
@@ -99,15 +131,42 @@ class Writer:
         self._thread.shutdown()
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
+        tended, more = monotonic(), False
+        while not self._stopping:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), self.interval)
-            self._urgent.clear()
-            if not await self._commit():
-                await asyncio.sleep(RETRY_SECONDS)
-                self._wake.set()
+                await asyncio.wait_for(self._wake.wait(), 0.001 if more else TEND_SECONDS)
+            if self._wake.is_set():
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), self.interval)
+                self._urgent.clear()
+                if not await self._commit() and not self._stopping:
+                    await asyncio.sleep(RETRY_SECONDS)
+                    self._wake.set()
+                    continue
+            # Between commits, a little at a time: fold what was committed, give up what is too old.
+            if more or self.store.unfolded > FOLD_BYTES or monotonic() - tended >= TEND_SECONDS:
+                more = await self._tend()
+                tended = monotonic()
+
+    async def _tend(self) -> bool:
+        """One portion of the store's upkeep; whether there is more to do. Also how a lost store is noticed without steps."""
+        try:
+            if await self._in_thread(self.store.fold):
+                return True
+            if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
+                oldest = self._retention.oldest(time_ns())
+                if await self._in_thread(self.store.retain, self._retention.keep_steps, oldest):
+                    return True
+                self._retained = monotonic()
+        except Exception as error:  # as in _commit
+            self._fail(error)
+            return False
+        self._well()
+        return False
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _commit(self) -> bool:
         """One group commit; whether the store took it."""
@@ -116,9 +175,8 @@ class Writer:
             if not runs:
                 return True
             commits: list[Commit] = [run.collect() for run in runs]
-            loop = asyncio.get_running_loop()
             try:
-                kept = await loop.run_in_executor(self._thread, self.store.commit, commits, [])
+                kept = await self._in_thread(self.store.commit, commits, [])
             except Exception as error:  # not StoreError alone: whatever it is, the writer must go on, and health must tell
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
@@ -131,11 +189,14 @@ class Writer:
                 else:
                     self._on_lost(run)
             self._settle(lost={run for run, ok in zip(runs, kept, strict=True) if not ok})
+        self._well()
+        return True
+
+    def _well(self) -> None:
         if not self._healthy:
             self._healthy = True
             log.warning("store: works again")
             self._on_health(True)
-        return True
 
     def _settle(self, lost: set[OpenRun]) -> None:
         still = []
@@ -143,7 +204,11 @@ class Writer:
             if future.done():
                 continue
             if run in lost:
-                future.set_exception(ServiceError("SESSION_UNKNOWN", "the run was deleted, or another server took it over"))
+                future.set_exception(
+                    ServiceError(
+                        "OWNERSHIP_LOST", "the run was deleted, or another server took it over; open the session again"
+                    )
+                )
             elif run.durable_step >= target:
                 future.set_result(None)
             else:

@@ -1,18 +1,25 @@
 """Where runs, their tuner states and the history of their steps are kept.
 
-`open_store(url)` gives a `Store` (`_interface`); `_sqlite` is the embedded one; `_model` is what a store keeps, `_records`
-how steps are packed, `_errors` what a store can refuse.
+`open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
+(`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`).
+`_model` is what a store keeps, `_errors` what it can refuse, `_migrations` how old files are brought up to date, `_check` and
+`_copy` its care.
 """
 
+from mechanicd.store._check import Finding, check
+from mechanicd.store._copy import copy
 from mechanicd.store._errors import (
     OwnershipLost,
     RunExists,
     SchemaTooNew,
+    SchemaTooOld,
     StoreError,
     StoreInUse,
     StoreNotWritable,
+    StorePackageMissing,
 )
 from mechanicd.store._interface import Store
+from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
     FAILED,
     FINISHED,
@@ -20,15 +27,20 @@ from mechanicd.store._model import (
     NON_FINITE,
     PREEMPTED,
     RUNNING,
+    SILENT,
     TUNED,
     Claim,
     Commit,
     Release,
     RunRow,
+    SessionRow,
     StepRow,
 )
+from mechanicd.store._open import open_store, without_password
 from mechanicd.store._records import pack, unpack
-from mechanicd.store._sqlite import SCHEMA_VERSION, SQLiteStore
+from mechanicd.store._sqlite import SQLiteStore
+from mechanicd.store._store import SQLStore
+from mechanicd.store._summary import SERIES, Buckets
 
 __all__ = [
     "FAILED",
@@ -38,36 +50,32 @@ __all__ = [
     "PREEMPTED",
     "RUNNING",
     "SCHEMA_VERSION",
+    "SERIES",
+    "SILENT",
     "TUNED",
+    "Buckets",
     "Claim",
     "Commit",
+    "Finding",
     "OwnershipLost",
     "Release",
     "RunExists",
     "RunRow",
+    "SQLStore",
     "SQLiteStore",
     "SchemaTooNew",
+    "SchemaTooOld",
+    "SessionRow",
     "StepRow",
     "Store",
     "StoreError",
     "StoreInUse",
     "StoreNotWritable",
+    "StorePackageMissing",
+    "check",
+    "copy",
     "open_store",
     "pack",
     "unpack",
+    "without_password",
 ]
-
-
-def open_store(url: str) -> Store:
-    """Opens the store that a URL names: `sqlite:///FILE` (`sqlite:////FILE` from the root, `sqlite:///:memory:` keeps nothing).
-
-    Raises:
-        StoreError: the URL is of no known kind, or the place can't be used; its text says what to do.
-    """
-    scheme, _, place = url.partition("://")
-    path = place.removeprefix("/")
-    if scheme == "sqlite" and path != place and path:
-        return SQLiteStore(path)
-    if scheme in ("postgresql", "postgres"):  # the rest of the URL may hold a password
-        raise StoreNotWritable(f"{scheme}://…: PostgreSQL is planned and not built yet; use sqlite:///FILE")
-    raise StoreNotWritable(f"{url}: expected sqlite:///FILE")

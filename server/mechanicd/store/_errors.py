@@ -25,6 +25,18 @@ class SchemaTooNew(StoreError):
     reason = "STORE_SCHEMA_TOO_NEW"
 
 
+class SchemaTooOld(StoreError):
+    """The database was written by an older mechanicd, and may only be read here."""
+
+    reason = "STORE_SCHEMA_TOO_OLD"
+
+
+class StorePackageMissing(StoreError):
+    """The engine's package is not installed."""
+
+    reason = "PACKAGE_MISSING"
+
+
 class RunExists(StoreError):
     """A run of this name was created in the meantime."""
 
@@ -32,6 +44,6 @@ class RunExists(StoreError):
 
 
 class OwnershipLost(StoreError):
-    """The run's row has another epoch than expected: somebody else took the run."""
+    """The run's row has another epoch or session than expected: somebody else took the run."""
 
     reason = "OWNERSHIP_LOST"

@@ -1,9 +1,10 @@
 """What the service asks of a store. Every method may block: it runs on the store's own thread."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from mechanicd.store._model import Claim, Commit, Release, RunRow, StepRow
+from mechanicd.store._model import Claim, Commit, Release, RunRow, SessionRow, StepRow
+from mechanicd.store._summary import Buckets
 from mechanicd.tuner import TunerConfig
 
 
@@ -19,8 +20,8 @@ class Store(Protocol):
     def get(self, project: str, run: str) -> RunRow | None:
         """The run of this name."""
 
-    def by_session(self, session: int) -> tuple[RunRow, int] | None:
-        """The run that this session holds or once held, and the session that holds it now."""
+    def by_session(self, session: int) -> tuple[RunRow, SessionRow] | None:
+        """The run that this session holds or once held, and the session; the run's row says who holds it now."""
 
     def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> Sequence[RunRow]:
         """Runs in the order of (project, run), beginning after the given pair."""
@@ -34,11 +35,38 @@ class Store(Protocol):
     def claim(self, claim: Claim) -> RunRow:
         """Gives the run to a new session. Raises OwnershipLost."""
 
+    def take_over(self, run_id: int, expected_epoch: int, session: int) -> RunRow:
+        """The next epoch for the session that holds the run: another server's commits count no more. Raises OwnershipLost."""
+
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         """Writes all in one transaction; for each commit, whether the run was still the writer's."""
 
-    def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> Iterator[StepRow]:
+    def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
         """Steps first…last in order, at most `limit` of them."""
+
+    def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> Buckets:
+        """Min, max, last and count over first…last in about `most` buckets or fewer; a bucket a step where that is enough."""
+
+    @property
+    def unfolded(self) -> int:
+        """About how many bytes of history wait to be folded."""
+
+    def fold(self, most_runs: int = 16) -> bool:
+        """Folds the history of some runs from the journal of flushes into chunks of one run; whether there is more to do."""
+
+    def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64) -> bool:
+        """Gives up what is too old, a portion at a time; whether there may be more.
+
+        Args:
+            keep_steps: exact steps are kept of the last `keep_steps` steps of a run; of earlier ones buckets remain.
+            oldest: runs whose last step is before this time (ns since 1970) are deleted.
+        """
+
+    def integrity(self) -> list[str]:
+        """What the engine itself finds wrong with the database."""
+
+    def vacuum(self) -> None:
+        """Gives unused room back to the disk."""
 
     def close(self) -> None:
         """Releases the database."""

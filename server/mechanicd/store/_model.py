@@ -6,6 +6,8 @@ from typing import Final, NamedTuple
 from mechanicd.tuner import TunerConfig
 
 RUNNING: Final = "running"
+SILENT: Final = "silent"
+"""Never stored: a running run that no step has come for in a long time."""
 PREEMPTED: Final = "preempted"
 FAILED: Final = "failed"
 FINISHED: Final = "finished"
@@ -20,6 +22,8 @@ class RunRow:
     """A run as stored. `state` is TunerState.to_bytes() after `last_step`; times are nanoseconds since 1970.
 
     (`epoch`, `session`, `last_step`) is what a commit is conditional on: a writer that does not know them has lost the run.
+    `epoch` grows whenever a session or a server takes hold of the run, `session_count` with each new session alone.
+    `interval` is the usual time between two steps in nanoseconds, 0 where it is not known yet.
     """
 
     id: int
@@ -35,7 +39,10 @@ class RunRow:
     state: bytes
     scale: tuple[float, ...]
     create_time: int
+    open_time: int
     step_time: int
+    interval: int
+    session_count: int
     rewinds: int
 
 
@@ -53,6 +60,16 @@ class StepRow(NamedTuple):
     scale: tuple[float, ...]
     base_lr: float | None
     branch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRow:
+    """One session as stored: it began after `after_step`."""
+
+    session: int
+    run_id: int
+    after_step: int
+    open_time: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +101,7 @@ class Commit:
     state: bytes
     scale: tuple[float, ...]
     step_time: int
+    interval: int = 0
     records: bytes = field(repr=False)
 
 

@@ -9,6 +9,9 @@ Packing at the step and appending bytes keeps the store out of the step's way.
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from mechanicd.store._model import StepRow
 
@@ -17,6 +20,22 @@ from mechanicd.store._model import StepRow
 def layout(groups: int) -> struct.Struct:
     """The record of a run with this many scale groups: 32 + 48·G bytes."""
     return struct.Struct(f"<QqBB6xd{6 * groups}d")
+
+
+@lru_cache(maxsize=256)
+def dtype(groups: int) -> "np.dtype[Any]":
+    """The same record as numpy sees it. `values` is float64 (6, G): the four reductions, h and scale."""
+    return np.dtype(
+        [
+            ("step", "<u8"),
+            ("time", "<i8"),
+            ("outcome", "u1"),
+            ("has_lr", "u1"),
+            ("pad", "V6"),
+            ("base_lr", "<f8"),
+            ("values", "<f8", (6, groups)),
+        ]
+    )
 
 
 def pack(groups: int, row: StepRow) -> bytes:

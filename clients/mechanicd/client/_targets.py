@@ -1,0 +1,125 @@
+"""Which server to talk to: one, a list of them, or all the addresses that a DNS name has.
+
+Every replica over one store can serve every run, so a session that loses its server goes on with the next. Runs are spread
+over the servers by their names, and a run always begins with the same one.
+"""
+
+import ipaddress
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from mechanicd.client._errors import InvalidArgument, ServerUnavailable
+from mechanicd.client._transport import Transport
+
+
+class Targets:
+    """The servers that a target names, with one channel to each that is used.
+
+    Args:
+        target: `HOST:PORT`, `unix:PATH`, or several of them joined by commas. A host name stands for all its addresses.
+
+    Raises:
+        InvalidArgument: INVALID_TARGET.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.given = [part.strip() for part in target.split(",") if part.strip()]
+        if not self.given:
+            raise InvalidArgument(
+                "INVALID_TARGET", f"target {target!r} names no server; expected HOST:PORT, or several with commas"
+            )
+        self._open: dict[str, Transport] = {}
+        self._lock = threading.Lock()
+
+    def addresses(self) -> list[str]:
+        """Every address, in the order given; names are looked up anew."""
+        found: list[str] = []
+        for target in self.given:
+            found += [address for address in _resolved(target) if address not in found]
+        return found
+
+    def transport(self, address: str) -> Transport:
+        """The channel to an address."""
+        with self._lock:
+            if address not in self._open:
+                self._open[address] = Transport(address)
+            return self._open[address]
+
+    def call(self, method: str, request: Any, timeout: float) -> Any:
+        """One unary call, to the first server that is there.
+
+        Raises:
+            MechanicdError: what the server refused, or ServerUnavailable of the last one.
+        """
+        *others, last = self.addresses()
+        for address in others:
+            try:
+                return self.transport(address).call(method, request, timeout)
+            except ServerUnavailable:
+                continue
+        return self.transport(last).call(method, request, timeout)
+
+    def watch(self, request: Any) -> Iterator[Any]:
+        """RunService.WatchRuns of the first server."""
+        return self.transport(self.addresses()[0]).watch(request)
+
+    def close(self) -> None:
+        """Closes every channel."""
+        with self._lock:
+            for transport in self._open.values():
+                transport.close()
+
+
+class Route:
+    """Where one run's calls go: a server, and the next one when that is away.
+
+    Attributes:
+        transport: the channel in use.
+    """
+
+    def __init__(self, targets: Targets, run: str) -> None:
+        self._targets = targets
+        self._run = run
+        addresses = targets.addresses()
+        self.transport = targets.transport(addresses[zlib.crc32(run.encode()) % len(addresses)])
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Headers of every call of the run: a proxy in front of several servers routes by them."""
+        return (("x-mechanicd-run", self._run),)
+
+    @property
+    def width(self) -> int:
+        """How many servers there are to try."""
+        return len(self._targets.addresses())
+
+    def advance(self) -> None:
+        """Goes on with the next server; with one alone, stays."""
+        addresses = self._targets.addresses()
+        try:
+            following = addresses.index(self.transport.target) + 1
+        except ValueError:  # it is not among the name's addresses any more
+            following = 0
+        self.transport = self._targets.transport(addresses[following % len(addresses)])
+
+
+def _resolved(target: str) -> list[str]:
+    """`HOST:PORT` with each of the host's addresses; what is no host name stays as it is."""
+    host, separator, port = target.rpartition(":")
+    if not separator or not port.isdecimal() or "/" in host or ":" in host or host == "localhost":
+        return [target]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return [target]
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return [target]  # gRPC will say what is wrong with it
+    addresses = [address[0] for *_, address in found]
+    return list(dict.fromkeys(f"[{each}]:{port}" if ":" in str(each) else f"{each}:{port}" for each in addresses))

@@ -1,0 +1,32 @@
+"""Is anybody training? Pure: what a run's row says, judged at a moment."""
+
+from dataclasses import dataclass, replace
+
+from mechanicd.store import RUNNING, SILENT, RunRow
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """When a run that a session holds counts as silent: after `factor` of its usual intervals, and `seconds` at least."""
+
+    factor: float = 20.0
+    seconds: float = 30.0
+
+
+def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
+    """The run with the status that it has at `now` (ns since 1970): RUNNING becomes SILENT where no step has come for long."""
+    if row.status != RUNNING:
+        return row
+    quiet = (now - max(row.step_time, row.open_time, row.create_time)) / 1e9
+    usual = row.interval / 1e9
+    if quiet <= max(silence.seconds, silence.factor * usual):
+        return row
+    rhythm = f"one comes every {_duration(usual)}" if usual else "none has come in a rhythm yet"
+    return replace(row, status=SILENT, status_message=f"no step for {_duration(quiet)}; usually {rhythm}")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e3:.3g} ms"

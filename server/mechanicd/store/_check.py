@@ -1,0 +1,122 @@
+"""Is a store what it claims to be? Reads every run, and takes every step of it again through the tuner."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mechanicd.store import _records, _summary
+from mechanicd.store._interface import Store
+from mechanicd.store._model import TUNED, RunRow, StepRow
+from mechanicd.tuner import Reductions, Tuner, TunerState
+
+_PAGE = 10_000
+_FIELDS = _summary.dtype(1).names or ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong, or worth knowing. `reason` is stable: see `check`."""
+
+    run: str
+    reason: str
+    message: str
+    harmless: bool = False
+
+
+def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_: None) -> Iterator[Finding]:
+    """Every finding, run by run.
+
+    Reasons: DATABASE_DAMAGED (the engine's own check), STATE_UNREADABLE, STATE_MISPLACED (the tuner's state is not that of the
+    last step), HISTORY_DISORDERED, HISTORY_ENDS_EARLY, SCALE_DIFFERS (a step taken again gives another S), SUMMARY_DIFFERS (a
+    bucket of the pyramid is not what its steps say); and harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out).
+
+    Args:
+        progress: called with (runs done, runs in all).
+    """
+    for text in store.integrity():
+        yield Finding("", "DATABASE_DAMAGED", text)
+    rows: list[RunRow] = []
+    while page := store.list_runs(None, (rows[-1].project, rows[-1].run) if rows else None, 1000):
+        rows += page
+    for done, row in enumerate(rows):
+        progress(done, len(rows))
+        yield from _check_run(store, row)
+    progress(len(rows), len(rows))
+
+
+def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
+    name = f"projects/{row.project}/runs/{row.run}"
+    try:
+        state = TunerState.from_bytes(row.state, row.config)
+    except ValueError as error:
+        yield Finding(name, "STATE_UNREADABLE", str(error))
+        return
+    if state.step != row.last_step or state.scale != row.scale:
+        yield Finding(name, "STATE_MISPLACED", f"the tuner's state is of step {state.step}, the run is at {row.last_step}")
+    last = missing = 0
+    replayed: TunerState | None = TunerState.initial(row.config)
+    tuner = Tuner(row.config)
+    for page in _pages(store, row, 0):
+        steps = [last, *(step.step for step in page)]
+        if any(after <= before for before, after in pairwise(steps)):
+            yield Finding(name, "HISTORY_DISORDERED", f"steps do not rise near step {steps[1]}")
+            return
+        missing += steps[-1] - steps[0] - len(page)
+        last = steps[-1]
+        for step in page:
+            replayed = _take(tuner, replayed, step)
+            if replayed is not None and replayed.scale != step.scale:
+                yield Finding(
+                    name, "SCALE_DIFFERS", f"step {step.step} gives S = {replayed.scale[:3]}, kept is {step.scale[:3]}"
+                )
+                replayed = None
+        yield from _check_summary(store, row, 0, page, name)
+    if last != row.last_step and last:
+        yield Finding(name, "HISTORY_ENDS_EARLY", f"the history ends at step {last}, the run is at {row.last_step}")
+    if replayed is not None and replayed.step == row.last_step and replayed.to_bytes() != row.state:
+        yield Finding(name, "STATE_MISPLACED", "the history taken again gives another state than the kept one")
+    if missing:
+        yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not kept exactly", harmless=True)
+    for branch in range(1, row.rewinds + 1):
+        for page in _pages(store, row, branch):
+            if any(after.step <= before.step for before, after in pairwise(page)):
+                yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} do not rise near step {page[0].step}")
+            yield from _check_summary(store, row, branch, page, name)
+
+
+def _take(tuner: Tuner, state: TunerState | None, step: StepRow) -> TunerState | None:
+    """The state after one more step of the history; None once a step is missing."""
+    if state is None or step.step != state.step + 1:
+        return None
+    if step.outcome != TUNED:
+        return tuner.hold(state)
+    groups = list(map(Reductions, step.delta_dot_g, step.delta_dot_x, step.g_norm_sq, step.x_norm_sq))
+    return tuner.update(state, groups)
+
+
+def _check_summary(store: Store, row: RunRow, branch: int, page: list[StepRow], name: str) -> Iterator[Finding]:
+    """Compares the stored buckets that lie whole within a page with what its exact steps give."""
+    groups = len(row.config.scale_groups)
+    exact = _summary.of_steps(groups, b"".join(_records.pack(groups, step) for step in page))
+    exact = exact[1:-1]  # the first and the last may hold steps of other pages
+    if not len(exact):
+        return
+    first, last = int(exact["first_step"][0]), int(exact["last_step"][-1])
+    if first == last:
+        return  # that would be given as a step
+    kept = store.summary(row, branch, first, last, max(1, (last - first + 1) // _summary.FINEST + 1))
+    same = len(kept) == len(exact) and all(
+        np.array_equal(kept[field], exact[field], equal_nan=field in ("min", "max", "last")) for field in _FIELDS
+    )
+    if not same:
+        where = f"steps {first} to {last}, branch {branch}"
+        yield Finding(name, "SUMMARY_DIFFERS", f"the buckets of {where}, are not what their steps give")
+
+
+def _pages(store: Store, row: RunRow, branch: int) -> Iterator[list[StepRow]]:
+    first = 1
+    while page := store.steps(row, branch, first, 2**62, _PAGE):
+        yield page
+        first = page[-1].step + 1

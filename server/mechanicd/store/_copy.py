@@ -1,0 +1,66 @@
+"""A store as a copy of another, whatever the engines: a backup, a restore, a move from SQLite to PostgreSQL."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mechanicd.store._errors import StoreNotWritable
+from mechanicd.store._sql import TABLES, Database, insert
+from mechanicd.store._store import SQLStore
+
+_PORTION = 200
+
+
+def copy(source: SQLStore, target: SQLStore, progress: Callable[[int, int], None] = lambda done, all_: None) -> int:
+    """Copies every run with its whole history, as of one moment, into an empty store, in one transaction.
+
+    Args:
+        progress: called with (rows copied, rows in all).
+
+    Returns:
+        How many rows were copied.
+
+    Raises:
+        StoreNotWritable: the target has runs already.
+        StoreError: either can't be read or written; the target stays empty.
+    """
+    with source.reading() as old, target.transaction() as new:
+        if new.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None:
+            raise StoreNotWritable("the store to copy to has runs already; name an empty one, or a new file")
+        total = sum(int(old.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in TABLES)
+        done = 0
+        for table in TABLES:
+            statement = insert(table)
+            portion: list[dict[str, Any]] = []
+            for row in _rows(old, table):
+                portion.append(row)
+                if len(portion) == _PORTION:
+                    new.executemany(statement, portion)
+                    done += len(portion)
+                    progress(done, total)
+                    portion = []
+            if portion:
+                new.executemany(statement, portion)
+                done += len(portion)
+        progress(done, total)
+        target.count_on(new)
+    return done
+
+
+def _rows(db: Database, table: str) -> Iterator[dict[str, Any]]:
+    """Every row of a table in the order of its key, a portion at a time."""
+    columns = TABLES[table]
+    key = {"runs": "id", "sessions": "session", "journal": "id"}.get(table)
+    if key is None:
+        for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
+            for row in db.execute(
+                f"SELECT {', '.join(columns)} FROM {table} WHERE run_id = :run_id ORDER BY branch, number", {"run_id": run_id}
+            ).fetchall():
+                yield dict(zip(columns, row, strict=True))
+        return
+    after = -1
+    while rows := db.execute(
+        f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > :after ORDER BY {key} LIMIT 500", {"after": after}
+    ).fetchall():
+        for row in rows:
+            yield dict(zip(columns, row, strict=True))
+        after = rows[-1][columns.index(key)]

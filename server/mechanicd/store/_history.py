@@ -1,0 +1,230 @@
+"""The history of steps in the database: a journal of flushes, folded into chunks of one run each.
+
+A flush is one row of the journal, whatever the number of its runs. Folding moves the steps into chunks, each of which spans
+`chunk_steps` steps of one branch of one run, and carries its part of the pyramid. A segment of the journal counts for its run
+while it is of the run's epoch and above the run's folded step, so that folding may stop and begin again anywhere: whoever
+begins a new epoch folds the run first.
+
+Each function works inside the caller's transaction.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mechanicd.store import _journal, _records, _summary
+from mechanicd.store._journal import Segment
+from mechanicd.store._model import StepRow
+from mechanicd.store._sql import Database, insert
+
+_WRITE = insert("chunks") + (
+    " ON CONFLICT (run_id, branch, number) DO UPDATE SET first_step = excluded.first_step, last_step = excluded.last_step,"
+    " thinned = excluded.thinned, coarse = excluded.coarse, fine = excluded.fine, records = excluded.records"
+)
+_READ = "SELECT branch, number, thinned, fine, records FROM chunks WHERE run_id = :run_id AND branch = :branch"
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Some consecutive steps of a branch: the buckets of all of them, and the exact records of those not thinned out."""
+
+    branch: int
+    number: int
+    thinned: bool
+    fine: _summary.Buckets
+    records: bytes
+
+
+def segments(db: Database, run_id: int, epoch: int, folded_step: int) -> list[Segment]:
+    """What the journal holds for a run, in step order."""
+    found = [
+        segment
+        for _, data in db.execute("SELECT id, data FROM journal ORDER BY id").fetchall()
+        for segment in _journal.unpack(data, run_id)
+    ]
+    return _valid(found, epoch, folded_step)
+
+
+def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment] | None = None) -> None:
+    """Moves a run's steps from the journal into its chunks.
+
+    Args:
+        found: its segments, if they are known; those that count no longer are passed over.
+    """
+    row = db.execute(f"SELECT epoch, folded_step FROM runs WHERE id = :id{db.for_update}", {"id": run_id}).fetchone()
+    if row is None:
+        return
+    epoch, folded_step = row
+    valid = segments(db, run_id, epoch, folded_step) if found is None else _valid(found, epoch, folded_step)
+    if not valid:
+        return
+    for number, records in split(groups, b"".join(segment.records for segment in valid)):
+        new = _summary.of_steps(groups, records)
+        chunk = _chunk(db, run_id, groups, 0, number)
+        if chunk is None:
+            _write(db, run_id, groups, _Chunk(0, number, False, new, records))
+        else:
+            fine = _summary.merge(np.concatenate((chunk.fine, new)), _summary.FINEST)
+            _write(db, run_id, groups, _Chunk(0, number, chunk.thinned, fine, chunk.records + records))
+    db.execute("UPDATE runs SET folded_step = :step WHERE id = :id", {"step": valid[-1].last_step, "id": run_id})
+
+
+def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
+    """Moves the steps above `after_step` to a branch; the run must be folded. A chunk that holds both kinds is cut in two.
+
+    Where its exact steps were thinned out, the bucket of the cut goes to both sides whole.
+    """
+    number = (after_step - 1) // _summary.chunk_steps(groups)
+    chunk = _chunk(db, run_id, groups, 0, number) if after_step else None
+    above = {"run_id": run_id, "branch": branch, "after_step": after_step}
+    db.execute("UPDATE chunks SET branch = :branch WHERE run_id = :run_id AND branch = 0 AND first_step > :after_step", above)
+    if chunk is None or int(chunk.fine["last_step"][-1]) <= after_step or int(chunk.fine["first_step"][0]) > after_step:
+        return
+    size = _records.layout(groups).size
+    steps = np.frombuffer(chunk.records, _records.dtype(groups))["step"]
+    cut = int(np.searchsorted(steps, after_step, side="right"))
+    parts = ((0, chunk.records[: cut * size]), (branch, chunk.records[cut * size :]))
+    for side, records in parts:
+        if chunk.thinned:
+            kept = chunk.fine["last_step"] > after_step if side else chunk.fine["first_step"] <= after_step
+            fine = chunk.fine[kept]
+        else:
+            fine = _summary.of_steps(groups, records)
+        _write(db, run_id, groups, _Chunk(side, number, chunk.thinned, fine, records))
+
+
+def steps(
+    db: Database, run_id: int, groups: int, branch: int, first: int, last: int, limit: int, found: Iterable[Segment]
+) -> Iterator[StepRow]:
+    """Exact steps in order; see `Store.steps`.
+
+    Args:
+        found: the run's segments in the journal.
+    """
+    if limit <= 0:
+        return
+    given = 0
+    key = {"run_id": run_id, "branch": branch, "first": first, "last": last}
+    numbers = db.execute(
+        "SELECT number FROM chunks WHERE run_id = :run_id AND branch = :branch AND last_step >= :first AND first_step <= :last"
+        " ORDER BY number",
+        key,
+    ).fetchall()
+
+    def blobs() -> Iterator[bytes]:
+        for (number,) in numbers:
+            (records,) = db.execute(
+                "SELECT records FROM chunks WHERE run_id = :run_id AND branch = :branch AND number = :number",
+                {**key, "number": number},
+            ).fetchone()
+            yield bytes(records)
+        for segment in found:
+            if segment.last_step >= first and segment.first_step <= last:
+                yield segment.records
+
+    width = _records.layout(groups).size
+    for records in blobs():
+        known = np.frombuffer(records, _records.dtype(groups))["step"]
+        begin = int(np.searchsorted(known, min(first, 2**63), side="left"))
+        end = min(int(np.searchsorted(known, min(last, 2**63), side="right")), begin + limit - given)
+        yield from _records.unpack(groups, records[begin * width : end * width], branch)
+        given += max(0, end - begin)
+        if given >= limit:
+            return
+
+
+def summary(
+    db: Database, run_id: int, groups: int, branch: int, first: int, last: int, size: int, found: Iterable[Segment]
+) -> _summary.Buckets:
+    """Buckets of `size` steps that meet first…last, in order; of fewer steps where no larger ones are needed.
+
+    Reads the level of the pyramid that fits; only the journal's end is summed up here.
+    """
+    stored = min(size, _summary.chunk_steps(groups))
+    column = "records, fine, thinned" if stored == 1 else "fine" if stored == _summary.FINEST else "coarse"
+    rows = db.execute(
+        f"SELECT {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND last_step >= :first"
+        " AND first_step <= :last ORDER BY number",
+        {"run_id": run_id, "branch": branch, "first": first, "last": last},
+    ).fetchall()
+    parts = [np.empty(0, _summary.dtype(groups))]
+    for row in rows:
+        if stored == 1:
+            records, fine, thinned = row
+            parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
+        else:
+            level = _buckets(groups, row[0])
+            parts.append(level[level["size"] == stored])
+    parts += [
+        _summary.of_steps(groups, segment.records, 1)
+        for segment in found
+        if segment.last_step >= first and segment.first_step <= last
+    ]
+    buckets = np.concatenate(parts)
+    if size > 1:
+        buckets = _summary.merge(buckets, size)
+    return buckets[(buckets["last_step"] >= first) & (buckets["first_step"] <= last)]
+
+
+def thin(db: Database, keep_steps: int, most: int) -> int:
+    """Drops the exact steps of at most `most` chunks that end more than `keep_steps` steps before their run does."""
+    rows = db.execute(
+        "SELECT chunks.run_id, chunks.branch, chunks.number FROM chunks JOIN runs ON runs.id = chunks.run_id"
+        " WHERE chunks.thinned = 0 AND chunks.last_step <= runs.last_step - :keep LIMIT :most",
+        {"keep": keep_steps, "most": most},
+    ).fetchall()
+    if rows:
+        db.executemany(
+            "UPDATE chunks SET records = :empty, thinned = 1 WHERE run_id = :run_id AND branch = :branch AND number = :number",
+            [{"run_id": row[0], "branch": row[1], "number": row[2], "empty": b""} for row in rows],
+        )
+    return len(rows)
+
+
+def _valid(found: Iterable[Segment], epoch: int, folded_step: int) -> list[Segment]:
+    valid = [segment for segment in found if segment.epoch == epoch and segment.last_step > folded_step]
+    return sorted(valid, key=lambda segment: segment.first_step)
+
+
+def split(groups: int, records: bytes) -> Iterator[tuple[int, bytes]]:
+    """Records in step order, cut where chunks meet: (number of the chunk, its part)."""
+    width = _records.layout(groups).size
+    numbers = (np.frombuffer(records, _records.dtype(groups))["step"].astype(np.int64) - 1) // _summary.chunk_steps(groups)
+    starts = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
+    for begin, end in pairwise(starts):
+        yield int(numbers[begin]), records[begin * width : end * width]
+
+
+def _chunk(db: Database, run_id: int, groups: int, branch: int, number: int) -> _Chunk | None:
+    row = db.execute(f"{_READ} AND number = :number", {"run_id": run_id, "branch": branch, "number": number}).fetchone()
+    return None if row is None else _Chunk(row[0], row[1], bool(row[2]), _buckets(groups, row[3]), bytes(row[4]))
+
+
+def _buckets(groups: int, data: bytes) -> _summary.Buckets:
+    return np.frombuffer(data, _summary.dtype(groups))
+
+
+def _write(db: Database, run_id: int, groups: int, chunk: _Chunk) -> None:
+    db.execute(
+        _WRITE, chunk_values(run_id, groups, chunk.branch, chunk.number, chunk.fine, chunk.records, thinned=chunk.thinned)
+    )
+
+
+def chunk_values(
+    run_id: int, groups: int, branch: int, number: int, fine: _summary.Buckets, records: bytes, *, thinned: bool
+) -> dict[str, Any]:
+    """A row of the table of chunks, with every level of its part of the pyramid."""
+    return {
+        "run_id": run_id,
+        "branch": branch,
+        "number": number,
+        "first_step": int(fine["first_step"][0]),
+        "last_step": int(fine["last_step"][-1]),
+        "thinned": int(thinned),
+        "coarse": _summary.upper(groups, fine).tobytes(),
+        "fine": fine.tobytes(),
+        "records": records,
+    }

@@ -1,0 +1,64 @@
+"""What the engines' SQL has in common: a small protocol over their cursors, and how values travel."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Result(Protocol):
+    """Rows, and how many were changed."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the statement changed."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+
+    def fetchall(self) -> list[Any]:
+        """All rows."""
+
+
+class Database(Protocol):
+    """A connection inside a transaction. Parameters are written `:name` in every engine."""
+
+    for_update: str
+    """What makes a SELECT hold its rows until the end of the transaction: empty where a transaction holds the whole file."""
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] = ...) -> Result:
+        """Runs one statement."""
+
+    def executemany(self, statement: str, parameters: Sequence[Mapping[str, Any]]) -> None:
+        """Runs one statement for each set of parameters."""
+
+    def advance(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
+        """Moves runs on to a new last step, each where (epoch, session, last step) are as expected; the ids of those."""
+
+
+TABLES = {
+    "runs": (
+        *("id", "project", "run", "labels", "config", "status", "status_message", "epoch", "session", "last_step"),
+        *("state", "scale", "create_time", "open_time", "step_time", "step_interval", "session_count", "rewinds"),
+        "folded_step",
+    ),
+    "sessions": ("session", "run_id", "after_step", "open_time"),
+    "chunks": ("run_id", "branch", "number", "first_step", "last_step", "thinned", "coarse", "fine", "records"),
+    "journal": ("id", "data"),
+}
+"""Every table and its columns, the same in every engine; `_sqlite` and `_postgres` say the types."""
+
+
+def insert(table: str, columns: Iterable[str] = ()) -> str:
+    """An INSERT of these columns, or of all."""
+    chosen = tuple(columns) or TABLES[table]
+    return f"INSERT INTO {table} ({', '.join(chosen)}) VALUES ({', '.join(':' + column for column in chosen)})"
+
+
+def floats_out(values: Sequence[float]) -> bytes:
+    """float64 values as bytes, little-endian."""
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def floats_in(data: bytes) -> tuple[float, ...]:
+    """The reverse of `floats_out`."""
+    return struct.unpack(f"<{len(data) // 8}d", data)

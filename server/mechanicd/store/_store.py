@@ -1,0 +1,315 @@
+"""The store over SQL: what every engine does in the same way. An engine adds its connection, its types and its file's care."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any, Final
+
+from mechanicd.store import _history, _journal, _summary
+from mechanicd.store._errors import OwnershipLost, RunExists
+from mechanicd.store._journal import Segment
+from mechanicd.store._model import RUNNING, Claim, Commit, Release, RunRow, SessionRow, StepRow
+from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
+from mechanicd.tuner import TunerConfig
+
+_RUN: Final = ", ".join(f"runs.{column}" for column in TABLES["runs"][:-1])
+_NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
+_PLAIN: Final = tuple(
+    column for column in TABLES["runs"][:-1] if column not in ("labels", "config", "state", "scale", "step_interval")
+)
+
+
+class SQLStore(ABC):
+    """Implements `Store`. Use it from one thread at a time."""
+
+    def __init__(self) -> None:
+        self.unfolded = 0
+        self._folding: tuple[list[int], dict[int, list[Segment]]] | None = None
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Database]:
+        """All or nothing, and durable at its end. Raises StoreError."""
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[Database]:
+        """A view of one moment. Raises StoreError."""
+
+    @abstractmethod
+    def count_on(self, db: Database) -> None:
+        """After ids were copied from another store: new ones follow them."""
+
+    @abstractmethod
+    def integrity(self) -> list[str]:
+        """See `Store.integrity`."""
+
+    @abstractmethod
+    def vacuum(self) -> None:
+        """See `Store.vacuum`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Store.close`."""
+
+    @abstractmethod
+    def _folding_alone(self) -> bool:
+        """Whether no other server folds now, nor will until `_folded`."""
+
+    @abstractmethod
+    def _folded(self) -> None:
+        """Others may fold again."""
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    def create(self, project: str, run: str, config: TunerConfig, state: bytes, scale: tuple[float, ...], time: int) -> RunRow:
+        values: dict[str, Any] = dict.fromkeys(_NEW, 0) | {
+            "project": project,
+            "run": run,
+            "labels": "{}",
+            "config": json.dumps(asdict(config)),
+            "status": RUNNING,
+            "status_message": "",
+            "state": state,
+            "scale": floats_out(scale),
+            "create_time": time,
+        }
+        with self.transaction() as db:
+            statement = f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING {_RUN}"
+            made = db.execute(statement, values).fetchone()
+            if made is None:
+                raise RunExists(f"projects/{project}/runs/{run} exists")
+            return _run_in(made)
+
+    def get(self, project: str, run: str) -> RunRow | None:
+        with self.reading() as db:
+            row = db.execute(
+                f"SELECT {_RUN} FROM runs WHERE project = :project AND run = :run", {"project": project, "run": run}
+            ).fetchone()
+            return None if row is None else _run_in(row)
+
+    def by_session(self, session: int) -> tuple[RunRow, SessionRow] | None:
+        with self.reading() as db:
+            row = db.execute(
+                f"SELECT sessions.session, sessions.run_id, sessions.after_step, sessions.open_time, {_RUN}"
+                " FROM sessions JOIN runs ON runs.id = sessions.run_id WHERE sessions.session = :session",
+                {"session": session},
+            ).fetchone()
+            if row is None:
+                return None
+            found = SessionRow(session=row[0], run_id=row[1], after_step=row[2], open_time=row[3])
+            return _run_in(row[4:]), found
+
+    def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> list[RunRow]:
+        begin = after or ("", "")
+        where = "(project, run) > (:p, :r)" + ("" if project is None else " AND project = :project")
+        with self.reading() as db:
+            rows = db.execute(
+                f"SELECT {_RUN} FROM runs WHERE {where} ORDER BY project, run LIMIT :limit",
+                {"p": begin[0], "r": begin[1], "limit": limit} | ({} if project is None else {"project": project}),
+            ).fetchall()
+            return [_run_in(row) for row in rows]
+
+    def set_labels(self, run_id: int, labels: dict[str, str]) -> None:
+        with self.transaction() as db:
+            db.execute("UPDATE runs SET labels = :labels WHERE id = :id", {"labels": json.dumps(labels), "id": run_id})
+
+    def delete(self, run_id: int) -> None:
+        with self.transaction() as db:
+            db.execute("DELETE FROM runs WHERE id = :id", {"id": run_id})
+
+    # --- who holds a run ---------------------------------------------------------------------------------------------
+
+    def claim(self, claim: Claim) -> RunRow:
+        with self.transaction() as db:
+            before = self._held(db, claim.run_id, claim.expected_epoch)
+            _history.fold(db, before.id, len(before.config.scale_groups))
+            rewinds = before.rewinds
+            if claim.after_step < before.last_step:
+                rewinds += 1
+                _history.branch_off(db, before.id, len(before.config.scale_groups), claim.after_step, rewinds)
+            db.execute(
+                "UPDATE runs SET epoch = epoch + 1, session_count = session_count + 1, session = :session,"
+                " last_step = :after_step, folded_step = :after_step, state = :state, scale = :scale, labels = :labels,"
+                " status = :status, status_message = '', open_time = :time, rewinds = :rewinds WHERE id = :id",
+                {
+                    "id": claim.run_id,
+                    "session": claim.session,
+                    "after_step": claim.after_step,
+                    "state": claim.state,
+                    "scale": floats_out(claim.scale),
+                    "labels": json.dumps(claim.labels),
+                    "status": RUNNING,
+                    "time": claim.time,
+                    "rewinds": rewinds,
+                },
+            )
+            db.execute(
+                insert("sessions"),
+                {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": claim.time},
+            )
+            return _by_id(db, claim.run_id)
+
+    def take_over(self, run_id: int, expected_epoch: int, session: int) -> RunRow:
+        with self.transaction() as db:
+            before = self._held(db, run_id, expected_epoch)
+            if before.session != session:
+                raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has another session now")
+            _history.fold(db, run_id, len(before.config.scale_groups))
+            db.execute("UPDATE runs SET epoch = epoch + 1 WHERE id = :id", {"id": run_id})
+            return _by_id(db, run_id)
+
+    def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
+        kept: list[bool] = []
+        data = b""
+        with self.transaction() as db:
+            if commits:
+                moved = db.advance(
+                    [
+                        {
+                            "id": commit.run_id,
+                            "epoch": commit.epoch,
+                            "session": commit.session,
+                            "after_step": commit.after_step,
+                            "last_step": commit.last_step,
+                            "state": commit.state,
+                            "scale": floats_out(commit.scale),
+                            "step_time": commit.step_time,
+                            "step_interval": commit.interval,
+                        }
+                        for commit in commits
+                    ]
+                )
+                segments = []
+                for commit in commits:
+                    kept.append(commit.run_id in moved)
+                    if commit.run_id in moved:
+                        moved.remove(commit.run_id)
+                        segments.append(
+                            Segment(commit.run_id, commit.epoch, commit.after_step + 1, commit.last_step, commit.records)
+                        )
+                if segments:
+                    data = _journal.pack(segments)
+                    db.execute(insert("journal", ("data",)), {"data": data})
+            for release in releases:
+                db.execute(
+                    "UPDATE runs SET session = 0, status = :status, status_message = :message"
+                    " WHERE id = :id AND epoch = :epoch AND session = :session",
+                    {
+                        "id": release.run_id,
+                        "epoch": release.epoch,
+                        "session": release.session,
+                        "status": release.status,
+                        "message": release.message,
+                    },
+                )
+        self.unfolded += len(data)
+        return kept
+
+    # --- history -----------------------------------------------------------------------------------------------------
+
+    def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
+        groups = len(run.config.scale_groups)
+        with self.reading() as db:
+            journal = self._journal_of(db, run.id) if branch == 0 else []
+            return list(_history.steps(db, run.id, groups, branch, first, last, limit, journal))
+
+    def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> _summary.Buckets:
+        groups = len(run.config.scale_groups)
+        with self.reading() as db:
+            (end,) = db.execute(
+                "SELECT coalesce(max(last_step), 0) FROM chunks WHERE run_id = :id AND branch = :branch",
+                {"id": run.id, "branch": branch},
+            ).fetchone()
+            journal = self._journal_of(db, run.id) if branch == 0 else []
+            if journal:
+                end = journal[-1].last_step
+            size = _summary.size_for(min(last, end) - first + 1, most)
+            return _history.summary(db, run.id, groups, branch, first, last, size, journal)
+
+    def fold(self, most_runs: int = 16) -> bool:
+        if self._folding is None:
+            if not self._folding_alone():
+                return False
+            with self.reading() as db:
+                ids: list[int] = []
+                found: dict[int, list[Segment]] = {}
+                for id_, data in db.execute("SELECT id, data FROM journal ORDER BY id").fetchall():
+                    ids.append(id_)
+                    for segment in _journal.unpack(data):
+                        found.setdefault(segment.run_id, []).append(segment)
+            self._folding, self.unfolded = (ids, found), 0
+        ids, found = self._folding
+        try:
+            with self.transaction() as db:
+                chosen = list(found)[:most_runs]
+                for run_id in chosen:
+                    row = db.execute("SELECT config FROM runs WHERE id = :id", {"id": run_id}).fetchone()
+                    if row is not None:  # else it was deleted
+                        _history.fold(db, run_id, len(_config_in(row[0]).scale_groups), found[run_id])
+                if len(chosen) == len(found) and ids:
+                    db.executemany("DELETE FROM journal WHERE id = :id", [{"id": id_} for id_ in ids])
+        except BaseException:
+            self._stop_folding()
+            raise
+        for run_id in chosen:
+            del found[run_id]
+        if not found:
+            self._stop_folding()
+        return bool(found)
+
+    def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64) -> bool:
+        done = 0
+        with self.transaction() as db:
+            if keep_steps is not None:
+                done += _history.thin(db, keep_steps, most)
+            if oldest is not None:
+                old = db.execute(
+                    "SELECT id FROM runs WHERE step_time < :oldest AND open_time < :oldest AND create_time < :oldest"
+                    " LIMIT :most",
+                    {"oldest": oldest, "most": most},
+                ).fetchall()
+                if old:
+                    db.executemany("DELETE FROM runs WHERE id = :id", [{"id": id_} for (id_,) in old])
+                done += len(old)
+        return done > 0
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _stop_folding(self) -> None:
+        self._folding = None
+        self._folded()
+
+    def _journal_of(self, db: Database, run_id: int) -> list[Segment]:
+        row = db.execute("SELECT epoch, folded_step FROM runs WHERE id = :id", {"id": run_id}).fetchone()
+        return [] if row is None else _history.segments(db, run_id, *row)
+
+    @staticmethod
+    def _held(db: Database, run_id: int, expected_epoch: int) -> RunRow:
+        row = _by_id(db, run_id, db.for_update)
+        if row.epoch != expected_epoch:
+            raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
+        return row
+
+
+def _by_id(db: Database, run_id: int, hold: str = "") -> RunRow:
+    row = db.execute(f"SELECT {_RUN} FROM runs WHERE id = :id{hold}", {"id": run_id}).fetchone()
+    if row is None:
+        raise OwnershipLost("the run was deleted")
+    return _run_in(row)
+
+
+def _config_in(text: str) -> TunerConfig:
+    return TunerConfig(**json.loads(text))
+
+
+def _run_in(row: Sequence[Any]) -> RunRow:
+    values: Mapping[str, Any] = dict(zip(TABLES["runs"], row, strict=False))
+    return RunRow(
+        labels=json.loads(values["labels"]),
+        config=_config_in(values["config"]),
+        state=bytes(values["state"]),
+        scale=floats_in(values["scale"]),
+        interval=values["step_interval"],
+        **{name: values[name] for name in _PLAIN},
+    )

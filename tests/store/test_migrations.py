@@ -1,0 +1,103 @@
+"""A database that an older mechanicd wrote is brought up to date when it is opened, and loses nothing.
+
+`fixtures/schema_vN.db` were written by the mechanicd whose schema was N, with `world.py`.
+"""
+
+import importlib.util
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, check
+
+FIXTURES = Path(__file__).with_name("fixtures")
+OLD = sorted(FIXTURES.glob("schema_v*.db"))
+
+_spec = importlib.util.spec_from_file_location("world", Path(__file__).with_name("world.py"))
+assert _spec is not None
+assert _spec.loader is not None
+world = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(world)
+
+
+@pytest.fixture(params=OLD, ids=lambda path: path.stem)
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of an old file."""
+    return Path(shutil.copy(request.param, tmp_path / "runs.db"))
+
+
+def version_of(path: Path) -> int:
+    with sqlite3.connect(path) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_there_is_a_file_of_each_old_schema() -> None:
+    assert [path.stem for path in OLD] == [f"schema_v{version}" for version in range(1, SCHEMA_VERSION)]
+
+
+def test_an_old_file_has_everything_when_opened_and_again_when_reopened(old: Path) -> None:
+    assert version_of(old) < SCHEMA_VERSION
+    for _ in range(2):
+        store = SQLiteStore(str(old))
+        world.check(store)
+        assert store.integrity() == []
+        reasons = {finding.reason for finding in check(store) if not finding.harmless}
+        assert reasons == {"STATE_UNREADABLE"}, "the world's states are words; nothing else is wrong"
+        store.close()
+        assert version_of(old) == SCHEMA_VERSION
+    with sqlite3.connect(old) as db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    assert not [name for name in tables if name.startswith("old_")]
+
+
+def test_an_old_file_opened_only_to_look_is_refused_and_stays_as_it_was(old: Path) -> None:
+    before = old.read_bytes()
+    with pytest.raises(SchemaTooOld, match="start a server on it once"):
+        SQLiteStore(str(old), readonly=True)
+    assert old.read_bytes() == before
+
+
+def test_a_migration_that_is_killed_is_begun_again(old: Path) -> None:
+    """The process ends in the middle, without a word; the file is still of the old schema."""
+    program = f"""
+import os
+from mechanicd.store import SQLiteStore, _history
+split, calls = _history.split, []
+def killed(groups, data):
+    calls.append(1)
+    if len(calls) == 100:
+        os._exit(9)
+    return split(groups, data)
+_history.split = killed
+SQLiteStore({str(old)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 9
+    assert version_of(old) < SCHEMA_VERSION
+    store = SQLiteStore(str(old))
+    world.check(store)
+    store.close()
+
+
+def test_todays_schema_holds_the_same_world(tmp_path: Path) -> None:
+    store = SQLiteStore(str(tmp_path / "runs.db"))
+    world.write(store)
+    world.check(store)
+    while store.fold():
+        pass
+    world.check(store)
+    store.close()
+
+
+def test_a_file_of_a_newer_schema_is_refused(old: Path) -> None:
+    with sqlite3.connect(old) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    before = old.read_bytes()
+    with pytest.raises(SchemaTooNew, match="start the newer mechanicd"):
+        SQLiteStore(str(old))
+    assert old.read_bytes() == before
