@@ -122,7 +122,7 @@ class PostgresProcess:
     def remove(self) -> None:
         """Ends it, and removes what it leaves but the log."""
         self.kill()
-        with contextlib.suppress(OSError):  # a killed server leaves its shared memory to the next on the same data
+        with contextlib.suppress(OSError, IndexError):  # a killed server leaves its shared memory to the next on its data
             segment = int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
             ctypes.CDLL(None).shmctl(segment, 0, None)  # 0 is IPC_RMID
         shutil.rmtree(self.data, ignore_errors=True)
