@@ -1,4 +1,4 @@
-"""Random SIGKILLs of the server, of trainers and of both, against an oracle that nobody kills.
+"""Random SIGKILLs of the server, of trainers, of both, and of PostgreSQL, against an oracle that nobody kills.
 
 Each campaign prints its seed and counts. MECHANICD_SOAK=1 (`make soak`) runs it at full length; MECHANICD_SEED repeats one.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
@@ -65,21 +66,29 @@ class Training:
         return self.process.poll() == 0
 
 
+CAMPAIGNS = [("sqlite", victims) for victims in ("server", "trainers", "both")]
+CAMPAIGNS += [("postgres", victims) for victims in ("server", "trainers", "both", "postgres", "all")]
+KINDS = {"both": ["server", "trainers", "both at once"], "all": ["server", "trainers", "postgres", "both at once"]}
+
+
 @pytest.mark.timeout(BOUND_SECONDS + 60)
-@pytest.mark.parametrize("victims", ["server", "trainers", "both"])
+@pytest.mark.parametrize(("engine", "victims"), CAMPAIGNS, ids=lambda text: text)
 def test_every_history_equals_the_oracle_bit_for_bit(
+    engine: str,
     victims: str,
     new_server: Callable[..., Any],
     history: Callable[..., list[Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng = random.Random(seed)
-    server = new_server().start()
+    postgres = request.getfixturevalue("new_postgres") if engine == "postgres" else None
+    server = new_server(store=postgres.create_database("runs") if postgres else "").start()
     trainings = [Training(server.target, index, seed, tmp_path) for index in range(TRAINERS)]
-    killed = {"server": 0, "trainers": 0}
-    kinds = [victims] if victims != "both" else ["server", "trainers", "both at once"]
+    killed = {"server": 0, "trainers": 0, "postgres": 0}
+    kinds = KINDS.get(victims, [victims])
     plan = [kinds[index % len(kinds)] for index in range(KILLS)]
     rng.shuffle(plan)
     end = time.monotonic() + BOUND_SECONDS
@@ -94,17 +103,23 @@ def test_every_history_equals_the_oracle_bit_for_bit(
                 (tmp_path / "gate").touch()
                 continue
             victim = plan.pop()
-            if victim != "server":
+            if victim in ("trainers", "both at once"):
                 for training in rng.sample(alive, rng.randint(1, len(alive))):
                     training.kill()
                     killed["trainers"] += 1
                     if victim == "trainers":
                         training.start()
-            if victim != "trainers":
+            if victim in ("server", "both at once"):
                 server.kill()
                 killed["server"] += 1
                 time.sleep(rng.uniform(0.0, 0.5))
                 server.start()
+            if victim == "postgres":
+                assert postgres is not None
+                postgres.kill()
+                killed["postgres"] += 1
+                time.sleep(rng.uniform(0.0, 0.5))
+                postgres.start()
             for training in alive:
                 if training.process.poll() not in (None, 0):
                     training.start()
@@ -114,9 +129,16 @@ def test_every_history_equals_the_oracle_bit_for_bit(
     for training in trainings:
         kept = [(record.step, record.scale[0]) for record in history(server.target, training.run)]
         assert kept == list(enumerate(oracle(training.seed), 1)), f"seed {seed}: {training.run}"
+    server.stop()
+    store = open_store(server.store)
+    assert [finding for finding in check(store) if not finding.harmless] == []
+    store.close()
     with capsys.disabled():
         steps = TRAINERS * STEPS
-        print(f"\ncrash oracle, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, killed {killed}, all bits equal")
+        print(
+            f"\ncrash oracle, {engine}, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, killed {killed}, "
+            "all bits equal"
+        )
 
 
 def tails(trainings: list[Training]) -> str:
