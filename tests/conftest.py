@@ -177,6 +177,12 @@ def new_postgres(tmp_path: Path) -> Iterator[Any]:
     process.remove()
 
 
+@pytest.fixture(name="load")
+def load_fixture() -> Callable[[str], Any]:
+    """`load("envoy")`."""
+    return load
+
+
 def load(name: str) -> Any:
     """A module of this folder, by its path from here without `.py`."""
     spec = importlib.util.spec_from_file_location(f"tests_{name.replace('/', '_')}", Path(__file__).with_name(f"{name}.py"))

@@ -70,6 +70,24 @@ CREATE TABLE meta (
 """
 """The same tables as in `_sqlite`, where their columns are explained. They live in a PostgreSQL schema `mechanicd`."""
 
+_ADVANCE: Final = """
+WITH new AS (
+    SELECT * FROM unnest(
+        :id::bigint[], :epoch::bigint[], :session::bigint[], :after_step::bigint[], :last_step::bigint[], :state::bytea[],
+        :scale::bytea[], :step_time::bigint[], :step_interval::bigint[], :segment::bytea[]
+    ) AS new (id, epoch, session, after_step, last_step, state, scale, step_time, step_interval, segment)
+), moved AS (
+    UPDATE runs SET last_step = new.last_step, state = new.state, scale = new.scale, step_time = new.step_time,
+        step_interval = new.step_interval
+    FROM new
+    WHERE runs.id = new.id AND runs.epoch = new.epoch AND runs.session = new.session AND runs.last_step = new.after_step
+    RETURNING runs.id
+), journaled AS (
+    INSERT INTO journal (data)
+    SELECT string_agg(new.segment, ''::bytea) FROM new JOIN moved ON moved.id = new.id HAVING count(*) > 0
+)
+SELECT id FROM moved
+"""
 _MIGRATING: Final = 0x6D656368
 _FOLDING: Final = 0x6D656369
 _CONNECT: Final = {
@@ -146,11 +164,17 @@ class PostgresStore(SQLStore):
                 yield _Postgres(connection)
 
     @contextmanager
+    def at_once(self) -> Iterator[Database]:
+        with self._errors("written"):
+            yield _Postgres(self._connection())
+
+    @contextmanager
     def reading(self) -> Iterator[Database]:
         with self._errors("read"):
             connection = self._connection()
             with connection.transaction():
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # it holds nobody up
                 yield _Postgres(connection)
 
     def _folding_alone(self) -> bool:
@@ -172,6 +196,8 @@ class PostgresStore(SQLStore):
                 connection.execute("SET search_path = mechanicd")
                 connection.execute("SET synchronous_commit = on")
                 connection.execute("SET statement_timeout = '30s'")
+                # A server that is stopped or cut off inside a transaction holds its runs' rows no longer than this.
+                connection.execute("SET idle_in_transaction_session_timeout = '2s'")
                 connection.execute("SET client_encoding = 'UTF8'")
             except BaseException:
                 connection.close()
@@ -234,19 +260,10 @@ class _Postgres:
             cursor.executemany(cast(Any, _translated(statement)), parameters)
 
     def advance(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        """All in one statement: a way to the server and back is what a commit costs here."""
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        moved = self.execute(
-            "UPDATE runs SET last_step = new.last_step, state = new.state, scale = new.scale, step_time = new.step_time,"
-            " step_interval = new.step_interval"
-            " FROM unnest(:id::bigint[], :epoch::bigint[], :session::bigint[], :after_step::bigint[], :last_step::bigint[],"
-            " :state::bytea[], :scale::bytea[], :step_time::bigint[], :step_interval::bigint[])"
-            " AS new (id, epoch, session, after_step, last_step, state, scale, step_time, step_interval)"
-            " WHERE runs.id = new.id AND runs.epoch = new.epoch AND runs.session = new.session"
-            " AND runs.last_step = new.after_step RETURNING runs.id",
-            columns,
-        ).fetchall()
-        return {int(id_) for (id_,) in moved}
+        """All in one statement: a way to the server and back is what a commit costs here, and nothing stays open between."""
+        # One row a run: the same run twice would be moved once, and journaled twice.
+        columns = {name: [row[name] for row in {row["id"]: row for row in reversed(rows)}.values()] for name in rows[0]}
+        return {int(id_) for (id_,) in self.execute(_ADVANCE, columns).fetchall()}
 
 
 @lru_cache(maxsize=256)

@@ -32,7 +32,10 @@ class Database(Protocol):
         """Runs one statement for each set of parameters."""
 
     def advance(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        """Moves runs on to a new last step, each where (epoch, session, last step) are as expected; the ids of those."""
+        """Moves runs on to a new last step, each where (epoch, session, last step) are as expected; the ids of those.
+
+        The `segment` of each row that was moved goes to the journal, all in one new row there.
+        """
 
 
 TABLES = {

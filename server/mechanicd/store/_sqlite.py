@@ -3,7 +3,7 @@
 import fcntl
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -170,6 +170,9 @@ class SQLiteStore(SQLStore):
         except sqlite3.Error as error:
             raise StoreError(f"{self.path} could not be written: {error}") from error
 
+    def at_once(self) -> AbstractContextManager[Database]:
+        return self.transaction()
+
     @contextmanager
     def reading(self) -> Iterator[Database]:
         try:
@@ -202,7 +205,8 @@ class _SQLite:
         self._db.executemany(statement, parameters)
 
     def advance(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        moved = set()
+        moved: set[int] = set()
+        segments = []
         for row in rows:
             cursor = self._db.execute(
                 "UPDATE runs SET last_step = :last_step, state = :state, scale = :scale, step_time = :step_time,"
@@ -212,6 +216,9 @@ class _SQLite:
             )
             if cursor.rowcount == 1:
                 moved.add(row["id"])
+                segments.append(row["segment"])
+        if segments:
+            self._db.execute("INSERT INTO journal (data) VALUES (?)", (b"".join(segments),))
         return moved
 
 

@@ -33,6 +33,11 @@ class SQLStore(ABC):
         """All or nothing, and durable at its end. Raises StoreError."""
 
     @abstractmethod
+    def at_once(self) -> AbstractContextManager[Database]:
+        """The same for one statement alone. Where the database is elsewhere, a server that is stopped in the middle of it
+        holds nothing that others wait for."""
+
+    @abstractmethod
     def reading(self) -> AbstractContextManager[Database]:
         """A view of one moment. Raises StoreError."""
 
@@ -161,36 +166,13 @@ class SQLStore(ABC):
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         kept: list[bool] = []
-        data = b""
-        with self.transaction() as db:
-            if commits:
-                moved = db.advance(
-                    [
-                        {
-                            "id": commit.run_id,
-                            "epoch": commit.epoch,
-                            "session": commit.session,
-                            "after_step": commit.after_step,
-                            "last_step": commit.last_step,
-                            "state": commit.state,
-                            "scale": floats_out(commit.scale),
-                            "step_time": commit.step_time,
-                            "step_interval": commit.interval,
-                        }
-                        for commit in commits
-                    ]
-                )
-                segments = []
-                for commit in commits:
-                    kept.append(commit.run_id in moved)
-                    if commit.run_id in moved:
-                        moved.remove(commit.run_id)
-                        segments.append(
-                            Segment(commit.run_id, commit.epoch, commit.after_step + 1, commit.last_step, commit.records)
-                        )
-                if segments:
-                    data = _journal.pack(segments)
-                    db.execute(insert("journal", ("data",)), {"data": data})
+        rows = [_moved(commit) for commit in commits]
+        with self.transaction() if releases else self.at_once() as db:
+            moved = db.advance(rows) if rows else set()
+            for row in rows:
+                kept.append(row["id"] in moved)
+                moved.discard(row["id"])
+                self.unfolded += len(row["segment"])
             for release in releases:
                 db.execute(
                     "UPDATE runs SET session = 0, status = :status, status_message = :message"
@@ -203,7 +185,6 @@ class SQLStore(ABC):
                         "message": release.message,
                     },
                 )
-        self.unfolded += len(data)
         return kept
 
     # --- history -----------------------------------------------------------------------------------------------------
@@ -290,6 +271,23 @@ class SQLStore(ABC):
         if row.epoch != expected_epoch:
             raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
         return row
+
+
+def _moved(commit: Commit) -> dict[str, Any]:
+    """What `Database.advance` takes."""
+    segment = Segment(commit.run_id, commit.epoch, commit.after_step + 1, commit.last_step, commit.records)
+    return {
+        "id": commit.run_id,
+        "epoch": commit.epoch,
+        "session": commit.session,
+        "after_step": commit.after_step,
+        "last_step": commit.last_step,
+        "state": commit.state,
+        "scale": floats_out(commit.scale),
+        "step_time": commit.step_time,
+        "step_interval": commit.interval,
+        "segment": _journal.pack([segment]),
+    }
 
 
 def _by_id(db: Database, run_id: int, hold: str = "") -> RunRow:
