@@ -1,4 +1,4 @@
-"""The command line: `mechanicd serve | demo | runs …`. Errors go to stderr with a stable reason; every command takes --json."""
+"""The command line: `mechanicd serve | demo | runs … | store …`. Errors go to stderr with a reason; each takes --json."""
 
 import asyncio
 import importlib
@@ -19,9 +19,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 class LazyGroup(click.Group):
-    """A group whose commands `demo` and `runs` are imported when asked for: `serve` needs neither torch nor a client."""
+    """A group whose other commands are imported when asked for: `serve` needs neither torch nor a client."""
 
-    lazy: Final = {"demo": "mechanicd.demo:demo", "runs": "mechanicd.cli_runs:runs"}
+    lazy: Final = {
+        "demo": "mechanicd.demo:demo",
+        "runs": "mechanicd.cli_runs:runs",
+        "store": "mechanicd.cli_store:store",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.lazy})

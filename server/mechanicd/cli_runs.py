@@ -22,7 +22,7 @@ from mechanicd.v1 import names, resources_pb2, run_service_pb2
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 _REDUCTIONS: Final = ("delta_dot_g", "delta_dot_x", "g_norm_sq", "x_norm_sq")
 _COLUMNS: Final = ("step", "time", "outcome", "scale_group", "scale", "h", *_REDUCTIONS, "base_lr")
-_STYLES: Final = {"running": "green", "finished": "cyan", "preempted": "yellow", "failed": "red"}
+_STYLES: Final = {"running": "green", "finished": "cyan", "preempted": "yellow", "failed": "red", "silent": "magenta"}
 
 target_option = click.option(
     "--target",
@@ -93,7 +93,8 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
     name = _name(project, run)
     with connect(target) as client:
         found = client.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run
-        records = [] if as_json else list(_records(client, name, 0))
+        request = run_service_pb2.QuerySeriesRequest(name=name, max_buckets=200)
+        buckets = [] if as_json else client.call("QuerySeries", request).buckets
     if as_json:
         click.echo(json.dumps(run_dict(found), indent=2))
         return
@@ -103,10 +104,11 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
         grid.add_row(Text(key, style="dim"), Text(text))
     console.print(grid)
-    if records:
-        scales = [max(record.scale) for record in records]
-        steps = f"steps {records[0].step} to {records[-1].step}"
-        console.print(f"\nS, log scale, {steps}:  {min(scales):.3g} … {max(scales):.3g}", highlight=False)
+    if buckets:
+        scales = [max(bucket.scale.max) for bucket in buckets]
+        least = min(min(bucket.scale.min) for bucket in buckets)
+        steps = f"steps {buckets[0].first_step} to {buckets[-1].last_step}"
+        console.print(f"\nS, log scale, {steps}:  {least:.3g} … {max(scales):.3g}", highlight=False)
         console.print(sparkline(scales, min(100, console.width - 2)))
 
 

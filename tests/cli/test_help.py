@@ -33,6 +33,9 @@ def test_the_commands_are_these() -> None:
         "runs watch",
         "runs export",
         "runs delete",
+        "store check",
+        "store backup",
+        "store vacuum",
     }
 
 

@@ -1,0 +1,128 @@
+"""`mechanicd store …`: the care of a database, without a server."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import time_ns
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mechanicd import store as stores
+from mechanicd.cli import fail, json_option
+from mechanicd.service import Retention
+from mechanicd.store import StoreError
+
+store_option = click.option(
+    "--store",
+    "url",
+    default="sqlite:///mechanicd.db",
+    show_default=True,
+    metavar="URL",
+    help="The store: sqlite:///FILE or postgresql://USER@HOST/DATABASE.",
+)
+
+
+@click.group()
+def store() -> None:
+    """Check a store, copy it, make it smaller."""
+
+
+@store.command()
+@store_option
+@json_option
+def check(url: str, as_json: bool) -> None:
+    """Read every run and take every step of it again; a server may be running. Exits with 1 where something is wrong."""
+    with _opened(url, as_json, readonly=True) as opened, _progress("runs", as_json) as progress:
+        findings = list(stores.check(opened, progress))
+        runs = sum(1 for _ in _runs(opened))
+    wrong = [finding for finding in findings if not finding.harmless]
+    if as_json:
+        click.echo(json.dumps({"runs": runs, "ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        for finding in findings:
+            mark = "note " if finding.harmless else "wrong"
+            click.echo(f"{mark}  {finding.run or url}: {finding.message} [{finding.reason}]")
+        click.echo(f"{runs} runs checked, {len(wrong)} things wrong")
+    sys.exit(1 if wrong else 0)
+
+
+@store.command()
+@store_option
+@click.argument("to")
+@json_option
+def backup(url: str, to: str, as_json: bool) -> None:
+    """Copy every run, as of this moment, to TO: a new file, or the URL of an empty store of any kind.
+
+    A server may go on meanwhile. The same command brings a backup back, and moves runs from SQLite to PostgreSQL.
+    """
+    target_url = to if "://" in to else f"sqlite:///{to}"
+    with (
+        _opened(url, as_json, readonly=True) as source,
+        _opened(target_url, as_json) as target,
+        _progress("rows", as_json) as progress,
+    ):
+        rows = stores.copy(source, target, progress)
+        runs = sum(1 for _ in _runs(target))
+    shown = stores.without_password(target_url)
+    click.echo(json.dumps({"to": shown, "runs": runs, "rows": rows}) if as_json else f"{runs} runs copied to {shown}")
+
+
+@store.command()
+@store_option
+@click.option("--keep-steps", type=click.IntRange(0), metavar="N", help="As of `mechanicd serve`. Default: keep all.")
+@click.option("--keep-days", type=click.FloatRange(0.0), metavar="DAYS", help="As of `mechanicd serve`. Default: keep all.")
+@click.option("--yes", is_flag=True, help="Do not ask before something is given up.")
+@json_option
+def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool, as_json: bool) -> None:
+    """Fold what waits, give up what is too old, and give unused room back to the disk."""
+    giving_up = keep_steps is not None or keep_days is not None
+    if giving_up and not yes:
+        click.confirm("Exact steps, or runs, that are older than this are given up for good. Go on?", abort=True, err=True)
+    with _opened(url, as_json) as opened:
+        before = sum(1 for _ in _runs(opened))
+        while opened.fold():
+            pass
+        oldest = Retention(keep_steps, keep_days).oldest(time_ns())
+        while giving_up and opened.retain(keep_steps, oldest):
+            pass
+        opened.vacuum()
+        after = sum(1 for _ in _runs(opened))
+    report = {"runs": after, "runs_deleted": before - after}
+    click.echo(json.dumps(report) if as_json else f"{after} runs kept, {before - after} deleted")
+
+
+def _runs(opened: stores.Store) -> Iterator[stores.RunRow]:
+    after = None
+    while page := opened.list_runs(None, after, 1000):
+        yield from page
+        after = (page[-1].project, page[-1].run)
+
+
+@contextmanager
+def _opened(url: str, as_json: bool, *, readonly: bool = False) -> Iterator[stores.SQLStore]:
+    try:
+        opened = stores.open_store(url, readonly=readonly)
+        try:
+            yield opened
+        finally:
+            opened.close()
+    except StoreError as error:
+        fail(error.reason, str(error), as_json)
+
+
+@contextmanager
+def _progress(unit: str, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda done, all_: None
+        return
+    columns: tuple[Any, ...] = (BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=1, unit=unit)
+        yield lambda done, all_: bar.update(task, completed=done, total=max(all_, 1))

@@ -1,0 +1,71 @@
+"""When a run counts as silent: a pure judgement of its row at a moment."""
+
+from dataclasses import replace
+
+import pytest
+
+from mechanicd.service._status import Silence, judged
+from mechanicd.store import FAILED, FINISHED, PREEMPTED, RUNNING, SILENT, RunRow
+from mechanicd.tuner import TunerConfig
+
+S = 10**9
+ROW = RunRow(
+    id=1,
+    project="p",
+    run="r",
+    labels={},
+    config=TunerConfig(),
+    status=RUNNING,
+    status_message="",
+    epoch=1,
+    session=1,
+    last_step=10,
+    state=b"",
+    scale=(1.0,),
+    create_time=1000 * S,
+    open_time=2000 * S,
+    step_time=3000 * S,
+    interval=S,
+    session_count=1,
+    rewinds=0,
+)
+SILENCE = Silence(factor=20.0, seconds=10.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "quiet", "silent"),
+    [
+        ({}, 20.0, False),
+        ({}, 20.1, True),
+        ({"interval": S // 1000}, 10.0, False),
+        ({"interval": S // 1000}, 10.1, True),
+        ({"interval": 600 * S}, 11_000.0, False),
+        ({"interval": 600 * S}, 12_001.0, True),
+        ({"interval": 0}, 10.1, True),
+        ({"open_time": 3015 * S}, 20.1, False),
+        ({"open_time": 3015 * S}, 35.1, True),
+        ({"step_time": 0, "interval": 0, "open_time": 3000 * S}, 10.1, True),
+        ({"step_time": 3100 * S}, 50.0, False),
+    ],
+)
+def test_a_run_is_silent_after_many_of_its_intervals_and_a_least_time(
+    changes: dict[str, int], quiet: float, silent: bool
+) -> None:
+    row = replace(ROW, **changes)
+    now = judged(row, 3000 * S + int(quiet * S), SILENCE)
+    assert (now.status == SILENT) == silent
+    assert now == (replace(row, status=SILENT, status_message=now.status_message) if silent else row)
+
+
+def test_the_message_says_how_long_and_what_was_usual() -> None:
+    assert judged(ROW, 3090 * S, SILENCE).status_message == "no step for 1.5 min; usually one comes every 1 s"
+    fast = replace(ROW, interval=12_500_000)
+    assert judged(fast, 3000 * S + 7200 * S, SILENCE).status_message == "no step for 2 h; usually one comes every 12.5 ms"
+    new = replace(ROW, interval=0)
+    assert judged(new, 3011 * S, SILENCE).status_message == "no step for 11 s; usually none has come in a rhythm yet"
+
+
+@pytest.mark.parametrize("status", [FAILED, FINISHED, PREEMPTED])
+def test_what_has_ended_is_not_silent(status: str) -> None:
+    row = replace(ROW, status=status)
+    assert judged(row, 10**20, SILENCE) == row
