@@ -4,14 +4,16 @@ import logging
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from mechanicd.client import Reductions, ServerUnavailable, SessionFenced, TunerConfig, TunerState, open_run
+from mechanicd.client import Reductions, ServerUnavailable, SessionFenced, TunerConfig, TunerState, _backlog, connect, open_run
 from mechanicd.tuner import Tuner
+from mechanicd.v1 import resources_pb2, run_service_pb2
 
 
 def some_reductions(count: int, seed: int = 0) -> list[Reductions]:
@@ -208,3 +210,78 @@ def black_hole() -> Iterator[str]:
         thread.join(5)
         for each in kept:
             each.close()
+
+
+def test_an_outage_at_the_end_gives_the_server_a_while_to_come_back(
+    new_server: Callable[..., Any], history: Callable[..., list[Any]]
+) -> None:
+    reductions = some_reductions(300)
+    server = new_server().start()
+    session = open_run(server.target, "last", start=0, deadline=0.5)
+    scales = [session.step(each) for each in reductions[:200]]
+    server.kill()
+    scales += [session.step(each) for each in reductions[200:]]
+    back = threading.Timer(1.5, server.start)
+    back.start()
+    session.close()
+    back.join()
+    assert scales == oracle(reductions)
+    assert told(history(server.target, "last")) == list(enumerate(scales, 1))
+    with connect(server.target) as client:
+        run = client.call("GetRun", run_service_pb2.GetRunRequest(name="projects/default/runs/last")).run
+    assert run.status == resources_pb2.RUN_STATUS_FINISHED
+
+
+def test_a_server_that_never_comes_back_does_not_keep_the_training_from_its_end(
+    new_server: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = new_server().start()
+    session = open_run(server.target, "gone", start=0, deadline=0.2)
+    scales = [session.step(each) for each in some_reductions(20)]
+    server.kill()
+    scales += [session.step(each) for each in some_reductions(30, seed=1)]
+    session.close()
+    assert scales == oracle(some_reductions(20) + some_reductions(30, seed=1))
+    assert "closed while the server is away; it misses the last " in caplog.messages[-1]
+
+
+def test_ten_thousand_steps_of_backlog_are_brought_in_order(
+    new_server: Callable[..., Any], history: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reductions = some_reductions(10_050)
+    server = new_server().start()
+    session = open_run(server.target, "backlog", start=0)
+    scales = [session.step(each) for each in reductions[:50]]
+    session.flush()
+    server.kill()
+    scales += [session.step(each) for each in reductions[50:]]
+    server.start()
+    began = time.monotonic()
+    assert session.flush(60) == 10_050
+    took = time.monotonic() - began
+    session.close()
+    assert scales == oracle(reductions)
+    assert told(history(server.target, "backlog")) == list(enumerate(scales, 1))
+    with capsys.disabled():
+        print(f"\nbacklog: 10,000 steps replayed and durable {took:.2f} s after the server was back, all bits equal")
+
+
+def test_a_backlog_past_its_bound_goes_on_from_a_snapshot_and_the_history_shows_a_gap(
+    new_server: Callable[..., Any], history: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_backlog, "BACKLOG_BYTES", 1)  # the least bound there is: 100 steps
+    reductions = some_reductions(500)
+    server = new_server().start()
+    session = open_run(server.target, "bound", start=0)
+    scales = [session.step(each) for each in reductions[:50]]
+    session.flush()
+    server.kill()
+    scales += [session.step(each) for each in reductions[50:450]]
+    server.start()
+    assert session.flush(30) == 450
+    scales += [session.step(each) for each in reductions[450:]]
+    assert session.flush(30) == 500
+    session.close()
+    assert scales == oracle(reductions)
+    kept = told(history(server.target, "bound"))
+    assert kept == [pair for pair in enumerate(scales, 1) if pair[0] <= 50 or pair[0] > 350]

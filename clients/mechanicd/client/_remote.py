@@ -33,6 +33,7 @@ log = logging.getLogger("mechanicd.client")
 
 OUTAGE_POLICIES: Final = ("local", "hold", "raise")
 _CALL_SECONDS: Final = 5.0
+_LAST_SECONDS: Final = 10.0
 _BACKOFF_FIRST: Final = 0.1
 _BACKOFF_MOST: Final = 5.0
 _REPLAY_BATCH: Final = 256
@@ -338,8 +339,9 @@ class RemoteSession(Session):
         if status not in _STATUS:
             raise InvalidArgument("INVALID_STATUS", f"status={status!r}; choose one of {', '.join(_STATUS)}")
         if self._fatal is None:
+            # An outage at the end: what waits has no other place to go than here, so the server gets a while to come back.
             with contextlib.suppress(MechanicdError):
-                self.flush(self._deadline)
+                self.flush(self._deadline if self._link is not None else max(self._deadline, _LAST_SECONDS))
         self._ended.set()
         link, self._link = self._link, None
         try:
