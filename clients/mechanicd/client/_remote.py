@@ -34,6 +34,7 @@ log = logging.getLogger("mechanicd.client")
 OUTAGE_POLICIES: Final = ("local", "hold", "raise")
 _CALL_SECONDS: Final = 5.0
 _LAST_SECONDS: Final = 10.0
+_STORE_SECONDS: Final = 0.1
 _BACKOFF_FIRST: Final = 0.1
 _BACKOFF_MOST: Final = 5.0
 _REPLAY_BATCH: Final = 256
@@ -127,10 +128,12 @@ class RemoteSession(Session):
             The last durable step.
 
         Raises:
-            ServerUnavailable: not in time; the steps are kept and sent again.
+            ServerUnavailable: not in time; the steps are kept and sent again. STORE_UNAVAILABLE: the server is there, and
+                its store refuses to write.
             SessionError: the run is no longer this session's.
         """
         end = time.monotonic() + (_CALL_SECONDS if timeout is None else timeout)
+        refused: MechanicdError | None = None
         while True:
             self._check()
             left = end - time.monotonic()
@@ -145,7 +148,14 @@ class RemoteSession(Session):
                 reply = self._call("Flush", request, max(0.001, end - time.monotonic()))
             except (ServerUnavailable, SessionClosed) as error:
                 # SessionClosed: the server restarted in between; coming back tells whether it was more than that.
-                if self._on_outage == "raise" or time.monotonic() >= end:
+                if error.reason == "STORE_UNAVAILABLE":
+                    refused = error
+                if time.monotonic() >= end:
+                    raise (refused or error) from None
+                if refused is error and self._route.width == 1:
+                    time.sleep(min(_STORE_SECONDS, max(0.0, end - time.monotonic())))  # it answers, so it is not away
+                    continue
+                if self._on_outage == "raise":
                     raise
                 self._away(error)
                 continue
