@@ -4,13 +4,14 @@ import atexit
 import os
 import socket
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mechanicd.client import _signals
-from mechanicd.client._errors import InvalidArgument
+from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import Session
 from mechanicd.tuner import ConfigError, TunerConfig, TunerState
 from mechanicd.v1 import names
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PROJECT: Final = "default"
 _open_sessions: "weakref.WeakSet[RemoteSession]" = weakref.WeakSet()
+_opening = threading.Lock()
+_process_of_grpc: int | None = None
 
 
 def connect(target: str | None = None) -> "Client":
@@ -40,7 +43,12 @@ def connect(target: str | None = None) -> "Client":
 
 
 class Client:
-    """A connection to one server, or to several over one store. grpc is imported, and the channel opened, at the first call."""
+    """A connection to one server, or to several over one store. grpc is imported, and the channel opened, at the first call.
+
+    Threads may share it. grpc does not survive a fork: in a forked child of a process that has made a call, every call raises
+    SessionClosed, FORKED_PROCESS. Children that connect are started by "spawn" or "forkserver", or before the parent's first
+    call.
+    """
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -48,11 +56,21 @@ class Client:
 
     @property
     def _targets(self) -> "Targets":
-        if self._lazy is None:
-            from mechanicd.client._targets import Targets
+        global _process_of_grpc
+        # Said before the lock is taken: a child in whose memory another thread holds it never gets there.
+        _process_of_grpc = _process_of_grpc or os.getpid()
+        if not _grpc_is_ours():
+            raise SessionClosed(
+                "FORKED_PROCESS",
+                f"process {_process_of_grpc} had called a server when it forked this one, {os.getpid()}, in which grpc would "
+                "hang or crash; start it by multiprocessing's 'spawn' or 'forkserver', or before the first call",
+            )
+        with _opening:
+            if self._lazy is None:
+                from mechanicd.client._targets import Targets
 
-            self._lazy = Targets(self.target)
-        return self._lazy
+                self._lazy = Targets(self.target)
+            return self._lazy
 
     def open_run(
         self,
@@ -78,7 +96,7 @@ class Client:
             deadline: seconds a step may wait for its result.
 
         Raises:
-            InvalidArgument, ConfigMismatch, ResumeError, SessionError: what was asked can't be.
+            InvalidArgument, ConfigMismatch, ResumeError, SessionError: what was asked can't be, as in a forked child.
             ServerUnavailable: no server answers, and `on_outage` is "raise" or `start` only the server's to know.
         """
         from mechanicd.client._remote import RemoteSession
@@ -122,7 +140,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection. Sessions are closed by themselves, before."""
-        if self._lazy is not None:
+        if self._lazy is not None and _grpc_is_ours():
             self._lazy.close()
 
     def __enter__(self) -> Self:
@@ -166,6 +184,10 @@ def make_config(**settings: Any) -> TunerConfig:
         return TunerConfig(**settings)
     except ConfigError as error:
         raise InvalidArgument(error.reason, str(error), {"field": error.field}) from None
+
+
+def _grpc_is_ours() -> bool:
+    return _process_of_grpc == os.getpid()
 
 
 def _after_fork() -> None:

@@ -168,10 +168,10 @@ class RemoteSession(Session):
         self._fatal = SessionClosed(
             "FORKED_PROCESS",
             f"{self.name} is held by process {self._pid}, this is its forked child {os.getpid()}; "
-            "train in the parent, or open a run in the child",
+            "train in the parent, or start the child by multiprocessing's 'spawn' or 'forkserver' and open a run in it",
         )
         self._lock = threading.Lock()  # the parent may have held it at the fork
-        self._link = None
+        self._link = self._link_of_step = None
         self._closed = True
 
     # --- a step ------------------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class Session(ABC):
             SessionError, ServerUnavailable: as the session's kind says.
         """
         if self._next is None:
+            self._check()
             raise SessionClosed("STEP_NOT_BEGUN", "no step was begun; call begin(reductions) first")
         following, self._next = self._next, None
         self._state = self._receive(following)
