@@ -197,7 +197,7 @@ def test_groups_added_to_base_itself_before_the_first_step_count(problem):
         ({"scale_groups": "layer"}, "INVALID_SETTING", "param_group"),
         ({"delta_layout": "nothing"}, "INVALID_SETTING", "delta"),
         ({"delta_layout": "ref"}, "NOT_IMPLEMENTED", "ref"),
-        ({"delta_layout": "delta+ref"}, "NOT_IMPLEMENTED", "delta"),
+        ({"delta_layout": "ref"}, "NOT_IMPLEMENTED", "delta"),
         ({"on_outage": "panic"}, "INVALID_OUTAGE_POLICY", "local, hold, raise"),
         ({"betas": (1.5,)}, "INVALID_CONFIG", "betas"),
         ({"convention": "mine"}, "INVALID_CONFIG", "paper"),

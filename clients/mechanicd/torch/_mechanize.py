@@ -12,6 +12,7 @@ from mechanicd.tuner import TunerConfig
 
 BETAS: Final = TunerConfig().betas
 DELTA_LAYOUTS: Final = ("delta", "delta+ref", "ref")
+"""What is kept of each parameter; see `_passes`."""
 DEADLINE: Final = 2.0
 """Seconds that a step may wait for its result."""
 
@@ -49,7 +50,8 @@ def mechanize(
         eps: ε, for numerical stability.
         convention: which reading of the algorithm; see `mechanicd.tuner.TunerConfig`.
         scale_groups: what shares one S: "all", "param_group" or "tensor".
-        delta_layout: what is kept beside x; only "delta" as yet.
+        delta_layout: what is kept beside x: "delta" (Δ: one slot, and one more during a step) or "delta+ref" (Δ and x_ref:
+            two slots, an exact way back to x_ref). Parameters in bfloat16 or float16 always have both, Δ in float32.
         on_outage: what a step does without its server: "local" goes on with this process's tuner, "hold" keeps the last S,
             "raise" raises.
         deadline: seconds that a step may wait for its result before the server counts as away.
@@ -66,7 +68,7 @@ def mechanize(
         )
     if delta_layout not in DELTA_LAYOUTS:
         raise InvalidArgument("INVALID_SETTING", f"delta_layout={delta_layout!r}; choose one of {', '.join(DELTA_LAYOUTS)}")
-    if delta_layout != "delta":
-        raise InvalidArgument("NOT_IMPLEMENTED", f'delta_layout={delta_layout!r} is not implemented yet; use "delta"')
+    if delta_layout == "ref":
+        raise InvalidArgument("NOT_IMPLEMENTED", 'delta_layout="ref" is not implemented yet; use "delta" or "delta+ref"')
     settings = {"convention": convention, "betas": tuple(betas), "s_decay": s_decay, "s_init": s_init, "eps": eps}
-    return Mechanized(base, settings, scale_groups, Run(run, target, project, labels, on_outage, deadline))
+    return Mechanized(base, settings, scale_groups, delta_layout, Run(run, target, project, labels, on_outage, deadline))

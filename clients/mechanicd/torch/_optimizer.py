@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
 from mechanicd.torch import _checkpoint, _groups, _reference
+from mechanicd.torch._passes import Passes
 from mechanicd.torch._run import Run
 from mechanicd.tuner import TunerState
 
@@ -27,13 +28,13 @@ class Mechanized(Optimizer):
         base: BASE.
     """
 
-    def __init__(self, base: Optimizer, settings: dict[str, Any], scale_groups: str, run: Run) -> None:
+    def __init__(self, base: Optimizer, settings: dict[str, Any], scale_groups: str, delta_layout: str, run: Run) -> None:
         _groups.check(scale_groups)
         self.base = base
         self._settings = settings
         self._scale_groups = scale_groups
         self._run = run
-        self._memory = _checkpoint.Memory()
+        self._memory = _checkpoint.Memory(delta_layout)
         # Optimizer.__init__ would build param groups of its own; __setstate__ makes all the rest of an Optimizer.
         self.__setstate__({})
         self._refuse_complex()
@@ -74,7 +75,8 @@ class Mechanized(Optimizer):
         for group, S in zip(active, session.scales, strict=True):
             for p in group:
                 self._memory.join(p, S)
-        reductions = _reference.reduce(active, self._memory.delta)
+        passes = Passes(self._memory)
+        reductions = passes.reduce(active)
         params = [p for group in active for p in group]
         session.begin(reductions, base_lr=self._base_lr(), hold=not params)
         if not all(group.is_finite() for group in reductions):
@@ -82,36 +84,24 @@ class Mechanized(Optimizer):
             return loss
 
         # A BASE that evaluates the closure may move parameters that had no gradient; they are put back.
-        kept = params if replay is None else _groups.flat(self.param_groups)
-        saved: list[Tensor] = []
+        taking_part = set(params)
+        others = [] if replay is None else [p for p in _groups.flat(self.param_groups) if p not in taking_part]
+        saved = _reference.save(others)
         try:
-            saved = _reference.save(kept)
             result: float | None = self.base.step() if replay is None else self.base.step(replay)
         except BaseException:
-            _reference.restore(kept, saved)
+            passes.restore()
+            _reference.restore(others, saved)
             self._finish_after_failure(session)
             raise
+        _reference.restore(others, saved)
         try:
             scales = session.finish()
         except BaseException:
-            _reference.restore(kept, saved)
+            passes.restore()
             raise
-        self._apply(active, scales, dict(zip(kept, saved, strict=True)))
+        passes.apply({p: S for group, S in zip(active, scales, strict=True) for p in group})
         return result
-
-    def _apply(self, active: list[list[Tensor]], scales: tuple[float, ...], saved: dict[Tensor, Tensor]) -> None:
-        delta, placed = self._memory.delta, self._memory.placed
-        after = {p: S for group, S in zip(active, scales, strict=True) for p in group}
-        params = list(after)
-        _reference.apply(
-            params,
-            [saved.pop(p) for p in params],
-            [delta[p] for p in params],
-            [placed[p] for p in params],
-            list(after.values()),
-        )
-        placed.update(after)
-        _reference.restore(list(saved), list(saved.values()))
 
     def _finish_after_failure(self, session: Session) -> None:
         try:
@@ -258,7 +248,7 @@ class Mechanized(Optimizer):
                 logger.warning("a checkpoint of %s is taken while its server is away: %s", self._called(), error)
         params = _groups.flat(self.param_groups)
         state_dict: dict[str, Any] = self.base.state_dict()
-        state_dict[_checkpoint.KEY] = _checkpoint.pack(self._config, "delta", self._tuner_state(), self._memory, params)
+        state_dict[_checkpoint.KEY] = _checkpoint.pack(self._config, self._tuner_state(), self._memory, params)
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
         return state_dict
@@ -276,9 +266,9 @@ class Mechanized(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         params = _groups.flat(self.param_groups)
-        state, memory = _checkpoint.unpack(state_dict, self._config, "delta", params)
+        state, memory = _checkpoint.unpack(state_dict, self._config, self._memory.layout, params)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _checkpoint.KEY})
-        self._memory.delta, self._memory.placed = memory.delta, memory.placed
+        self._memory = memory
         self._run.restart(state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

@@ -87,20 +87,74 @@ def apply(
         before: per parameter the S at which x_t was placed.
         after: per parameter S_{t+1}.
     """
-    buckets: defaultdict[tuple[torch.device, torch.dtype, float, float], list[int]] = defaultdict(list)
-    for i, p in enumerate(params):
-        buckets[p.device, p.dtype, before[i], after[i]].append(i)
-    for (_, dtype, S, S_next), indices in buckets.items():
+    for indices, (S, S_next) in _buckets(params, before, after):
         u, x, D = [params[i] for i in indices], [saved[i] for i in indices], [deltas[i] for i in indices]
-        if dtype in LOW_PRECISION:
+        if low := u[0].dtype in LOW_PRECISION:
             u, x = [p.float() for p in u], [p.float() for p in x]
         torch._foreach_sub_(u, x)
         torch._foreach_add_(D, u)
         torch._foreach_mul_(u, S)
         torch._foreach_add_(u, D, alpha=S_next - S)
         torch._foreach_add_(u, x)
-        if dtype in LOW_PRECISION:
+        if low:
             torch._foreach_copy_([params[i] for i in indices], u)
+
+
+@torch.no_grad()
+def place(params: Sequence[Tensor], refs: Sequence[Tensor], deltas: Sequence[Tensor], scales: Sequence[float]) -> None:
+    """x ← x_ref + S·Δ, in place, rounded once to x's dtype (Algorithm 1, the last line).
+
+    Args:
+        refs: x_ref, of the shapes and dtypes of `params`.
+        deltas: Δ, float32 for low-precision parameters, else their dtype.
+        scales: per parameter S.
+    """
+    for indices, S in _buckets(params, scales, scales):
+        x = _sum([refs[i] for i in indices], [deltas[i] for i in indices], S[0])
+        torch._foreach_copy_([params[i] for i in indices], x)
+
+
+@torch.no_grad()
+def apply_ref(
+    params: Sequence[Tensor],
+    refs: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    before: Sequence[float],
+    after: Sequence[float],
+) -> None:
+    """Δ_{t+1} = Δ_t + u_t and x_{t+1} = x_ref + S_{t+1}·Δ_{t+1}, in place. x_t is made again from x_ref, S_t and Δ_t.
+
+    Args:
+        params: x_t + u_t, as BASE left them; become x_{t+1}.
+        refs: x_ref, of the shapes and dtypes of `params`.
+        deltas: Δ_t, float32 for low-precision parameters, else their dtype; become Δ_{t+1}.
+        before: per parameter the S at which x_t was placed.
+        after: per parameter S_{t+1}.
+    """
+    for indices, (S, S_next) in _buckets(params, before, after):
+        x, r, D = [params[i] for i in indices], [refs[i] for i in indices], [deltas[i] for i in indices]
+        u = _sum(r, D, S)
+        if x[0].dtype != D[0].dtype:  # x_t is what x held: rounded to its dtype
+            u = [t.to(x[0].dtype).to(t.dtype) for t in u]
+        torch._foreach_neg_(u)
+        torch._foreach_add_(u, [t.to(D[0].dtype) for t in x])
+        torch._foreach_add_(D, u)
+        torch._foreach_copy_(x, _sum(r, D, S_next))
+
+
+def _sum(refs: Sequence[Tensor], deltas: Sequence[Tensor], S: float) -> list[Tensor]:
+    """x_ref + S·Δ in Δ's dtype."""
+    return list(torch._foreach_add([r.to(D.dtype) for r, D in zip(refs, deltas, strict=True)], list(deltas), alpha=S))
+
+
+def _buckets(
+    params: Sequence[Tensor], before: Sequence[float], after: Sequence[float]
+) -> list[tuple[list[int], tuple[float, float]]]:
+    """Indices of parameters that foreach can take together, with their S_t and S_{t+1}."""
+    buckets: defaultdict[tuple[torch.device, torch.dtype, float, float], list[int]] = defaultdict(list)
+    for i, p in enumerate(params):
+        buckets[p.device, p.dtype, before[i], after[i]].append(i)
+    return [(indices, (key[2], key[3])) for key, indices in buckets.items()]
 
 
 def _by_device(params: Sequence[Tensor]) -> dict[torch.device, list[Tensor]]:

@@ -1,0 +1,126 @@
+"""The fused kernels, held to the Reference on the same tensors. Needs a CUDA device; nothing else here does."""
+
+import itertools
+
+import pytest
+import torch
+
+from mechanicd.torch import _passes, mechanize
+from mechanicd.torch._checkpoint import Memory
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+SHAPES = [(1,), (3,), (128, 257), (16384,), (16385,), (100_003,), (64, 3, 7, 7), (5, 0), (2048, 512)]
+
+
+def tensors(dtype, layout, seed=0):
+    """Parameters with gradients, some in channels_last, and a memory with Δ in it."""
+    make = torch.Generator("cuda").manual_seed(seed)
+    memory, params = Memory(layout), []
+    for number, shape in enumerate(SHAPES):
+        value = torch.randn(shape, generator=make, device="cuda").to(dtype)
+        if len(shape) == 4:
+            value = value.to(memory_format=torch.channels_last)
+        p = torch.nn.Parameter(value)
+        p.grad = (
+            torch.randn(shape, generator=make, device="cuda")
+            .to(dtype)
+            .to(memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format)
+        )
+        memory.join(p, 0.0)
+        memory.delta[p].copy_(torch.randn(shape, generator=make, device="cuda"))
+        memory.placed[p] = 1e-3 * (number % 3)
+        if p in memory.ref:  # x is where its master copy says
+            with torch.no_grad():
+                p.copy_(torch.add(memory.ref[p].float(), memory.delta[p], alpha=memory.placed[p]))
+        params.append(p)
+    return params, memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["delta", "delta+ref"])
+@pytest.mark.parametrize("groups", [1, 3, 9])
+def test_the_kernels_do_what_the_reference_does(dtype, layout, groups):
+    results = []
+    for fused in (True, False):
+        params, memory = tensors(dtype, layout)
+        passes = _passes.Passes(memory, fused=fused)
+        found = passes.reduce([params[i::groups] for i in range(groups)])
+        assert bool(passes._devices) == fused
+        with torch.no_grad():
+            for p in params:
+                p.add_(torch.sin(p * 3.0))  # BASE
+        passes.apply({p: 2e-3 + 1e-4 * i for i, p in enumerate(params)})
+        results.append((found, [p.detach().clone() for p in params], [memory.delta[p] for p in params]))
+    (found, params, deltas), (expected, others, other_deltas) = results
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-12, abs=1e-9)
+    for p, q in itertools.chain(zip(params, others, strict=True), zip(deltas, other_deltas, strict=True)):
+        torch.testing.assert_close(p, q, rtol=1e-6 if p.dtype is torch.float32 else 1e-2, atol=1e-6)
+
+
+def test_the_same_tensors_give_the_same_bits():
+    params, memory = tensors(torch.float32, "delta")
+    found = [_passes.Passes(memory).reduce([params]) for _ in range(5)]
+    assert all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize("layout", ["delta", "delta+ref"])
+def test_a_restored_step_leaves_x_as_it_was(layout):
+    params, memory = tensors(torch.float32, layout)
+    before = [p.detach().clone() for p in params]
+    passes = _passes.Passes(memory)
+    passes.reduce([params])
+    with torch.no_grad():
+        for p in params:
+            p.add_(1.0)
+    passes.restore()
+    for p, q in zip(params, before, strict=True):
+        torch.testing.assert_close(p.detach(), q, rtol=0, atol=0 if layout == "delta" else 1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale_groups", ["all", "tensor"])
+def test_a_training_on_the_gpu_finds_the_s_of_the_reference(dtype, scale_groups, monkeypatch):
+    def scale(fused):
+        if not fused:
+            monkeypatch.setattr(_passes, "_kernels", lambda: None)
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.Tanh(), torch.nn.Linear(256, 10)).to("cuda", dtype)
+        x = torch.randn(512, 64, device="cuda", dtype=dtype)
+        y = torch.randint(0, 10, (512,), device="cuda")
+        opt = mechanize(torch.optim.AdamW(model.parameters(), lr=1.0, fused=True), scale_groups=scale_groups)
+        for _ in range(100):
+            opt.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x).float(), y)
+            loss.backward()
+            opt.step()
+        return loss.item(), opt.scale
+
+    loss, S = scale(True)
+    expected_loss, expected = scale(False)
+    assert pytest.approx(expected, rel=1e-3 if dtype is torch.float32 else 0.1) == S
+    assert loss == pytest.approx(expected_loss, rel=0.05, abs=0.02)
+
+
+def test_parameters_of_other_kinds_go_by_the_reference_beside_the_kernels():
+    """float64, an unaligned view and a transposed gradient, in one step with others."""
+    whole = torch.randn(1001, device="cuda")
+    odd = torch.nn.Parameter(whole[1:])
+    double = torch.nn.Parameter(torch.randn(7, device="cuda", dtype=torch.float64))
+    plain = torch.nn.Parameter(torch.randn(33, 17, device="cuda"))
+    turned = torch.nn.Parameter(torch.randn(5, 6, device="cuda"))
+    for p in (odd, double, plain, turned):
+        p.grad = torch.randn_like(p)
+    turned.grad = torch.randn(6, 5, device="cuda").t()
+    params = [odd, double, plain, turned]
+    memory = Memory()
+    for p in params:
+        memory.join(p, 0.0)
+        memory.delta[p].normal_()
+    passes = _passes.Passes(memory)
+    (found,) = passes.reduce([params])
+    flat = [(memory.delta[p].double().flatten(), p.grad.double().flatten(), p.double().flatten()) for p in params]
+    D, g, x = (torch.cat(parts) for parts in zip(*flat, strict=True))
+    assert found == pytest.approx([(D @ g).item(), (D @ x).item(), (g @ g).item(), (x @ x).item()], rel=1e-12)
+    assert passes._plain == [odd, double, turned]
