@@ -35,7 +35,7 @@ from mechanicd.torch import mechanize
 SHAPES = {"3M": (4, 192, 6000), "20M": (8, 384, 14_000), "124M": (12, 768, 50_257), "1.1B": (20, 2048, 50_257)}
 """Layers, width and vocabulary."""
 BYTES = {torch.float32: 16 * 4, torch.bfloat16: 7 * 2 + (4 + 2 + 2) + (2 + 2 + 4 + 4 + 2)}
-"""Per parameter: AdamW reads four tensors, writes three; reduce reads three (float32: writes x_t); apply reads three, writes two."""
+"""Per parameter: AdamW reads four and writes three; reduce reads three (float32: writes x_t); apply reads three, writes two."""
 
 
 def shapes(size: str) -> list[tuple[int, ...]]:

@@ -35,6 +35,7 @@ class Mechanized(Optimizer):
         self._scale_groups = scale_groups
         self._run = run
         self._memory = _checkpoint.Memory(delta_layout)
+        self._passes = Passes(self._memory)
         # Optimizer.__init__ would build param groups of its own; __setstate__ makes all the rest of an Optimizer.
         self.__setstate__({})
         self._refuse_complex()
@@ -75,32 +76,53 @@ class Mechanized(Optimizer):
         for group, S in zip(active, session.scales, strict=True):
             for p in group:
                 self._memory.join(p, S)
-        passes = Passes(self._memory)
-        reductions = passes.reduce(active)
+        passes = self._passes
+        passes.launch(active)
         params = [p for group in active for p in group]
-        session.begin(reductions, base_lr=self._base_lr(), hold=not params)
-        if not all(group.is_finite() for group in reductions):
-            session.finish()
-            return loss
-
-        # A BASE that evaluates the closure may move parameters that had no gradient; they are put back.
+        # A BASE that can be told on the device to do nothing need not wait until the scalars are known here.
+        flag = passes.guard(self.base) if replay is None else None
         taking_part = set(params)
+        # A BASE that evaluates the closure may move parameters that had no gradient; they are put back.
         others = [] if replay is None else [p for p in _groups.flat(self.param_groups) if p not in taking_part]
         saved = _reference.save(others)
+        result: float | None = None
+        begun = False
         try:
-            result: float | None = self.base.step() if replay is None else self.base.step(replay)
+            if flag is not None:
+                result = self._guarded_base_step(flag)
+            reductions = passes.read()
+            session.begin(reductions, base_lr=self._base_lr(), hold=not params)
+            begun = True
+            finite = all(group.is_finite() for group in reductions)
+            if finite and flag is None:
+                result = self.base.step() if replay is None else self.base.step(replay)
         except BaseException:
             passes.restore()
             _reference.restore(others, saved)
-            self._finish_after_failure(session)
+            if begun:
+                self._finish_after_failure(session)
             raise
         _reference.restore(others, saved)
+        if not finite:
+            passes.drop()
+            session.finish()
+            return loss
         try:
             scales = session.finish()
         except BaseException:
             passes.restore()
             raise
         passes.apply({p: S for group, S in zip(active, scales, strict=True) for p in group})
+        return result
+
+    def _guarded_base_step(self, flag: Tensor) -> float | None:
+        """BASE's step, which does nothing where the flag on the device is set; as GradScaler tells a fused optimizer."""
+        base: Any = self.base
+        base.grad_scale, base.found_inf = None, flag
+        try:
+            result: float | None = base.step()
+        finally:
+            del base.grad_scale, base.found_inf
         return result
 
     def _finish_after_failure(self, session: Session) -> None:
@@ -269,6 +291,7 @@ class Mechanized(Optimizer):
         state, memory = _checkpoint.unpack(state_dict, self._config, self._memory.layout, params)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _checkpoint.KEY})
         self._memory = memory
+        self._passes = Passes(memory)
         self._run.restart(state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
@@ -276,6 +299,11 @@ class Mechanized(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         names = ("base", "_run", "_memory", "_scale_groups", "_settings", "_config")
         return {name: self.__dict__[name] for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_memory" in state:
+            self._passes = Passes(self._memory)
 
     def _called(self) -> str:
         return self.run or "a run without a name"

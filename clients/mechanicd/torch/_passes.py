@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mechanicd.torch import _reference
 from mechanicd.torch._checkpoint import Memory
@@ -23,7 +24,8 @@ from mechanicd.tuner import Reductions
 
 
 class Passes:
-    """One step's passes: `reduce`, then BASE runs, then `apply` or `restore`.
+    """The passes of one optimizer's steps. Each step is `launch`, `read`, then `apply`, `restore` or `drop`; BASE runs before
+    or after `read`.
 
     Args:
         memory: what is kept of each parameter; every one that takes part must have joined.
@@ -33,36 +35,49 @@ class Passes:
     def __init__(self, memory: Memory, fused: bool = True) -> None:
         self._memory = memory
         self._fused = fused
+        self._key: tuple[Any, ...] = ()
         self._devices: list[Any] = []
-        self._plain: list[Tensor] = []
+        self._plain: list[list[Tensor]] = []
         self._saved: dict[Tensor, Tensor] = {}
+        self._sums: list[Reductions] = []
 
-    def reduce(self, groups: Sequence[Sequence[Tensor]]) -> list[Reductions]:
-        """The four scalars of each scale group; x_t is kept where it must be.
+    def launch(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Begins the four sums of each scale group; x_t is kept where it must be. On CUDA it does not wait.
 
         Args:
             groups: per scale group the parameters that have a gradient.
         """
-        memory = self._memory
-        fused: defaultdict[torch.device, list[tuple[int, Tensor, Tensor, Tensor | None]]] = defaultdict(list)
-        plain: list[list[Tensor]] = [[] for _ in groups]
-        for index, group in enumerate(groups):
-            for p in group:
-                D, g = memory.delta[p], p.grad
-                assert g is not None
-                if self._fused and p.is_cuda and (kernels := _kernels()) is not None and kernels.takes(p, D, g):
-                    fused[p.device].append((index, p, D, memory.ref.get(p)))
-                else:
-                    plain[index].append(p)
-        # Launched first, read last: the kernels run while the Reference does its part.
-        self._devices = [_device(device) for device in fused]
-        sums = [device.reduce(len(groups), items) for device, items in zip(self._devices, fused.values(), strict=True)]
-        found = _reference.reduce(plain, memory.delta)
-        self._plain = [p for group in plain for p in group]
-        kept = [p for p in self._plain if p not in memory.ref]
+        key = tuple(tuple(map(id, group)) for group in groups)
+        if key != self._key or not all(device.fits() for device in self._devices):
+            self._plan(groups, key)
+        if not all(device.launch_reduce() for device in self._devices):
+            self._plan(groups, key)
+            for device in self._devices:
+                device.launch_reduce()
+        self._sums = _reference.reduce(self._plain, self._memory.delta)
+        kept = [p for group in self._plain for p in group if p not in self._memory.ref]
         self._saved = dict(zip(kept, _reference.save(kept), strict=True))
-        for each in sums:
-            found = [Reductions(*map(sum, zip(total, more, strict=True))) for total, more in zip(found, each, strict=True)]
+
+    def guard(self, base: Optimizer) -> Tensor | None:
+        """A flag by which BASE can be told to do nothing where a sum is not finite, so that it need not wait for `read`.
+
+        None where BASE takes no such flag, or where it would not be enough: torch's own fused optimizers take it, for
+        parameters of one CUDA device.
+        """
+        supports = getattr(base, "_step_supports_amp_scaling", False) and type(base).__module__.startswith("torch.optim.")
+        if not supports or len(self._devices) != 1 or any(self._plain):
+            return None
+        if not all(group.get("fused") for group in base.param_groups):
+            return None
+        flag: Tensor = self._devices[0].guard()
+        return flag
+
+    def read(self) -> list[Reductions]:
+        """The four scalars of each scale group."""
+        found = self._sums
+        for device in self._devices:
+            pairs = zip(found, device.read(), strict=True)
+            found = [Reductions(*(one + more for one, more in zip(total, sums, strict=True))) for total, sums in pairs]
         return found
 
     def apply(self, after: dict[Tensor, float]) -> None:
@@ -75,7 +90,7 @@ class Passes:
         _reference.apply(
             kept, list(self._saved.values()), [delta[p] for p in kept], [placed[p] for p in kept], [after[p] for p in kept]
         )
-        anchored = [p for p in self._plain if p in ref]
+        anchored = [p for group in self._plain for p in group if p in ref]
         _reference.apply_ref(
             anchored,
             [ref[p] for p in anchored],
@@ -84,12 +99,12 @@ class Passes:
             [after[p] for p in anchored],
         )
         placed.update(after)
-        self._clear()
+        self._saved = {}
 
     def restore(self) -> None:
         """x ← x_t: BASE's update is taken back."""
         memory = self._memory
-        anchored = [p for p in self._plain if p in memory.ref]
+        anchored = [p for group in self._plain for p in group if p in memory.ref]
         for device in self._devices:
             anchored += [p for p in device.order if p in memory.ref]
             device.restore()
@@ -100,22 +115,37 @@ class Passes:
             [memory.delta[p] for p in anchored],
             [memory.placed[p] for p in anchored],
         )
-        self._clear()
+        self._saved = {}
 
-    def _clear(self) -> None:
-        self._devices, self._plain, self._saved = [], [], {}
+    def drop(self) -> None:
+        """The step does nothing."""
+        for device in self._devices:
+            device.drop()
+        self._saved = {}
+
+    def _plan(self, groups: Sequence[Sequence[Tensor]], key: tuple[Any, ...]) -> None:
+        """Which parameters the kernels take, and which the Reference."""
+        memory, kernels = self._memory, _kernels() if self._fused else None
+        fused: defaultdict[torch.device, list[tuple[int, Tensor, Tensor, Tensor | None]]] = defaultdict(list)
+        self._plain = [[] for _ in groups]
+        for index, group in enumerate(groups):
+            for p in group:
+                assert p.grad is not None
+                if kernels is not None and kernels.takes(p, memory.delta[p], p.grad):
+                    fused[p.device].append((index, p, memory.delta[p], memory.ref.get(p)))
+                else:
+                    self._plain[index].append(p)
+        self._devices = [kernels.Device(device, len(groups), items) for device, items in fused.items()] if kernels else []
+        self._key = key
 
 
 @cache
 def _kernels() -> Any:
-    """The module of the kernels, or None where there is no Triton."""
+    """The module of the kernels, or None where there is no CUDA device or no Triton."""
+    if not torch.cuda.is_available():
+        return None
     try:
         from mechanicd.torch import _triton
     except ImportError:
         return None
     return _triton
-
-
-@cache
-def _device(device: torch.device) -> Any:
-    return _kernels().Device(device)

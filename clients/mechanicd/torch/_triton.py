@@ -9,7 +9,6 @@ every sum is taken in one fixed order: the same tensors give the same bits.
 Only imported where there is a CUDA device and Triton.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,9 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK: Final = 1024
-CHUNK: Final = 16 * BLOCK
-"""Elements that one program takes."""
+CHUNK: Final = 8192
+"""Elements of a block. One program reduces a block; APPLY_PARTS of them apply it. Chosen on an H100 among 24 settings each."""
+REDUCE_BLOCK: Final = 2048
+APPLY_PARTS: Final = 2
+TOTAL_BLOCK: Final = 4096
 
 _TYPES: Final = {
     torch.float32: tl.float32,
@@ -34,10 +35,10 @@ ALIGNMENT: Final = 16
 
 @triton.jit
 def _reduce_kernel(
-    table, count, block_tensor, block_start, numels, partial,
+    table, count, block_tensor, block_start, numels, partial, blocks,
     X: tl.constexpr, G: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One program takes CHUNK elements of one tensor, and leaves four sums in `partial`, float64 (blocks, 4)."""
+    """One program takes CHUNK elements of one tensor, and leaves four sums in `partial`, float64 (4, blocks)."""
     pid = tl.program_id(0)
     t = tl.load(block_tensor + pid)
     start = tl.multiple_of(tl.load(block_start + pid), 16)
@@ -77,26 +78,36 @@ def _reduce_kernel(
             dx += d * v
             gg += g * g
             xx += v * v
-    out = partial + pid * 4
-    tl.store(out, tl.sum(dg))
-    tl.store(out + 1, tl.sum(dx))
-    tl.store(out + 2, tl.sum(gg))
-    tl.store(out + 3, tl.sum(xx))
+    tl.store(partial + pid, tl.sum(dg))
+    tl.store(partial + blocks + pid, tl.sum(dx))
+    tl.store(partial + 2 * blocks + pid, tl.sum(gg))
+    tl.store(partial + 3 * blocks + pid, tl.sum(xx))
 
 
 @triton.jit
-def _total_kernel(partial, group_start, totals, BLOCK: tl.constexpr):
-    """One program adds up the blocks of one scale group."""
+def _total_kernel(partial, blocks, group_start, totals, BLOCK: tl.constexpr):
+    """One program adds up one of the four sums over the blocks of one scale group."""
     group = tl.program_id(0)
+    which = tl.program_id(1)
     begin = tl.load(group_start + group)
     end = tl.load(group_start + group + 1)
-    for which in tl.static_range(4):
-        total = tl.zeros([BLOCK], tl.float64)
-        for i in range(begin, end, BLOCK):
-            at = i + tl.arange(0, BLOCK)
-            total += tl.load(partial + at * 4 + which, mask=at < end, other=0.0)
-        place = totals + group * 4 + which
-        tl.store(place, tl.load(place) + tl.sum(total))
+    total = tl.zeros([BLOCK], tl.float64)
+    for i in range(begin, end, BLOCK):
+        at = i + tl.arange(0, BLOCK)
+        total += tl.load(partial + which * blocks + at, mask=at < end, other=0.0)
+    place = totals + group * 4 + which
+    tl.store(place, tl.load(place) + tl.sum(total))
+
+
+@triton.jit
+def _flag_kernel(totals, count, flag, BLOCK: tl.constexpr):
+    """1.0 where a total is NaN or infinite, else 0.0: what a fused BASE takes as `found_inf`."""
+    bad = tl.zeros([BLOCK], tl.int32)
+    for i in range(0, count, BLOCK):
+        at = i + tl.arange(0, BLOCK)
+        value = tl.load(totals + at, mask=at < count, other=0.0)
+        bad += (value - value != 0.0).to(tl.int32)
+    tl.store(flag, (tl.sum(bad) > 0).to(tl.float32))
 
 
 @triton.jit
@@ -116,37 +127,34 @@ def _moved(D, x_base, x, S, S_next, X: tl.constexpr, REF: tl.constexpr):
 @triton.jit
 def _apply_kernel(
     table, count, block_tensor, block_start, numels, scales,
-    X: tl.constexpr, REF: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    X: tl.constexpr, REF: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """`scales` is float32 (2, tensors): S_t at which each tensor was placed, and S_{t+1}."""
-    pid = tl.program_id(0)
-    t = tl.load(block_tensor + pid)
-    start = tl.multiple_of(tl.load(block_start + pid), 16)
+    """PARTS programs share a block. `scales` is float32 (2, tensors): S_t at which each tensor was placed, and S_{t+1}."""
+    block = tl.program_id(0) // PARTS
+    t = tl.load(block_tensor + block)
+    start = tl.multiple_of(tl.load(block_start + block) + (tl.program_id(0) % PARTS) * BLOCK, 16)
     left = tl.load(numels + t) - start
     S = tl.load(scales + t)
     S_next = tl.load(scales + count + t)
     delta = tl.multiple_of(tl.load(table + t).to(tl.pointer_type(tl.float32)), 16) + start
     x = tl.multiple_of(tl.load(table + 2 * count + t).to(tl.pointer_type(X)), 16) + start
     base = tl.multiple_of(tl.load(table + 3 * count + t).to(tl.pointer_type(X)), 16) + start
-    if left >= CHUNK:
-        for i in range(0, CHUNK, BLOCK):
-            at = i + tl.arange(0, BLOCK)
-            d = tl.load(delta + at)
-            b = tl.load(base + at).to(tl.float32)
-            v = tl.load(x + at).to(tl.float32)
-            d_next, x_next = _moved(d, b, v, S, S_next, X, REF)
-            tl.store(delta + at, d_next)
-            tl.store(x + at, x_next.to(X))
+    at = tl.arange(0, BLOCK)
+    if left >= BLOCK:
+        d = tl.load(delta + at)
+        b = tl.load(base + at).to(tl.float32)
+        v = tl.load(x + at).to(tl.float32)
+        d_next, x_next = _moved(d, b, v, S, S_next, X, REF)
+        tl.store(delta + at, d_next)
+        tl.store(x + at, x_next.to(X))
     else:
-        for i in range(0, CHUNK, BLOCK):
-            at = i + tl.arange(0, BLOCK)
-            inside = at < left
-            d = tl.load(delta + at, mask=inside)
-            b = tl.load(base + at, mask=inside).to(tl.float32)
-            v = tl.load(x + at, mask=inside).to(tl.float32)
-            d_next, x_next = _moved(d, b, v, S, S_next, X, REF)
-            tl.store(delta + at, d_next, mask=inside)
-            tl.store(x + at, x_next.to(X), mask=inside)
+        inside = at < left
+        d = tl.load(delta + at, mask=inside)
+        b = tl.load(base + at, mask=inside).to(tl.float32)
+        v = tl.load(x + at, mask=inside).to(tl.float32)
+        d_next, x_next = _moved(d, b, v, S, S_next, X, REF)
+        tl.store(delta + at, d_next, mask=inside)
+        tl.store(x + at, x_next.to(X), mask=inside)
 
 
 def takes(p: Tensor, D: Tensor, g: Tensor) -> bool:
@@ -167,175 +175,186 @@ def _dense(p: Tensor, D: Tensor, g: Tensor, order: torch.memory_format) -> bool:
 
 
 @dataclass
-class _Plan:
-    """How the tensors of one launch fall into blocks; the same from step to step as long as the tensors are."""
-
-    block_tensor: Tensor
-    block_start: Tensor
-    numels: Tensor
-    group_start: Tensor
-    blocks: int
-    starts: list[int]
-    size: int
-
-
-@dataclass
 class _Launch:
-    """Tensors of one dtype and kind, in the order of their scale groups.
+    """Tensors of one dtype and kind, in the order of their scale groups, and how they fall into blocks.
 
     Attributes:
-        ref: whether x_ref of each is kept; `base` are these.
-        scratch: where x_t of all of them is while BASE runs, where it is not.
-        starts: where each begins there, in elements.
+        ref: x_ref of each where it is kept; else None, and x_t goes to `scratch` while BASE runs, each to its own of `starts`.
+        addresses: what is in `table` now.
     """
 
-    ref: bool
+    x_type: torch.dtype
+    g_type: torch.dtype
     params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
     deltas: list[Tensor] = field(default_factory=list)
-    base: list[Tensor] = field(default_factory=list)
+    ref: list[Tensor] | None = None
     groups: list[int] = field(default_factory=list)
-    scratch: Tensor | None = None
     starts: list[int] = field(default_factory=list)
-    plan: _Plan | None = None
+    scratch_size: int = 0
+    scratch: Tensor | None = None
+    blocks: int = 0
+    maps: tuple[Tensor, ...] = ()
+    group_start: Tensor | None = None
+    addresses: list[int] = field(default_factory=list)
     table: Tensor | None = None
+    scales: list[float] = field(default_factory=list)
+    scales_there: Tensor | None = None
 
 
 class Device:
-    """The kernels' launches on one CUDA device, with the tables and buffers that stay from step to step."""
+    """The kernels' launches on one CUDA device for one set of parameters, with tables and buffers that stay from step to step.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        groups: how many scale groups there are.
+        items: (scale group, parameter, Δ, x_ref or None) in the order of the groups, each as `takes` wants them.
+    """
+
+    def __init__(self, device: torch.device, groups: int, items: Sequence[tuple[int, Tensor, Tensor, Tensor | None]]) -> None:
         self.device = device
-        self._plans: dict[Any, _Plan] = {}
-        self._pinned: dict[tuple[str, int, torch.dtype], Tensor] = {}
-        self._launches: list[_Launch] = []
+        self.groups = groups
+        self._pinned: dict[str, Tensor] = {}
         self._event = torch.cuda.Event()
-
-    def reduce(
-        self,
-        groups: int,
-        items: Sequence[tuple[int, Tensor, Tensor, Tensor | None]],
-    ) -> list[list[float]]:
-        """The four sums of each scale group, after the one wait of a step.
-
-        Args:
-            groups: how many scale groups there are.
-            items: (scale group, parameter, Δ, x_ref or None) in the order of the groups, each as `takes` wants them.
-        """
-        launches: defaultdict[Any, _Launch] = defaultdict(lambda: _Launch(False))
+        self._host: Tensor | None = None
+        launches: dict[Any, _Launch] = {}
         for group, p, D, ref in items:
             assert p.grad is not None
-            launch = launches[p.dtype, p.grad.dtype, ref is not None]
-            launch.ref = ref is not None
+            key = (p.dtype, p.grad.dtype, ref is not None)
+            launch = launches.setdefault(key, _Launch(p.dtype, p.grad.dtype, ref=None if ref is None else []))
             launch.params.append(p)
-            launch.grads.append(p.grad)
             launch.deltas.append(D)
             launch.groups.append(group)
             if ref is not None:
-                launch.base.append(ref)
+                assert launch.ref is not None
+                launch.ref.append(ref)
         self._launches = list(launches.values())
+        for launch in self._launches:
+            self._map(launch)
+        self.totals = torch.zeros(groups, 4, dtype=torch.float64, device=device)
+        self.flag = torch.zeros((), dtype=torch.float32, device=device)
+
+    @property
+    def order(self) -> list[Tensor]:
+        """The parameters in the order that `apply` wants its scales."""
+        return [p for launch in self._launches for p in launch.params]
+
+    def fits(self) -> bool:
+        """Whether today's gradients are of the kind that this was made for."""
+        for launch in self._launches:
+            for p, D in zip(launch.params, launch.deltas, strict=True):
+                g = p.grad
+                if g is None or g.dtype is not launch.g_type or p.dtype is not launch.x_type:
+                    return False
+                if not (g.is_contiguous() and p.is_contiguous()) and not takes(p, D, g):
+                    return False
+        return True
+
+    def launch_reduce(self) -> bool:
+        """Begins the four sums, on the device; False where a tensor lies where the kernels can't take it."""
+        tables = [self._addresses(launch) for launch in self._launches]
+        if any(address % ALIGNMENT for table in tables for address in table):
+            return False
         with torch.cuda.device(self.device):
-            totals = torch.zeros(groups, 4, dtype=torch.float64, device=self.device)
-            for number, launch in enumerate(self._launches):
-                self._launch_reduce(number, launch, groups, totals)
-            host = self._staging("totals", 4 * groups, torch.float64).view(groups, 4)
-            host.copy_(totals, non_blocking=True)
+            self.totals.zero_()
+            for number, (launch, addresses) in enumerate(zip(self._launches, tables, strict=True)):
+                if launch.addresses != addresses:
+                    launch.table = self._sent(f"table{number}", torch.tensor(addresses, dtype=torch.int64))
+                    launch.addresses = addresses
+                partial = torch.empty(4 * launch.blocks, dtype=torch.float64, device=self.device)
+                _reduce_kernel[(launch.blocks,)](
+                    launch.table, len(launch.params), *launch.maps, partial, launch.blocks,
+                    X=_TYPES[launch.x_type], G=_TYPES[launch.g_type], SAVE=launch.ref is None,
+                    BLOCK=REDUCE_BLOCK, CHUNK=CHUNK, num_warps=8,
+                )  # fmt: skip
+                _total_kernel[(self.groups, 4)](
+                    partial, launch.blocks, launch.group_start, self.totals, BLOCK=TOTAL_BLOCK, num_warps=8
+                )
+            if self._host is None:
+                self._host = torch.empty(self.groups, 4, dtype=torch.float64, pin_memory=True)
+            self._host.copy_(self.totals, non_blocking=True)
             self._event.record()
-            self._event.synchronize()
-        found: list[list[float]] = host.tolist()
+        return True
+
+    def guard(self) -> Tensor:
+        """A flag on the device, 1.0 where a sum is not finite: BASE can be told to do nothing then, before anybody knows."""
+        with torch.cuda.device(self.device):
+            _flag_kernel[(1,)](self.totals, 4 * self.groups, self.flag, BLOCK=128, num_warps=1)
+        return self.flag
+
+    def read(self) -> list[list[float]]:
+        """The four sums of each scale group, after the one wait of a step."""
+        assert self._host is not None
+        self._event.synchronize()
+        found: list[list[float]] = self._host.tolist()
         return found
 
     def apply(self, before: Sequence[float], after: Sequence[float]) -> None:
-        """Δ and x of the parameters last reduced.
+        """Δ and x of the parameters.
 
         Args:
-            before: per item S_t at which it was placed.
-            after: per item S_{t+1}.
+            before: per parameter of `order` the S_t at which it was placed.
+            after: S_{t+1} of each.
         """
         at = 0
         with torch.cuda.device(self.device):
             for number, launch in enumerate(self._launches):
                 count = len(launch.params)
-                S = self._staging(f"scales{number}", 2 * count, torch.float32)
-                S.copy_(torch.tensor([*before[at : at + count], *after[at : at + count]], dtype=torch.float64))
+                scales = [*before[at : at + count], *after[at : at + count]]
                 at += count
-                plan = launch.plan
-                assert plan is not None
-                _apply_kernel[(plan.blocks,)](
-                    launch.table, count, plan.block_tensor, plan.block_start, plan.numels,
-                    S.to(self.device, non_blocking=True),
-                    X=_TYPES[launch.params[0].dtype], REF=launch.ref, BLOCK=BLOCK, CHUNK=CHUNK,
+                if launch.scales != scales:
+                    launch.scales_there = self._sent(f"scales{number}", torch.tensor(scales, dtype=torch.float64).float())
+                    launch.scales = scales
+                _apply_kernel[(launch.blocks * APPLY_PARTS,)](
+                    launch.table, count, *launch.maps, launch.scales_there,
+                    X=_TYPES[launch.x_type], REF=launch.ref is not None,
+                    BLOCK=CHUNK // APPLY_PARTS, PARTS=APPLY_PARTS, num_warps=8,
                 )  # fmt: skip
-        self._launches = []
+        self.drop()
 
-    @property
-    def order(self) -> list[Tensor]:
-        """The parameters last reduced, in the order that `apply` wants its scales."""
-        return [p for launch in self._launches for p in launch.params]
-
+    @torch.no_grad()
     def restore(self) -> None:
-        """x ← x_t for the parameters last reduced, where x_t was kept."""
+        """x ← x_t, where x_t was kept."""
         for launch in self._launches:
             if launch.scratch is not None:
                 starts = zip(launch.params, launch.starts, strict=True)
                 saved = [launch.scratch.as_strided(p.shape, p.stride(), start) for p, start in starts]
                 torch._foreach_copy_(launch.params, saved)
-        self._launches = []
+        self.drop()
 
-    def _launch_reduce(self, number: int, launch: _Launch, groups: int, totals: Tensor) -> None:
-        params = launch.params
-        count = len(params)
-        numels = tuple(p.numel() for p in params)
-        plan = launch.plan = self._plan(numels, tuple(launch.groups), groups)
-        if not launch.ref:
-            launch.starts = plan.starts
-            launch.scratch = torch.empty(plan.size, dtype=params[0].dtype, device=self.device)
-            first, width = launch.scratch.data_ptr(), launch.scratch.element_size()
-            bases = [first + width * start for start in plan.starts]
-        else:
-            bases = [t.data_ptr() for t in launch.base]
-        addresses = [t.data_ptr() for part in (launch.deltas, launch.grads, params) for t in part] + bases
-        table = self._staging(f"table{number}", 4 * count, torch.int64)
-        table.copy_(torch.tensor(addresses, dtype=torch.int64))
-        launch.table = table.to(self.device, non_blocking=True)
-        partial = torch.empty(plan.blocks, 4, dtype=torch.float64, device=self.device)
-        _reduce_kernel[(plan.blocks,)](
-            launch.table, count, plan.block_tensor, plan.block_start, plan.numels, partial,
-            X=_TYPES[params[0].dtype], G=_TYPES[launch.grads[0].dtype], SAVE=not launch.ref, BLOCK=BLOCK, CHUNK=CHUNK,
-        )  # fmt: skip
-        _total_kernel[(groups,)](partial, plan.group_start, totals, BLOCK=BLOCK)
+    def drop(self) -> None:
+        """The step is over: gives the room for x_t back."""
+        for launch in self._launches:
+            launch.scratch = None
 
-    def _plan(self, numels: tuple[int, ...], of_group: tuple[int, ...], groups: int) -> _Plan:
-        key = (numels, of_group, groups)
-        if key not in self._plans:
-            if len(self._plans) > 32:  # parameters that come and go
-                self._plans.clear()
-            sizes = torch.tensor(numels, dtype=torch.int64)
-            blocks = (sizes + CHUNK - 1) // CHUNK
-            tensor = torch.repeat_interleave(torch.arange(len(numels)), blocks)
-            first = torch.cumsum(blocks, 0) - blocks
-            start = (torch.arange(len(tensor)) - first[tensor]) * CHUNK
-            *starts, size = _aligned(numels)
-            per_group = torch.zeros(groups + 1, dtype=torch.int64)
-            per_group.index_add_(0, torch.tensor(of_group) + 1, blocks)
-            self._plans[key] = _Plan(
-                block_tensor=tensor.to(self.device),
-                block_start=start.to(self.device),
-                numels=sizes.to(self.device),
-                group_start=torch.cumsum(per_group, 0).to(self.device),
-                blocks=len(tensor),
-                starts=starts,
-                size=size,
-            )
-        return self._plans[key]
+    def _addresses(self, launch: _Launch) -> list[int]:
+        """Of Δ, g, x and x_ref (or the room for x_t), one after the other."""
+        grads = [p.grad.data_ptr() for p in launch.params]  # type: ignore[union-attr]
+        addresses = [D.data_ptr() for D in launch.deltas] + grads + [p.data_ptr() for p in launch.params]
+        if launch.ref is not None:
+            return addresses + [t.data_ptr() for t in launch.ref]
+        launch.scratch = torch.empty(launch.scratch_size, dtype=launch.x_type, device=self.device)
+        first, width = launch.scratch.data_ptr(), launch.scratch.element_size()
+        return addresses + [first + width * start for start in launch.starts]
 
-    def _staging(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
-        """Pinned host memory: copies from and to it do not wait. Free again after the wait of the next step."""
-        key = (name, size, dtype)
-        if key not in self._pinned:
-            self._pinned = {other: kept for other, kept in self._pinned.items() if other[0] != name}
-            self._pinned[key] = torch.empty(size, dtype=dtype, pin_memory=True)
-        return self._pinned[key]
+    def _map(self, launch: _Launch) -> None:
+        """Says which block of which tensor each program takes."""
+        *launch.starts, launch.scratch_size = _aligned([p.numel() for p in launch.params])
+        sizes = torch.tensor([p.numel() for p in launch.params])
+        blocks = (sizes + CHUNK - 1) // CHUNK
+        tensor = torch.repeat_interleave(torch.arange(len(sizes)), blocks)
+        first = torch.cumsum(blocks, 0) - blocks
+        start = (torch.arange(len(tensor)) - first[tensor]) * CHUNK
+        per_group = torch.zeros(self.groups + 1, dtype=torch.int64)
+        per_group.index_add_(0, torch.tensor(launch.groups) + 1, blocks)
+        launch.blocks = len(tensor)
+        launch.maps = (tensor.to(self.device), start.to(self.device), sizes.to(self.device))
+        launch.group_start = torch.cumsum(per_group, 0).to(self.device)
+
+    def _sent(self, name: str, values: Tensor) -> Tensor:
+        """A small tensor on its way to the device, through pinned memory: nobody waits. At most once a step for each name."""
+        if name not in self._pinned or self._pinned[name].shape != values.shape:
+            self._pinned[name] = torch.empty_like(values, pin_memory=True)
+        self._pinned[name].copy_(values)
+        return self._pinned[name].to(self.device, non_blocking=True)
 
 
 def _aligned(numels: Sequence[int]) -> list[int]:
