@@ -101,9 +101,13 @@ def test_a_with_block_that_a_handler_leaves_is_preempted_not_failed(server: Any,
 
 def test_a_forked_child_that_is_told_to_stop_leaves_its_parents_runs_alone(server: Any, project: str) -> None:
     main = """
+up, told = os.pipe()
 child = os.fork()
 if child == 0:
+    os.write(told, b"!")  # a signal that comes while Python still sets the child up is lost, whatever is installed
     time.sleep(60)
+    os._exit(1)
+os.read(up, 1)
 os.kill(child, signal.SIGTERM)
 _, status = os.waitpid(child, 0)
 print("child", os.waitstatus_to_exitcode(status), flush=True)
