@@ -110,7 +110,6 @@ def test_restore_brings_back_every_bit():
 
 def test_reduce_takes_at_most_a_chunk_at_a_time(monkeypatch):
     """Its float64 copies stay small, however large a tensor is, and small tensors go together."""
-    monkeypatch.setattr(_reference, "CHUNK", 10)
     params, delta = tensors([(3,), (4,), (5,), (23,), ()])
-    batches = list(_reference._batches(params, delta))
+    batches = list(_reference._batches(params, delta, 10))
     assert [[len(x) for _, _, x in batch] for batch in batches] == [[3, 4], [5], [10], [10], [3, 1]]

@@ -49,6 +49,13 @@ class Memory:
             if self.keeps_ref(p):
                 self.ref[p] = p.detach().clone()
 
+    def move(self, old: Tensor, new: Tensor) -> None:
+        """What is kept of a tensor is another's now."""
+        if old in self.delta:
+            self.delta[new], self.placed[new] = self.delta.pop(old), self.placed.pop(old)
+            if old in self.ref:
+                self.ref[new] = self.ref.pop(old)
+
     def keeps_ref(self, p: Tensor) -> bool:
         """Whether x_ref of a parameter is kept."""
         return self.layout == "delta+ref" or p.dtype in _reference.LOW_PRECISION

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
-from mechanicd.torch import _checkpoint, _groups, _reference
+from mechanicd.torch import _checkpoint, _distributed, _groups, _reference
+from mechanicd.torch._distributed import Step
 from mechanicd.torch._passes import Passes
 from mechanicd.torch._run import Run
 from mechanicd.tuner import TunerState
@@ -36,6 +38,12 @@ class Mechanized(Optimizer):
         self._run = run
         self._memory = _checkpoint.Memory(delta_layout)
         self._passes = Passes(self._memory)
+        self._shards: dict[Tensor, Tensor] = {}
+        self._whole: dict[Tensor, Tensor] = {}
+        self._team = _distributed.team()
+        if self._team is not None and not self._team.leads:
+            run = replace(run, target=None)  # one process talks to the server
+            self._run = run
         # Optimizer.__init__ would build param groups of its own; __setstate__ makes all the rest of an Optimizer.
         self.__setstate__({})
         self._refuse_complex()
@@ -72,48 +80,67 @@ class Mechanized(Optimizer):
         if self._run.state is None:
             self._configure()  # BASE may have got param groups behind this optimizer's back
         active = self._active()
-        session = self._run.open(self._config)
+        team = self._team
+        session = self._open(team)
         for group, S in zip(active, session.scales, strict=True):
             for p in group:
                 self._memory.join(p, S)
         passes = self._passes
-        passes.launch(active)
+        passes.launch(active if team is None else self._counted(active, team))
         params = [p for group in active for p in group]
         # A BASE that can be told on the device to do nothing need not wait until the scalars are known here.
-        flag = passes.guard(self.base) if replay is None else None
+        flag = passes.guard(self.base) if replay is None and team is None else None
         taking_part = set(params)
         # A BASE that evaluates the closure may move parameters that had no gradient; they are put back.
-        others = [] if replay is None else [p for p in _groups.flat(self.param_groups) if p not in taking_part]
+        others = [] if replay is None else [p for p in self._here(self.param_groups) if p not in taking_part]
         saved = _reference.save(others)
         result: float | None = None
         begun = False
         try:
             if flag is not None:
                 result = self._guarded_base_step(flag)
-            reductions = passes.read()
-            session.begin(reductions, base_lr=self._base_lr(), hold=not params)
-            begun = True
+            reductions = passes.read()[: len(active)]
+            if team is not None:
+                reductions = team.sum(reductions)
             finite = all(group.is_finite() for group in reductions)
+            step = Step(session, team, reductions, self._base_lr(), hold=not params)
+            step.begin()
+            begun = True
             if finite and flag is None:
                 result = self.base.step() if replay is None else self.base.step(replay)
         except BaseException:
             passes.restore()
             _reference.restore(others, saved)
             if begun:
-                self._finish_after_failure(session)
+                self._finish_after_failure(step)
             raise
         _reference.restore(others, saved)
         if not finite:
             passes.drop()
-            session.finish()
+            step.finish()
             return loss
         try:
-            scales = session.finish()
+            scales = step.finish()
         except BaseException:
             passes.restore()
             raise
         passes.apply({p: S for group, S in zip(active, scales, strict=True) for p in group})
         return result
+
+    def _open(self, team: _distributed.Team | None) -> Session:
+        """The session; where many processes train, nobody goes on unless the one that talks to the server could open it."""
+        if team is None or self._run.session is not None:
+            return self._run.open(self._config)
+        if not team.leads:
+            team.hear(0)
+            return self._run.open(self._config)
+        try:
+            session = self._run.open(self._config)
+        except BaseException:
+            team.tell_failure(0)
+            raise
+        team.tell((), held=False)
+        return session
 
     def _guarded_base_step(self, flag: Tensor) -> float | None:
         """BASE's step, which does nothing where the flag on the device is set; as GradScaler tells a fused optimizer."""
@@ -125,14 +152,14 @@ class Mechanized(Optimizer):
             del base.grad_scale, base.found_inf
         return result
 
-    def _finish_after_failure(self, session: Session) -> None:
+    def _finish_after_failure(self, step: Step) -> None:
         try:
-            session.finish()
+            step.finish()
         except MechanicdError as error:
             logger.warning("the step of %s in which BASE failed could not be finished either: %s", self._called(), error)
 
     def _active(self) -> list[list[Tensor]]:
-        """Per scale group the parameters that have a gradient."""
+        """Per scale group what this process holds of the parameters that have a gradient."""
         groups = _groups.members(self._scale_groups, self.param_groups)
         if len(groups) != len(self._config.scale_groups):
             raise _too_many_groups(self._scale_groups)
@@ -145,7 +172,33 @@ class Mechanized(Optimizer):
                         f"a parameter of shape {tuple(p.shape)} has a gradient of layout {p.grad.layout}; "
                         "use dense gradients (sparse=False for an embedding)",
                     )
-        return [[p for p in group if p.grad is not None] for group in groups]
+        return [[self._shard(p) for p in group if p.grad is not None] for group in groups]
+
+    def _counted(self, active: list[list[Tensor]], team: _distributed.Team) -> list[list[Tensor]]:
+        """The same with one group more, for what other ranks count."""
+        counted = [[p for p in group if self._counts(p, team)] for group in active]
+        return [*counted, [p for group in active for p in group if not self._counts(p, team)]]
+
+    def _counts(self, shard: Tensor, team: _distributed.Team) -> bool:
+        return _distributed.counts(self._whole.get(shard, shard), team.rank)
+
+    def _shard(self, p: Tensor) -> Tensor:
+        """What this process holds of a parameter, with its gradient: of a DTensor its shard, else the parameter itself."""
+        local = _distributed.local(p)
+        if local is p:
+            return p
+        known = self._shards.get(p)
+        if known is None or known.data_ptr() != local.data_ptr():
+            if known is not None:
+                self._memory.move(known, local)
+                del self._whole[known]
+            self._shards[p], self._whole[local] = local, p
+            known = local
+        known.grad = _distributed.local_grad(p)
+        return known
+
+    def _here(self, param_groups: list[dict[str, Any]]) -> list[Tensor]:
+        return [self._shard(p) for p in _groups.flat(param_groups)]
 
     def _refuse_complex(self) -> None:
         for p in _groups.flat(self.param_groups):
@@ -268,7 +321,7 @@ class Mechanized(Optimizer):
                 self._run.session.flush(self._run.deadline)
             except ServerUnavailable as error:
                 logger.warning("a checkpoint of %s is taken while its server is away: %s", self._called(), error)
-        params = _groups.flat(self.param_groups)
+        params = self._here(self.param_groups)
         state_dict: dict[str, Any] = self.base.state_dict()
         state_dict[_checkpoint.KEY] = _checkpoint.pack(self._config, self._tuner_state(), self._memory, params)
         for after in self._optimizer_state_dict_post_hooks.values():
@@ -287,7 +340,7 @@ class Mechanized(Optimizer):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        params = _groups.flat(self.param_groups)
+        params = self._here(self.param_groups)
         state, memory = _checkpoint.unpack(state_dict, self._config, self._memory.layout, params)
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _checkpoint.KEY})
         self._memory = memory
@@ -304,6 +357,8 @@ class Mechanized(Optimizer):
         super().__setstate__(state)
         if "_memory" in state:
             self._passes = Passes(self._memory)
+            self._shards, self._whole = {}, {}
+            self._team = _distributed.team()
 
     def _called(self) -> str:
         return self.run or "a run without a name"

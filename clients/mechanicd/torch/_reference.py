@@ -17,7 +17,10 @@ from torch import Tensor
 from mechanicd.tuner import Reductions
 
 CHUNK: Final = 1 << 22
-"""Elements that `reduce` takes at a time: its float64 copies stay at 4 × 8 × CHUNK bytes, however large a tensor is."""
+"""Elements that `reduce` takes at a time: its float64 copies stay at 3 × 8 × CHUNK bytes, however large a tensor is."""
+
+CPU_CHUNK: Final = 1 << 16
+"""The same on the CPU, for both passes: what one operation leaves is in the cache when the next comes."""
 
 LOW_PRECISION: Final = (torch.bfloat16, torch.float16)
 """Dtypes of x whose Δ, and whose arithmetic, is float32."""
@@ -43,13 +46,19 @@ def reduce(groups: Sequence[Sequence[Tensor]], delta: Mapping[Tensor, Tensor]) -
         for device, here in _by_device(params).items():
             # float64 wherever there is one
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            for batch in _batches(here, delta):
-                D, g, x = (_joined(pieces, dtype) for pieces in zip(*batch, strict=True))
-                sums[device].append((index, torch.stack([(D * g).sum(), (D * x).sum(), (g * g).sum(), (x * x).sum()])))
+            for batch in _batches(here, delta, min(CHUNK, CPU_CHUNK) if device.type == "cpu" else CHUNK):
+                rows = torch.empty(3, sum(x.numel() for *_, x in batch), dtype=dtype, device=device)
+                at = 0
+                for pieces in batch:
+                    for row, piece in zip(rows, pieces, strict=True):
+                        row.narrow(0, at, piece.numel()).copy_(piece)
+                    at += pieces[0].numel()
+                # One product gives all: D·g, D·x, g·g, x·x are four of its nine entries.
+                sums[device].append((index, (rows @ rows.T).flatten()[[1, 2, 4, 8]]))
     totals = [[0.0, 0.0, 0.0, 0.0] for _ in groups]
     for parts in sums.values():
-        rows = torch.stack([row for _, row in parts]).tolist()
-        for (index, _), row in zip(parts, rows, strict=True):
+        found = torch.stack([row for _, row in parts]).tolist()
+        for (index, _), row in zip(parts, found, strict=True):
             totals[index] = [total + value for total, value in zip(totals[index], row, strict=True)]
     return [Reductions(*total) for total in totals]
 
@@ -88,16 +97,17 @@ def apply(
         after: per parameter S_{t+1}.
     """
     for indices, (S, S_next) in _buckets(params, before, after):
-        u, x, D = [params[i] for i in indices], [saved[i] for i in indices], [deltas[i] for i in indices]
-        if low := u[0].dtype in LOW_PRECISION:
-            u, x = [p.float() for p in u], [p.float() for p in x]
-        torch._foreach_sub_(u, x)
-        torch._foreach_add_(D, u)
-        torch._foreach_mul_(u, S)
-        torch._foreach_add_(u, D, alpha=S_next - S)
-        torch._foreach_add_(u, x)
-        if low:
-            torch._foreach_copy_([params[i] for i in indices], u)
+        for here, x, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, saved, deltas))):
+            u = here
+            if low := u[0].dtype in LOW_PRECISION:
+                u, x = [p.float() for p in u], [p.float() for p in x]
+            torch._foreach_sub_(u, x)
+            torch._foreach_add_(D, u)
+            torch._foreach_mul_(u, S)
+            torch._foreach_add_(u, D, alpha=S_next - S)
+            torch._foreach_add_(u, x)
+            if low:
+                torch._foreach_copy_(here, u)
 
 
 @torch.no_grad()
@@ -132,14 +142,14 @@ def apply_ref(
         after: per parameter S_{t+1}.
     """
     for indices, (S, S_next) in _buckets(params, before, after):
-        x, r, D = [params[i] for i in indices], [refs[i] for i in indices], [deltas[i] for i in indices]
-        u = _sum(r, D, S)
-        if x[0].dtype != D[0].dtype:  # x_t is what x held: rounded to its dtype
-            u = [t.to(x[0].dtype).to(t.dtype) for t in u]
-        torch._foreach_neg_(u)
-        torch._foreach_add_(u, [t.to(D[0].dtype) for t in x])
-        torch._foreach_add_(D, u)
-        torch._foreach_copy_(x, _sum(r, D, S_next))
+        for x, r, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, refs, deltas))):
+            u = _sum(r, D, S)
+            if x[0].dtype != D[0].dtype:  # x_t is what x held: rounded to its dtype
+                u = [t.to(x[0].dtype).to(t.dtype) for t in u]
+            torch._foreach_neg_(u)
+            torch._foreach_add_(u, [t.to(D[0].dtype) for t in x])
+            torch._foreach_add_(D, u)
+            torch._foreach_copy_(x, _sum(r, D, S_next))
 
 
 def _sum(refs: Sequence[Tensor], deltas: Sequence[Tensor], S: float) -> list[Tensor]:
@@ -164,23 +174,45 @@ def _by_device(params: Sequence[Tensor]) -> dict[torch.device, list[Tensor]]:
     return devices
 
 
-def _batches(params: Sequence[Tensor], delta: Mapping[Tensor, Tensor]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Flat pieces (Δ, g, x) of the parameters, put together into batches of at most CHUNK elements."""
+def _batches(
+    params: Sequence[Tensor], delta: Mapping[Tensor, Tensor], chunk: int
+) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """Flat pieces (Δ, g, x) of the parameters, put together into batches of at most `chunk` elements."""
     batch: list[tuple[Tensor, Tensor, Tensor]] = []
-    room = CHUNK
+    room = chunk
     for p in params:
         assert p.grad is not None
-        D, g, x = delta[p].reshape(-1), p.grad.reshape(-1), p.reshape(-1)
-        for start in range(0, x.numel(), CHUNK):
-            size = min(CHUNK, x.numel() - start)
+        D, g, x = delta[p].reshape(-1), p.grad.reshape(-1), p.detach().reshape(-1)
+        for start in range(0, x.numel(), chunk):
+            size = min(chunk, x.numel() - start)
             if size > room:
                 yield batch
-                batch, room = [], CHUNK
+                batch, room = [], chunk
             batch.append((D.narrow(0, start, size), g.narrow(0, start, size), x.narrow(0, start, size)))
             room -= size
     if batch:
         yield batch
 
 
-def _joined(pieces: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(dtype)
+def _in_cache(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """Tensors that lie beside each other in the lists, in portions that fit into the CPU's cache: large ones as flat views.
+
+    On other devices, all of them at once.
+    """
+    if not lists[0] or lists[0][0].device.type != "cpu":
+        yield [list(tensors) for tensors in lists]
+        return
+    portion: list[list[Tensor]] = [[] for _ in lists]
+    room = CPU_CHUNK
+    for together in zip(*lists, strict=True):
+        cut = together[0].numel() > CPU_CHUNK and all(t.is_contiguous() for t in together)
+        parts = zip(*(t.detach().view(-1).split(CPU_CHUNK) for t in together), strict=True) if cut else [together]
+        for part in parts:
+            if part[0].numel() > room and portion[0]:
+                yield portion
+                portion, room = [[] for _ in lists], CPU_CHUNK
+            for tensors, t in zip(portion, part, strict=True):
+                tensors.append(t)
+            room -= part[0].numel()
+    if portion[0]:
+        yield portion

@@ -1,0 +1,172 @@
+"""Many processes that train one model: they add up their parts of the four scalars, and one of them talks to the server.
+
+Each rank reduces what it holds. What several ranks hold alike is counted by one of them: a plain parameter (as under DDP) by
+the first rank, a DTensor by those ranks that are first along every mesh dimension where it is replicated. One all_reduce of
+4·G float64 gives every rank the same scalars; the first rank takes the step at the server and tells the others what came of
+it; each rank's own tuner takes the same step and must come to the same bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mechanicd.client import Session, SessionError, StepConflict
+from mechanicd.tuner import Reductions
+
+_TOLD, _HELD, _FAILED = 0.0, 1.0, 2.0
+LEADER: Final = 0
+
+
+class Team:
+    """The processes that train one model.
+
+    Args:
+        group: their process group; None is the default one.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self.leads = self.rank == LEADER
+        # NCCL moves tensors of the GPU alone.
+        nccl = "nccl" in str(dist.get_backend(group))
+        self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    def sum(self, parts: Sequence[Reductions]) -> list[Reductions]:
+        """The scalars of the whole model from each rank's part; the same bits on every rank."""
+        sums = torch.tensor(parts, dtype=torch.float64, device=self._device)
+        dist.all_reduce(sums, group=self._group)
+        return [Reductions(*row) for row in sums.tolist()]
+
+    def tell(self, scales: Sequence[float], held: bool) -> None:
+        """By the leader: S of the step, and whether the tuner did not hear of it."""
+        self._broadcast([_HELD if held else _TOLD, *scales], len(scales))
+
+    def tell_failure(self, groups: int) -> None:
+        """By the leader: the step failed there, so that the others fail too and nobody waits for ever."""
+        self._broadcast([_FAILED, *[0.0] * groups], groups)
+
+    def hear(self, groups: int) -> tuple[tuple[float, ...], bool]:
+        """By the others: what the leader told.
+
+        Raises:
+            SessionError: LEADER_FAILED.
+        """
+        status, *scales = self._broadcast(None, groups)
+        if status == _FAILED:
+            raise SessionError("LEADER_FAILED", f"the step failed at rank {LEADER}, which talks to the server; see its error")
+        return tuple(scales), status == _HELD
+
+    def check(self, mine: tuple[float, ...], told: tuple[float, ...]) -> None:
+        """Holds this rank's S to the leader's, bit for bit.
+
+        Raises:
+            StepConflict: SCALE_MISMATCH.
+        """
+        if mine != told:
+            raise StepConflict(
+                "SCALE_MISMATCH",
+                f"rank {self.rank} computes S = {list(mine[:3])}, rank {LEADER} {list(told[:3])}; they must be equal bit for "
+                "bit: do the ranks start from different checkpoints?",
+            )
+
+    def _broadcast(self, values: Sequence[float] | None, groups: int) -> list[float]:
+        told = torch.zeros(groups + 1, dtype=torch.float64, device=self._device)
+        if values is not None:
+            told.copy_(torch.tensor(values, dtype=torch.float64))
+        leader = LEADER if self._group is None else dist.get_global_rank(self._group, LEADER)
+        dist.broadcast(told, leader, group=self._group)
+        found: list[float] = told.tolist()
+        return found
+
+
+class Step:
+    """The tuner's part of one step: at a server or here, and on the other ranks by what the first one tells.
+
+    `begin` and `finish` are a session's; every rank calls both, or neither.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        team: Team | None,
+        reductions: Sequence[Reductions],
+        base_lr: float | None,
+        hold: bool,
+    ) -> None:
+        self._session = session
+        self._team = team
+        self._reductions = reductions
+        self._base_lr = base_lr
+        self._hold = hold
+        self._held = False
+
+    def begin(self) -> None:
+        """Sends the reductions, from the rank that talks to the server."""
+        team = self._team
+        if team is not None and not team.leads:
+            return
+        try:
+            heard = self._session.begin(self._reductions, base_lr=self._base_lr, hold=self._hold)
+        except BaseException:
+            if team is not None:
+                team.tell_failure(len(self._reductions))
+            raise
+        self._held = not heard
+
+    def finish(self) -> tuple[float, ...]:
+        """S_{t+1}, one float per scale group; the same on every rank."""
+        team, session = self._team, self._session
+        if team is None:
+            return session.finish()
+        if not team.leads:
+            told, held = team.hear(len(self._reductions))
+            session.begin(self._reductions, hold=held)
+            mine = session.finish()
+            team.check(mine, told)
+            return mine
+        try:
+            scales = session.finish()
+        except BaseException:
+            team.tell_failure(len(self._reductions))
+            raise
+        team.tell(scales, self._held)
+        return scales
+
+
+def team(group: Any = None) -> Team | None:
+    """The processes of a group, or None where this process trains alone."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return None
+    return Team(group)
+
+
+def local(p: Tensor) -> Tensor:
+    """What this rank holds of a tensor: of a DTensor its shard, in place."""
+    shard = getattr(p, "_local_tensor", None)
+    return p if shard is None else shard.detach()
+
+
+def local_grad(p: Tensor) -> Tensor | None:
+    """What this rank holds of a parameter's gradient, laid out as the parameter is."""
+    g: Any = p.grad
+    if g is None or not hasattr(g, "_local_tensor"):
+        return p.grad
+    placements = p.placements  # type: ignore[attr-defined]
+    if g.placements != placements:
+        g = g.redistribute(placements=placements)
+    found: Tensor = g._local_tensor
+    return found
+
+
+def counts(p: Tensor, rank: int) -> bool:
+    """Whether this rank counts what it holds of a parameter."""
+    mesh = getattr(p, "device_mesh", None)
+    if mesh is None:
+        return rank == LEADER
+    placements = p.placements  # type: ignore[attr-defined]
+    coordinate = mesh.get_coordinate() or [1] * len(placements)
+    return all(place == 0 for place, placement in zip(coordinate, placements, strict=True) if placement.is_replicate())
