@@ -1,4 +1,4 @@
-"""Two processes that train one model: S is the same on both, and that of one process; one run at the server, one step a step."""
+"""Two processes train one model: S is the same on both and that of one process; one run at the server, one step a step."""
 
 import os
 import socket
