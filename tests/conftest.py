@@ -18,6 +18,9 @@ import pytest
 from mechanicd.client import connect
 from mechanicd.v1 import run_service_pb2
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a job in the background; programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class ServerProcess:
     """A `mechanicd serve` of its own. It can be killed, and started again on the same port and store."""

@@ -81,9 +81,7 @@ def test_the_killed_training_goes_on_from_its_checkpoint_bit_for_bit(
 def test_the_store_is_left_with_every_step_and_can_be_served_again(
     folder: Path, document: dict, new_server: Callable, run_cli: Callable
 ):
-    server = new_server()
-    server.database = folder / "mechanicd.db"
-    server.start()
+    server = new_server(store=f"sqlite:///{folder / 'mechanicd.db'}").start()
     listed = run_cli("runs", "list", "--target", server.target, "--project", _fleet.PROJECT, "--json")
     assert listed.returncode == 0, listed.stderr
     runs = {run["name"]: run for run in json.loads(listed.stdout)}

@@ -212,7 +212,7 @@ def test_a_session_that_is_refused_never_fences_the_holder_not_even_for_a_moment
             answer = asyncio.create_task(bench.engine.open_session(opening))
             while not answer.done():
                 bench.step()
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.0002)  # the store's thread must get a turn
             assert (await bench.refused(answer)).reason == "RESUME_STEP_UNKNOWN"  # type: ignore[arg-type]
 
     assert len(play(act).taken()) > 10
