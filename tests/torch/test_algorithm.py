@@ -159,7 +159,7 @@ def test_low_precision_parameters_train_with_delta_in_float32(dtype, new_problem
         last = problem.backward()
         opt.step()
     assert all(p.dtype is dtype and p.isfinite().all() for p in problem.params)
-    assert {delta.dtype for delta in opt.state_dict()["mechanic"]["delta"].values()} == {torch.float32}
+    assert {entry["mechanic_delta"].dtype for entry in opt.state_dict()["state"].values()} == {torch.float32}
     assert last < 0.5 * first
 
 

@@ -1,5 +1,6 @@
 """A checkpoint is enough to resume, bit for bit; what does not fit is refused by name."""
 
+import base64
 import copy
 import io
 import logging
@@ -24,6 +25,11 @@ def train(problem, opt, steps, start=0):
     for t in range(start, start + steps):
         problem.backward(without=[i for i in range(4) if t % 5 == i + 1])
         opt.step()
+
+
+def mechanic(state_dict):
+    """The tuner's part of a checkpoint."""
+    return state_dict["param_groups"][0]["mechanic"]
 
 
 def through_a_file(state):
@@ -92,15 +98,17 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name, dtype, sca
     assert resumed.scale == opt.scale
     for p, q in zip(whole.params, again.params, strict=True):
         assert torch.equal(p, q)
-    for key, value in opt.state_dict()["mechanic"].items():
-        other = resumed.state_dict()["mechanic"][key]
-        if key in ("delta", "ref"):
-            assert value.keys() == other.keys()
-            assert all(torch.equal(value[i], other[i]) for i in value)
-        elif key == "tuner_state":
-            assert torch.equal(value, other)
-        else:
-            assert value == other
+    one, other = opt.state_dict(), resumed.state_dict()
+    assert mechanic(one) == mechanic(other)
+    assert {i: set(entry) for i, entry in one["state"].items()} == {i: set(entry) for i, entry in other["state"].items()}
+    for i, entry in one["state"].items():
+        assert {"mechanic_delta", "mechanic_placed"} <= set(entry)
+        for key, value in entry.items():
+            assert (
+                torch.equal(value, other["state"][i][key])
+                if isinstance(value, torch.Tensor)
+                else value == other["state"][i][key]
+            )
 
 
 def test_loading_into_the_optimizer_that_saved_goes_back(problem):
@@ -124,8 +132,8 @@ def test_a_loaded_delta_is_a_copy(problem):
     before = copy.deepcopy(saved)
     opt.load_state_dict(saved)
     train(problem, opt, 5)
-    for i, delta in before["mechanic"]["delta"].items():
-        assert torch.equal(saved["mechanic"]["delta"][i], delta)
+    for i, entry in before["state"].items():
+        assert torch.equal(saved["state"][i]["mechanic_delta"], entry["mechanic_delta"])
 
 
 def test_a_checkpoint_before_the_first_step_loads(new_problem):
@@ -192,27 +200,32 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_changes(new_prob
     good = copy.deepcopy(opt.state_dict())
 
     newer = copy.deepcopy(good)
-    newer["mechanic"]["version"] = 99
+    mechanic(newer)["version"] = 99
     damaged = copy.deepcopy(good)
-    damaged["mechanic"]["tuner_state"][30] += 1
+    flipped = bytearray(base64.b64decode(mechanic(good)["tuner_state"]))
+    flipped[30] += 1
+    mechanic(damaged)["tuner_state"] = base64.b64encode(flipped).decode()
+    cut = copy.deepcopy(good)
+    mechanic(cut)["tuner_state"] = "no base64!"
     reshaped = copy.deepcopy(good)
-    reshaped["mechanic"]["delta"][1] = torch.zeros(3)
+    reshaped["state"][1]["mechanic_delta"] = torch.zeros(3)
     stranger = copy.deepcopy(good)
-    stranger["mechanic"]["delta"][7] = torch.zeros(3)
+    stranger["state"][7] = good["state"][1]
     S = opt.scale
     for state, reason in [
         (newer, "CHECKPOINT_VERSION"),
         (damaged, "INVALID_TUNER_STATE"),
+        (cut, "INVALID_TUNER_STATE"),
         (reshaped, "DELTA_MISMATCH"),
         (stranger, "DELTA_MISMATCH"),
     ]:
         with pytest.raises(ResumeError) as caught:
             opt.load_state_dict(state)
         assert caught.value.reason == reason
-    fewer = copy.deepcopy(good)
-    fewer["param_groups"] = []
+    more = copy.deepcopy(good)
+    more["param_groups"].append({"lr": 1.0, "params": []})
     with pytest.raises(ValueError, match="number of parameter groups"):  # torch's own check
-        opt.load_state_dict(fewer)
+        opt.load_state_dict(more)
     assert opt.scale == S
     twin = new_problem()
     plain = mechanize(BASES["sgd"](twin.params))
@@ -278,7 +291,7 @@ def test_a_loaded_checkpoint_is_where_the_session_starts(new_problem, opened):
     assert len(opened) == 1
     train(again, resumed, 1)
     assert opened[1][0]["start"] == TunerState.from_bytes(
-        bytes(saved["mechanic"]["tuner_state"].tolist()), opened[0][0]["config"]
+        base64.b64decode(mechanic(saved)["tuner_state"]), opened[0][0]["config"]
     )
 
 
@@ -315,7 +328,7 @@ def test_state_dict_flushes_and_does_without_a_server_that_is_away(problem, open
     with caplog.at_level(logging.WARNING, "mechanicd.torch"):
         saved = opt.state_dict()
     assert "SERVER_UNREACHABLE" in caplog.text
-    assert bytes(saved["mechanic"]["tuner_state"].tolist()) == session.state.to_bytes()
+    assert base64.b64decode(mechanic(saved)["tuner_state"]) == session.state.to_bytes()
     session.away = SessionFenced("SESSION_FENCED", "a newer process holds the run")
     with pytest.raises(SessionFenced):  # a zombie writes no checkpoint over its successor's
         opt.state_dict()

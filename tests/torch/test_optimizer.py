@@ -156,7 +156,7 @@ def test_scale_groups_are_named_in_the_config(problem):
 
     def named(kind):
         opt = mechanize(torch.optim.SGD(groups, lr=1.0), scale_groups=kind)
-        return opt.state_dict()["mechanic"]["config"]["scale_groups"], opt.scale
+        return opt.state_dict()["param_groups"][0]["mechanic"]["config"]["scale_groups"], opt.scale
 
     assert named("all") == (["all"], 0.0)
     assert named("param_group") == (["param_group/0", "param_group/1"], (0.0, 0.0))
@@ -196,8 +196,8 @@ def test_groups_added_to_base_itself_before_the_first_step_count(problem):
         ({"target": "t"}, "RUN_NAME_MISSING", "run="),
         ({"scale_groups": "layer"}, "INVALID_SETTING", "param_group"),
         ({"delta_layout": "nothing"}, "INVALID_SETTING", "delta"),
-        ({"delta_layout": "ref"}, "NOT_IMPLEMENTED", "ref"),
-        ({"delta_layout": "ref"}, "NOT_IMPLEMENTED", "delta"),
+        ({"delta_layout": "refs"}, "INVALID_SETTING", "refs"),
+        ({"max_scale": 0.0}, "INVALID_SETTING", "max_scale=0.0"),
         ({"on_outage": "panic"}, "INVALID_OUTAGE_POLICY", "local, hold, raise"),
         ({"betas": (1.5,)}, "INVALID_CONFIG", "betas"),
         ({"convention": "mine"}, "INVALID_CONFIG", "paper"),

@@ -18,7 +18,7 @@ def same(params, saved):
 
 
 def deltas(opt):
-    return {i: delta.clone() for i, delta in opt.state_dict()["mechanic"]["delta"].items()}
+    return {i: entry["mechanic_delta"].clone() for i, entry in opt.state_dict()["state"].items()}
 
 
 def warm(problem, opt, steps=30):

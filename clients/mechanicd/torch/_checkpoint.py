@@ -1,82 +1,84 @@
-"""What `state_dict()` says beside BASE's: the key "mechanic", plain types and tensors only.
+"""What `state_dict()` says beside BASE's, at the places where torch's own tools look for an optimizer's state.
 
-    version        1
-    config         the tuner's settings and delta_layout
-    tuner_state    uint8, shape (bytes,): TunerState.to_bytes()
-    delta          {parameter's index: Δ, of its shape and device}
-    ref            {parameter's index: x_ref, of its shape, dtype and device}, where it is kept
-    placed         {parameter's index: the S at which x was placed last}
+    state[i]["mechanic_delta"]     Δ of parameter i, of its shape and device, where it is kept; a DTensor for a DTensor
+    state[i]["mechanic_ref"]       x_ref, of its shape, dtype and device, where it is kept
+    state[i]["mechanic_placed"]    float64, shape (): the S at which x was placed last
+    param_groups[0]["mechanic"]    version: 2; config: the tuner's settings and delta_layout; frozen: whether S is held;
+                                   tuner_state: TunerState.to_bytes() in base64
 
-x itself is in the model's checkpoint.
+x itself is in the model's checkpoint. BASE never sees these entries.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from mechanicd.client import ConfigMismatch, ResumeError
-from mechanicd.torch import _reference
+from mechanicd.torch import _distributed, _reference
+from mechanicd.torch._memory import Memory
 from mechanicd.tuner import StateError, TunerConfig, TunerState
 
 KEY: Final = "mechanic"
-VERSION: Final = 1
+VERSION: Final = 2
+DELTA, REF, PLACED = "mechanic_delta", "mechanic_ref", "mechanic_placed"
+OURS: Final = (DELTA, REF, PLACED)
 
 
-@dataclass
-class Memory:
-    """What a mechanized optimizer remembers of its parameters; only of those that ever had a gradient.
+def pack(
+    base: Mapping[str, Any],
+    config: TunerConfig,
+    state: TunerState,
+    frozen: bool,
+    memory: Memory,
+    params: Sequence[Tensor],
+    wholes: Sequence[Tensor],
+) -> dict[str, Any]:
+    """BASE's state_dict with MECHANIC's part; its Δ are the optimizer's own tensors, as is torch's way.
 
-    Attributes:
-        layout: "delta" or "delta+ref"; see `_passes`.
-        delta: Δ of each parameter; float32 for low-precision parameters, else their dtype.
-        ref: x_ref of each that keeps it: all of them, or those of low precision.
-        placed: the S at which each parameter was placed last, so that x_ref = x − placed·Δ whoever sat out a step.
+    Args:
+        base: BASE's state_dict; stays as it is.
+        params: what this process holds of each parameter, in BASE's order.
+        wholes: the parameters themselves.
     """
-
-    layout: str = "delta"
-    delta: dict[Tensor, Tensor] = field(default_factory=dict)
-    ref: dict[Tensor, Tensor] = field(default_factory=dict)
-    placed: dict[Tensor, float] = field(default_factory=dict)
-
-    def join(self, p: Tensor, S: float) -> None:
-        """Makes sure that a parameter has its Δ, which is 0 at first, and its x_ref if it keeps one."""
-        if p not in self.delta:
-            self.delta[p] = _reference.new_delta(p)
-            self.placed[p] = S
-            if self.keeps_ref(p):
-                self.ref[p] = p.detach().clone()
-
-    def move(self, old: Tensor, new: Tensor) -> None:
-        """What is kept of a tensor is another's now."""
-        if old in self.delta:
-            self.delta[new], self.placed[new] = self.delta.pop(old), self.placed.pop(old)
-            if old in self.ref:
-                self.ref[new] = self.ref.pop(old)
-
-    def keeps_ref(self, p: Tensor) -> bool:
-        """Whether x_ref of a parameter is kept."""
-        return self.layout == "delta+ref" or p.dtype in _reference.LOW_PRECISION
-
-
-def pack(config: TunerConfig, state: TunerState, memory: Memory, params: Sequence[Tensor]) -> dict[str, Any]:
-    """The value of "mechanic"; its Δ are the optimizer's own tensors, as is torch's way."""
-    return {
+    states = dict(base["state"])
+    for i, (p, whole) in enumerate(zip(params, wholes, strict=True)):
+        if p not in memory.placed:
+            continue
+        mine: dict[str, Any] = {PLACED: torch.tensor(memory.placed[p], dtype=torch.float64)}
+        if p in memory.delta:
+            mine[DELTA] = _distributed.like(memory.delta[p], whole)
+        if p in memory.ref:
+            mine[REF] = _distributed.like(memory.ref[p], whole)
+        states[i] = {**states.get(i, {}), **mine}
+    first, *rest = base["param_groups"]
+    ours = {
         "version": VERSION,
-        "config": _plain(config, memory.layout),
-        "tuner_state": torch.frombuffer(bytearray(state.to_bytes()), dtype=torch.uint8),
-        "delta": {i: memory.delta[p] for i, p in enumerate(params) if p in memory.delta},
-        "ref": {i: memory.ref[p] for i, p in enumerate(params) if p in memory.ref},
-        "placed": {i: memory.placed[p] for i, p in enumerate(params) if p in memory.placed},
+        "config": plain(config, memory.layout),
+        "tuner_state": base64.b64encode(state.to_bytes()).decode(),
+        "frozen": frozen,
     }
+    return {**base, "state": states, "param_groups": [{**first, KEY: ours}, *rest]}
+
+
+def bare(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """BASE's part of a checkpoint."""
+    states = {
+        key: {name: value for name, value in entry.items() if name not in OURS} if isinstance(entry, Mapping) else entry
+        for key, entry in state_dict["state"].items()
+    }
+    groups = [{name: value for name, value in group.items() if name != KEY} for group in state_dict["param_groups"]]
+    return {**state_dict, "state": {key: entry for key, entry in states.items() if entry != {}}, "param_groups": groups}
 
 
 def unpack(
     state_dict: Mapping[str, Any], config: TunerConfig, delta_layout: str, params: Sequence[Tensor]
-) -> tuple[TunerState, Memory]:
-    """The tuner's state and copies of every Δ, each on its parameter's device; the inverse of `pack`, exact.
+) -> tuple[TunerState, bool, Memory]:
+    """The tuner's state, whether it is frozen, and copies of what is kept of each parameter, on the parameter's device; the
+    inverse of `pack`, exact.
 
     Raises:
         ResumeError: there is nothing of MECHANIC in the checkpoint (NOT_MECHANIZED), a newer version wrote it
@@ -84,55 +86,92 @@ def unpack(
             (DELTA_MISMATCH).
         ConfigMismatch: CONFIG_MISMATCH; `metadata["field"]` names the setting.
     """
-    saved = state_dict.get(KEY)
+    groups = state_dict.get("param_groups") or [{}]
+    saved = groups[0].get(KEY)
     if saved is None:
         raise ResumeError(
             "NOT_MECHANIZED",
-            'a state_dict without "mechanic", that of a plain optimizer; load it into the optimizer that mechanize() wraps '
-            "(opt.base.load_state_dict), and the run starts with Δ = 0",
+            'a state_dict whose first param group has no "mechanic": that of a plain optimizer, or one that a tool has '
+            "flattened; a plain optimizer's is loaded into the one that mechanize() wraps (opt.base.load_state_dict), and the "
+            "run starts with Δ = 0",
         )
     if saved.get("version") != VERSION:
         raise ResumeError(
             "CHECKPOINT_VERSION",
             f"a checkpoint of version {saved.get('version')}, this program reads version {VERSION}; upgrade mechanicd",
         )
-    for name, here in _plain(config, delta_layout).items():
-        there = saved["config"].get(name)
-        if there != here:
+    check_config(saved["config"], plain(config, delta_layout))
+    try:
+        state = TunerState.from_bytes(base64.b64decode(saved["tuner_state"], validate=True), config)
+    except StateError as error:
+        raise ResumeError(error.reason, str(error)) from None
+    except ValueError as error:
+        raise ResumeError(StateError.reason, f"the tuner state is no base64 ({error}); take another checkpoint") from None
+    memory = Memory(delta_layout)
+    for i, entry in _entries(state_dict):
+        if PLACED in entry:
+            if not 0 <= i < len(params):
+                raise _misfit(i, entry.get(DELTA, entry.get(REF)), "is not there")
+            _remember(memory, params[i], i, entry)
+    return state, bool(saved["frozen"]), memory
+
+
+def check_config(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Holds a checkpoint's settings to this optimizer's.
+
+    Raises:
+        ConfigMismatch: CONFIG_MISMATCH.
+    """
+    for name, value in here.items():
+        if there.get(name) != value:
             raise ConfigMismatch(
                 "CONFIG_MISMATCH",
-                f"the checkpoint was made with {name}={there!r}, this optimizer has {name}={here!r}; "
+                f"the checkpoint was made with {name}={there.get(name)!r}, this optimizer has {name}={value!r}; "
                 "mechanize with the checkpoint's setting",
                 {"field": name},
             )
-    try:
-        state = TunerState.from_bytes(bytes(saved["tuner_state"].tolist()), config)
-    except StateError as error:
-        raise ResumeError(error.reason, str(error)) from None
-    memory = Memory(delta_layout)
-    for i, delta in saved["delta"].items():
-        if not 0 <= i < len(params) or delta.shape != params[i].shape:
-            here = f"has the shape {tuple(params[i].shape)}" if 0 <= i < len(params) else "is not there"
-            raise ResumeError(
-                "DELTA_MISMATCH",
-                f"the checkpoint has a Δ of shape {tuple(delta.shape)} for parameter {i}, which {here}; "
-                "load it into the model that it was made with",
-            )
-        memory.delta[params[i]] = _reference.new_delta(params[i]).copy_(delta)
-        memory.placed[params[i]] = float(saved["placed"][i])
-        if memory.keeps_ref(params[i]):
-            memory.ref[params[i]] = _x_ref(saved.get("ref", {}).get(i), params[i], delta, memory.placed[params[i]])
-    return state, memory
 
 
-def _x_ref(saved: Tensor | None, p: Tensor, delta: Tensor, placed: float) -> Tensor:
-    """x_ref of a parameter, or what comes nearest where the checkpoint has none: x − S·Δ (a checkpoint of another dtype)."""
-    if saved is None:
-        there = p.detach().to(torch.float64) - placed * delta.to(p.device, torch.float64)
-        return torch.empty_like(p, requires_grad=False).copy_(there)
-    return torch.empty_like(p, requires_grad=False).copy_(saved)
-
-
-def _plain(config: TunerConfig, delta_layout: str) -> dict[str, Any]:
+def plain(config: TunerConfig, delta_layout: str) -> dict[str, Any]:
+    """The settings that a checkpoint holds its reader to."""
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {**fields, "delta_layout": delta_layout}
+
+
+def _entries(state_dict: Mapping[str, Any]) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    """Each parameter's place and state; torch's tools may have put names for the places, in the order of the param groups."""
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    places = {key: i for i, key in enumerate(keys)}
+    for key, entry in state_dict["state"].items():
+        if isinstance(entry, Mapping):
+            yield places.get(key, key if isinstance(key, int) else -1), entry
+
+
+def _remember(memory: Memory, p: Tensor, i: int, entry: Mapping[str, Any]) -> None:
+    """What was kept of one parameter, for one that may be on another device, or of another dtype."""
+    placed = memory.placed[p] = float(entry[PLACED])
+    saved = {name: _distributed.local(entry[name]) for name in (DELTA, REF) if name in entry}
+    for tensor in saved.values():
+        if tensor.shape != p.shape:
+            raise _misfit(i, tensor, f"has the shape {tuple(p.shape)}")
+    if memory.keeps_ref(p):
+        if REF in saved:
+            memory.ref[p] = torch.empty_like(p, requires_grad=False).copy_(saved[REF])
+        else:  # a checkpoint of another dtype: x − S·Δ comes nearest
+            there = p.detach().to(torch.float64) - placed * saved[DELTA].to(p.device, torch.float64)
+            memory.ref[p] = torch.empty_like(p, requires_grad=False).copy_(there)
+    if DELTA in saved:
+        memory.delta[p] = _reference.new_delta(p).copy_(saved[DELTA])
+        memory.forget(p)
+    elif not memory.makes_delta(p):
+        there = (p.detach().to(torch.float64) - saved[REF].to(p.device, torch.float64)) / placed
+        memory.delta[p] = _reference.new_delta(p).copy_(there)
+
+
+def _misfit(i: int, tensor: Tensor | None, what: str) -> ResumeError:
+    shape = "?" if tensor is None else tuple(tensor.shape)
+    return ResumeError(
+        "DELTA_MISMATCH",
+        f"the checkpoint has a Δ of shape {shape} for parameter {i}, which {what}; "
+        "load it into the model that it was made with",
+    )

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mechanicd.client import Session, SessionError, StepConflict
+from mechanicd.torch._memory import Memory
 from mechanicd.tuner import Reductions
 
 _TOLD, _HELD, _FAILED = 0.0, 1.0, 2.0
@@ -144,10 +145,53 @@ def team(group: Any = None) -> Team | None:
     return Team(group)
 
 
+class Shards:
+    """What this process holds of each parameter, with its gradient: of a DTensor its shard, else the parameter itself."""
+
+    def __init__(self) -> None:
+        self._shards: dict[Tensor, Tensor] = {}
+        self._whole: dict[Tensor, Tensor] = {}
+
+    def of(self, p: Tensor, memory: Memory) -> Tensor:
+        """The shard; where it has moved (as a resharding does it), what `memory` keeps moves with it."""
+        shard = local(p)
+        if shard is p:
+            return p
+        known = self._shards.get(p)
+        if known is None or known.data_ptr() != shard.data_ptr():
+            if known is not None:
+                memory.move(known, shard)
+                del self._whole[known]
+            self._shards[p], self._whole[shard] = shard, p
+            known = shard
+        known.grad = local_grad(p)
+        return known
+
+    def counts(self, shard: Tensor, rank: int) -> bool:
+        """Whether this rank counts what it holds of a parameter."""
+        return counts(self._whole.get(shard, shard), rank)
+
+
 def local(p: Tensor) -> Tensor:
     """What this rank holds of a tensor: of a DTensor its shard, in place."""
     shard = getattr(p, "_local_tensor", None)
     return p if shard is None else shard.detach()
+
+
+def like(shard: Tensor, whole: Any) -> Tensor:
+    """A tensor of which this rank holds `shard`, laid out over the ranks as a parameter is."""
+    if not hasattr(whole, "_local_tensor"):
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        shard,
+        whole.device_mesh,
+        whole.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
 
 
 def local_grad(p: Tensor) -> Tensor | None:

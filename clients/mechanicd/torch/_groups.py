@@ -1,6 +1,7 @@
 """Which parameters share one S, and what each such scale group is called."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 from torch import Tensor
@@ -44,3 +45,27 @@ def members(kind: str, param_groups: ParamGroups) -> list[list[Tensor]]:
 def flat(param_groups: ParamGroups) -> list[Tensor]:
     """All parameters in BASE's order; a parameter's place in this list is its index in a state_dict."""
     return [p for group in param_groups for p in group["params"]]
+
+
+def per_param_group(
+    kind: str, param_groups: ParamGroups, scales: Sequence[float], factors: Sequence[float]
+) -> list[float | tuple[float, ...]]:
+    """S of each param group times a factor of its own; a tuple, one per tensor, where each tensor has its S."""
+    if kind == "all":
+        return [scales[0] * factor for factor in factors]
+    if kind == "param_group":
+        return [S * factor for S, factor in zip(scales, factors, strict=True)]
+    rest = iter(scales)
+    return [
+        tuple(S * factor for S in islice(rest, len(group["params"])))
+        for group, factor in zip(param_groups, factors, strict=True)
+    ]
+
+
+def too_many(kind: str) -> InvalidArgument:
+    """The error of a run that has begun and gets more scale groups."""
+    return InvalidArgument(
+        "GROUP_COUNT_MISMATCH",
+        f'scale_groups="{kind}" gives a new group an S of its own, but a run that has begun keeps its number of them; '
+        'add all groups before the first step, or use scale_groups="all"',
+    )

@@ -12,7 +12,7 @@ from mechanicd.tuner import TunerConfig
 
 BETAS: Final = TunerConfig().betas
 DELTA_LAYOUTS: Final = ("delta", "delta+ref", "ref")
-"""What is kept of each parameter; see `_passes`."""
+"""What is kept of each parameter; see `_memory`."""
 DEADLINE: Final = 2.0
 """Seconds that a step may wait for its result."""
 
@@ -33,6 +33,7 @@ def mechanize(
     delta_layout: str = "delta",
     on_outage: str = "local",
     deadline: float = DEADLINE,
+    max_scale: float | None = None,
 ) -> Mechanized:
     """Wraps an optimizer so that MECHANIC tunes the scale of its updates.
 
@@ -51,14 +52,17 @@ def mechanize(
         convention: which reading of the algorithm; see `mechanicd.tuner.TunerConfig`.
         scale_groups: what shares one S: "all", "param_group" or "tensor".
         delta_layout: what is kept beside x: "delta" (Δ: one slot, and one more during a step) or "delta+ref" (Δ and x_ref:
-            two slots, an exact way back to x_ref). Parameters in bfloat16 or float16 always have both, Δ in float32.
+            two slots, an exact way back to x_ref); "ref" (x_ref alone, Δ recomputed from x, for comparison: its rounding errors
+            have been seen to move S by up to 18 %). Parameters in bfloat16 or float16 always have both, Δ in float32.
         on_outage: what a step does without its server: "local" goes on with this process's tuner, "hold" keeps the last S,
             "raise" raises.
         deadline: seconds that a step may wait for its result before the server counts as away.
+        max_scale: parameters are placed with no larger S; None for no cap. The tuner itself goes on without one, and its S is
+            what the server keeps.
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
-            COMPLEX_PARAMETER, or NOT_IMPLEMENTED (a delta_layout).
+            COMPLEX_PARAMETER.
     """
     if not isinstance(base, Optimizer) or isinstance(base, Mechanized):
         what = "a mechanized optimizer already" if isinstance(base, Mechanized) else "no torch.optim.Optimizer"
@@ -68,7 +72,8 @@ def mechanize(
         )
     if delta_layout not in DELTA_LAYOUTS:
         raise InvalidArgument("INVALID_SETTING", f"delta_layout={delta_layout!r}; choose one of {', '.join(DELTA_LAYOUTS)}")
-    if delta_layout == "ref":
-        raise InvalidArgument("NOT_IMPLEMENTED", 'delta_layout="ref" is not implemented yet; use "delta" or "delta+ref"')
+    if max_scale is not None and not max_scale > 0:
+        raise InvalidArgument("INVALID_SETTING", f"max_scale={max_scale!r}; give a number above 0, or None for no cap")
     settings = {"convention": convention, "betas": tuple(betas), "s_decay": s_decay, "s_init": s_init, "eps": eps}
-    return Mechanized(base, settings, scale_groups, delta_layout, Run(run, target, project, labels, on_outage, deadline))
+    where = Run(run, target, project, labels, on_outage, deadline)
+    return Mechanized(base, settings, scale_groups, delta_layout, where, max_scale)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, overload
@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
-from mechanicd.torch import _checkpoint, _distributed, _groups, _reference
-from mechanicd.torch._distributed import Step
+from mechanicd.torch import _checkpoint, _distributed, _groups, _older, _reference
+from mechanicd.torch._closure import evaluate
+from mechanicd.torch._distributed import Shards, Step
+from mechanicd.torch._memory import Memory
 from mechanicd.torch._passes import Passes
 from mechanicd.torch._run import Run
 from mechanicd.tuner import TunerState
@@ -28,18 +30,29 @@ class Mechanized(Optimizer):
 
     Attributes:
         base: BASE.
+        max_scale: parameters are placed with no larger S; None for no cap. It may be set between two steps.
+        frozen: while it is set, S stays as it is: steps count, and the tuner does not hear of them.
     """
 
-    def __init__(self, base: Optimizer, settings: dict[str, Any], scale_groups: str, delta_layout: str, run: Run) -> None:
+    def __init__(
+        self,
+        base: Optimizer,
+        settings: dict[str, Any],
+        scale_groups: str,
+        delta_layout: str,
+        run: Run,
+        max_scale: float | None = None,
+    ) -> None:
         _groups.check(scale_groups)
         self.base = base
         self._settings = settings
         self._scale_groups = scale_groups
         self._run = run
-        self._memory = _checkpoint.Memory(delta_layout)
+        self.max_scale = max_scale
+        self.frozen = False
+        self._memory = Memory(delta_layout)
         self._passes = Passes(self._memory)
-        self._shards: dict[Tensor, Tensor] = {}
-        self._whole: dict[Tensor, Tensor] = {}
+        self._shards = Shards()
         self._team = _distributed.team()
         if self._team is not None and not self._team.leads:
             run = replace(run, target=None)  # one process talks to the server
@@ -60,9 +73,10 @@ class Mechanized(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of BASE and of the tuner (Algorithm 1, one turn of the loop).
 
-        A parameter without a gradient takes no part: it stays where it is and catches up when it has one again. Where no
-        parameter has one, the tuner does not hear of the step. Where a reduction is NaN or infinite, the step counts and
-        does nothing at all, and a warning is logged, once for steps in a row.
+        A parameter without a gradient, or whose param group has lr = 0, takes no part: it stays where it is and catches up when
+        that is over. Where no parameter takes part, the tuner does not hear of the step; at the start of a run it does not even
+        count. Where a reduction is NaN or infinite, the step counts and does nothing at all, and a warning is logged, once for
+        steps in a row.
 
         Args:
             closure: evaluates the model and returns the loss. It is called once before the reductions; BASE gets that loss
@@ -72,19 +86,26 @@ class Mechanized(Optimizer):
             What BASE returns; the loss of the first evaluation where the step did nothing.
 
         Raises:
-            InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER or GROUP_COUNT_MISMATCH; nothing has changed.
+            InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER, GROUP_COUNT_MISMATCH, CUDA_GRAPH_CAPTURE; nothing has changed.
             SessionError, ServerUnavailable: as the session says; parameters and Δ are as before the step, though BASE's own
                 state has moved on. An error that BASE raises leaves the same, and the step counts.
         """
-        loss, replay = _evaluate(closure)
-        if self._run.state is None:
+        _refuse_capture()
+        loss, replay = evaluate(closure)
+        fresh = self._run.state is None
+        if fresh:
             self._configure()  # BASE may have got param groups behind this optimizer's back
-        active = self._active()
+        present = self._present()
+        still = self._still()
+        active = [[p for p in group if p not in still] for group in present]
         team = self._team
-        session = self._open(team)
-        for group, S in zip(active, session.scales, strict=True):
+        session = self._open(team) if not fresh or any(active) else None
+        scales = self._capped(self._tuner_state().scale if session is None else session.scales)
+        for group, S in zip(present, scales, strict=True):
             for p in group:
                 self._memory.join(p, S)
+        if session is None:
+            return self.base.step() if replay is None else self.base.step(replay)
         passes = self._passes
         passes.launch(active if team is None else self._counted(active, team))
         params = [p for group in active for p in group]
@@ -103,7 +124,7 @@ class Mechanized(Optimizer):
             if team is not None:
                 reductions = team.sum(reductions)
             finite = all(group.is_finite() for group in reductions)
-            step = Step(session, team, reductions, self._base_lr(), hold=not params)
+            step = Step(session, team, reductions, self._base_lr(), hold=self.frozen or not params)
             step.begin()
             begun = True
             if finite and flag is None:
@@ -120,7 +141,7 @@ class Mechanized(Optimizer):
             step.finish()
             return loss
         try:
-            scales = step.finish()
+            scales = self._capped(step.finish())
         except BaseException:
             passes.restore()
             raise
@@ -158,11 +179,11 @@ class Mechanized(Optimizer):
         except MechanicdError as error:
             logger.warning("the step of %s in which BASE failed could not be finished either: %s", self._called(), error)
 
-    def _active(self) -> list[list[Tensor]]:
+    def _present(self) -> list[list[Tensor]]:
         """Per scale group what this process holds of the parameters that have a gradient."""
         groups = _groups.members(self._scale_groups, self.param_groups)
         if len(groups) != len(self._config.scale_groups):
-            raise _too_many_groups(self._scale_groups)
+            raise _groups.too_many(self._scale_groups)
         self._refuse_complex()
         for group in groups:
             for p in group:
@@ -172,7 +193,15 @@ class Mechanized(Optimizer):
                         f"a parameter of shape {tuple(p.shape)} has a gradient of layout {p.grad.layout}; "
                         "use dense gradients (sparse=False for an embedding)",
                     )
-        return [[self._shard(p) for p in group if p.grad is not None] for group in groups]
+        return [[self._shards.of(p, self._memory) for p in group if p.grad is not None] for group in groups]
+
+    def _still(self) -> set[Tensor]:
+        """What has lr = 0: the user froze it, and a new S must not move it."""
+        return set(self._here([group for group in self.param_groups if _is_zero(group.get("lr"))]))
+
+    def _capped(self, scales: Sequence[float]) -> tuple[float, ...]:
+        cap = self.max_scale
+        return tuple(scales) if cap is None else tuple(min(S, cap) for S in scales)
 
     def _counted(self, active: list[list[Tensor]], team: _distributed.Team) -> list[list[Tensor]]:
         """The same with one group more, for what other ranks count."""
@@ -180,25 +209,10 @@ class Mechanized(Optimizer):
         return [*counted, [p for group in active for p in group if not self._counts(p, team)]]
 
     def _counts(self, shard: Tensor, team: _distributed.Team) -> bool:
-        return _distributed.counts(self._whole.get(shard, shard), team.rank)
-
-    def _shard(self, p: Tensor) -> Tensor:
-        """What this process holds of a parameter, with its gradient: of a DTensor its shard, else the parameter itself."""
-        local = _distributed.local(p)
-        if local is p:
-            return p
-        known = self._shards.get(p)
-        if known is None or known.data_ptr() != local.data_ptr():
-            if known is not None:
-                self._memory.move(known, local)
-                del self._whole[known]
-            self._shards[p], self._whole[local] = local, p
-            known = local
-        known.grad = _distributed.local_grad(p)
-        return known
+        return self._shards.counts(shard, team.rank)
 
     def _here(self, param_groups: list[dict[str, Any]]) -> list[Tensor]:
-        return [self._shard(p) for p in _groups.flat(param_groups)]
+        return [self._shards.of(p, self._memory) for p in _groups.flat(param_groups)]
 
     def _refuse_complex(self) -> None:
         for p in _groups.flat(self.param_groups):
@@ -253,7 +267,7 @@ class Mechanized(Optimizer):
                 COMPLEX_PARAMETER, and the group is not added.
         """
         if self._scale_groups != "all" and self._run.state is not None:
-            raise _too_many_groups(self._scale_groups)
+            raise _groups.too_many(self._scale_groups)
         self.base.add_param_group(param_group)
         try:
             self._refuse_complex()
@@ -272,8 +286,15 @@ class Mechanized(Optimizer):
     @property
     def scale(self) -> float | tuple[float, ...]:
         """S to use now; one float per scale group where there are several. 0 before the first step."""
-        scales = self._tuner_state().scale
+        scales = self._capped(self._tuner_state().scale)
         return scales[0] if len(scales) == 1 else scales
+
+    def effective_lr(self) -> list[float | tuple[float, ...]]:
+        """S·lr of each param group, the learning rate with which BASE alone would move as far; one per tensor where each has
+        an S of its own."""
+        scales = self._capped(self._tuner_state().scale)
+        lrs = [float(group.get("lr", 1.0)) for group in self.param_groups]
+        return _groups.per_param_group(self._scale_groups, self.param_groups, scales, lrs)
 
     def flush(self, timeout: float | None = None) -> int:
         """Waits until the server has committed every step; returns the last step that it has. 0 without a server.
@@ -306,7 +327,7 @@ class Mechanized(Optimizer):
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """BASE's, and under "mechanic" the tuner's state and Δ; enough, with the model's own, to resume bit for bit.
+        """BASE's, and the tuner's state and Δ, as `_checkpoint` says; enough, with the model's own, to resume bit for bit.
 
         It waits until the server has committed every step. Where the server is away that is logged, and the checkpoint is
         good without it.
@@ -321,17 +342,19 @@ class Mechanized(Optimizer):
                 self._run.session.flush(self._run.deadline)
             except ServerUnavailable as error:
                 logger.warning("a checkpoint of %s is taken while its server is away: %s", self._called(), error)
-        params = self._here(self.param_groups)
-        state_dict: dict[str, Any] = self.base.state_dict()
-        state_dict[_checkpoint.KEY] = _checkpoint.pack(self._config, self._tuner_state(), self._memory, params)
+        wholes, params = _groups.flat(self.param_groups), self._here(self.param_groups)
+        state_dict = _checkpoint.pack(
+            self.base.state_dict(), self._config, self._tuner_state(), self.frozen, self._memory, params, wholes
+        )
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up where `state_dict()` left off; the model's parameters are the caller's to load.
+        """Takes up where `state_dict()` left off; the model's parameters are the caller's to load, before this.
 
-        A session that is open is closed, and the next step opens one that starts at the checkpoint.
+        It also reads the checkpoints of mechanic-pytorch, into an optimizer with convention="pytorch". An open session is closed,
+        and the next step opens one that starts at the checkpoint.
 
         Raises:
             ResumeError, ConfigMismatch: as `_checkpoint.unpack` says; nothing has changed.
@@ -341,23 +364,25 @@ class Mechanized(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         params = self._here(self.param_groups)
-        state, memory = _checkpoint.unpack(state_dict, self._config, self._memory.layout, params)
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != _checkpoint.KEY})
-        self._memory = memory
+        layout = self._memory.layout
+        today = _older.upgraded(state_dict, self._config, layout, params)
+        state, frozen, memory = _checkpoint.unpack(today, self._config, layout, params)
+        self.base.load_state_dict(_checkpoint.bare(today))
+        self._memory, self.frozen = memory, frozen
         self._passes = Passes(memory)
         self._run.restart(state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("base", "_run", "_memory", "_scale_groups", "_settings", "_config")
+        names = ("base", "max_scale", "frozen", "_run", "_memory", "_scale_groups", "_settings", "_config")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_memory" in state:
             self._passes = Passes(self._memory)
-            self._shards, self._whole = {}, {}
+            self._shards = Shards()
             self._team = _distributed.team()
 
     def _called(self) -> str:
@@ -371,26 +396,15 @@ class Mechanized(Optimizer):
         return f"Mechanized(run={self.run!r}{where}, step={state.step}, scale={S}, base={self.base!r})"
 
 
-def _evaluate(closure: Callable[[], float] | None) -> tuple[float | None, Callable[[], float] | None]:
-    """The loss now, and a closure for BASE whose first call returns it; later calls evaluate."""
-    if closure is None:
-        return None, None
-    with torch.enable_grad():
-        loss = closure()
-    known = [loss]
-
-    def replay() -> float:
-        if known:
-            return known.pop()
-        with torch.enable_grad():
-            return closure()
-
-    return loss, replay
+def _is_zero(lr: Any) -> bool:
+    """Whether a learning rate is 0; one on a device is not asked, since that would mean to wait for it."""
+    return lr is not None and not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0
 
 
-def _too_many_groups(kind: str) -> InvalidArgument:
-    return InvalidArgument(
-        "GROUP_COUNT_MISMATCH",
-        f'scale_groups="{kind}" gives a new group an S of its own, but a run that has begun keeps its number of them; '
-        'add all groups before the first step, or use scale_groups="all"',
-    )
+def _refuse_capture() -> None:
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise InvalidArgument(
+            "CUDA_GRAPH_CAPTURE",
+            "step() was called while a CUDA graph is being captured; a step needs the host once, to ask for S. Capture forward "
+            "and backward, and call step() after the replay",
+        )

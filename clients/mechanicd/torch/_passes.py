@@ -1,12 +1,8 @@
 """The two passes of a step over whatever parameters take part: fused kernels where there are any, else the Reference.
 
-What is kept of a parameter depends on the layout and on its dtype:
-
-    "delta"       Δ. x_t is kept as well while BASE runs, and x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}.
-    "delta+ref"   Δ and x_ref. x is placed at x_ref + S·Δ anew, so the way back to x_ref is exact.
-
-A parameter in bfloat16 or float16 always has both, with Δ in float32: x_ref + S·Δ is its master copy, in full precision, and no
-move is lost because it is smaller than a unit in the last place of x.
+What is kept of a parameter is `_memory`'s to say. Where x_ref is, x is placed at x_ref + S·Δ anew, so the way back to x_ref is
+exact; else x_t is kept as well while BASE runs, and x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}. A parameter in bfloat16 or
+float16 has x_ref and a float32 Δ: no move is lost because it is smaller than a unit in the last place of x.
 """
 
 from collections import defaultdict
@@ -19,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.torch import _reference
-from mechanicd.torch._checkpoint import Memory
+from mechanicd.torch._memory import Memory
 from mechanicd.tuner import Reductions
 
 
@@ -47,6 +43,10 @@ class Passes:
         Args:
             groups: per scale group the parameters that have a gradient.
         """
+        if self._memory.layout == "ref":
+            for group in groups:
+                for p in group:
+                    self._memory.recall(p)
         key = tuple(tuple(map(id, group)) for group in groups)
         if key != self._key or not all(device.fits() for device in self._devices):
             self._plan(groups, key)
@@ -99,7 +99,7 @@ class Passes:
             [after[p] for p in anchored],
         )
         placed.update(after)
-        self._saved = {}
+        self._end()
 
     def restore(self) -> None:
         """x ← x_t: BASE's update is taken back."""
@@ -115,13 +115,20 @@ class Passes:
             [memory.delta[p] for p in anchored],
             [memory.placed[p] for p in anchored],
         )
-        self._saved = {}
+        self._end()
 
     def drop(self) -> None:
         """The step does nothing."""
         for device in self._devices:
             device.drop()
+        self._end()
+
+    def _end(self) -> None:
         self._saved = {}
+        if self._memory.layout == "ref":
+            for group in self._plain:
+                for p in group:
+                    self._memory.forget(p)
 
     def _plan(self, groups: Sequence[Sequence[Tensor]], key: tuple[Any, ...]) -> None:
         """Which parameters the kernels take, and which the Reference."""
@@ -131,7 +138,8 @@ class Passes:
         for index, group in enumerate(groups):
             for p in group:
                 assert p.grad is not None
-                if kernels is not None and kernels.takes(p, memory.delta[p], p.grad):
+                # A Δ that is made anew lies elsewhere each time; the kernels' tables are for those that stay.
+                if kernels is not None and not memory.makes_delta(p) and kernels.takes(p, memory.delta[p], p.grad):
                     fused[p.device].append((index, p, memory.delta[p], memory.ref.get(p)))
                 else:
                     self._plain[index].append(p)
