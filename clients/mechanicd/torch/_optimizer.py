@@ -284,6 +284,11 @@ class Mechanized(Optimizer):
         return self._run.name
 
     @property
+    def last_step(self) -> int:
+        """t, the last step that the run has taken; 0 before the first."""
+        return self._tuner_state().step
+
+    @property
     def scale(self) -> float | tuple[float, ...]:
         """S to use now; one float per scale group where there are several. 0 before the first step."""
         scales = self._capped(self._tuner_state().scale)
@@ -353,8 +358,8 @@ class Mechanized(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where `state_dict()` left off; the model's parameters are the caller's to load, before this.
 
-        It also reads the checkpoints of mechanic-pytorch, into an optimizer with convention="pytorch". An open session is closed,
-        and the next step opens one that starts at the checkpoint.
+        It also reads mechanic-pytorch's, into an optimizer with convention="pytorch". An open session is closed, and the next
+        step opens one that starts at the checkpoint.
 
         Raises:
             ResumeError, ConfigMismatch: as `_checkpoint.unpack` says; nothing has changed.
