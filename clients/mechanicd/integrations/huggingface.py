@@ -36,13 +36,13 @@ def mechanized(
     class Mechanize(Mechanized):
         """The Trainer tells an optimizer's class from other makers of optimizers by what it inherits from."""
 
-        def __new__(cls, params: Any, **kwargs: Any) -> Mechanized:
+        def __new__(cls, params: Any, **kwargs: Any) -> Mechanized:  # type: ignore[misc]
             return mechanize(base(params, **kwargs), run, target, **settings)
 
     return Mechanize, {"lr": 1.0, **(base_kwargs or {})}
 
 
-class MechanicCallback(TrainerCallback):  # type: ignore[misc]
+class MechanicCallback(TrainerCallback):
     """Adds S to what the Trainer logs, and closes the run as finished when the training ends.
 
     Callbacks that the Trainer has of itself (TensorBoard, …) come before a user's, so they see S only with `log_scale`.

@@ -8,6 +8,8 @@
 Δ made anew has the rounding errors of x, magnified by 1/S, so "ref" is there for comparison only. While S is 0 there is nothing
 to make it from: until then Δ is kept in that layout too.
 
+With "delta", x_t is kept as well during a step; on the CPU the room for it stays.
+
 A parameter in bfloat16 or float16 has Δ (in float32) and x_ref in every layout: together its master copy.
 """
 

@@ -3,6 +3,8 @@
 What is kept of a parameter is `_memory`'s to say. Where x_ref is, x is placed at x_ref + S·Δ anew, so the way back to x_ref is
 exact; else x_t is kept as well while BASE runs, and x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}. A parameter in bfloat16 or
 float16 has x_ref and a float32 Δ: no move is lost because it is smaller than a unit in the last place of x.
+
+On the CPU the room for x_t stays from step to step: to get fresh pages from the system costs more than the copy itself.
 """
 
 from collections import defaultdict
@@ -35,6 +37,7 @@ class Passes:
         self._devices: list[Any] = []
         self._plain: list[list[Tensor]] = []
         self._saved: dict[Tensor, Tensor] = {}
+        self._room: dict[Tensor, Tensor] = {}
         self._sums: list[Reductions] = []
 
     def launch(self, groups: Sequence[Sequence[Tensor]]) -> None:
@@ -56,7 +59,14 @@ class Passes:
                 device.launch_reduce()
         self._sums = _reference.reduce(self._plain, self._memory.delta)
         kept = [p for group in self._plain for p in group if p not in self._memory.ref]
-        self._saved = dict(zip(kept, _reference.save(kept), strict=True))
+        self._saved = {p: self._save(p) for p in kept}
+        self._room = {p: x for p, x in self._saved.items() if p.device.type == "cpu"}
+
+    def _save(self, p: Tensor) -> Tensor:
+        room = self._room.get(p)
+        if room is None or room.shape != p.shape or room.dtype is not p.dtype:
+            return p.detach().clone()
+        return room.copy_(p.detach())
 
     def guard(self, base: Optimizer) -> Tensor | None:
         """A flag by which BASE can be told to do nothing where a sum is not finite, so that it need not wait for `read`.
