@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
+from mechanicd.client import InvalidArgument
 from mechanicd.torch import _passes, mechanize
-from mechanicd.torch._checkpoint import Memory
+from mechanicd.torch._memory import Memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -169,3 +170,55 @@ def test_gradients_that_come_and_go_and_change_their_place():
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     for p, q in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["fused", "foreach"])
+def test_under_a_grad_scaler_the_tuner_sees_unscaled_gradients_and_no_overflow(base):
+    """In both forms of BASE; the reductions are those of a training without a scaler."""
+    scales = []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 8, device="cuda")
+        opt = mechanize(torch.optim.AdamW(model.parameters(), lr=1.0, **{base: True}), s_init=1e-3)
+        scaler = torch.amp.GradScaler("cuda", enabled=enabled, init_scale=2.0**12)
+        make = torch.Generator("cuda").manual_seed(1)
+        for step in range(30):
+            x = torch.randn(32, 64, generator=make, device="cuda")
+            for factor in [float("inf"), 1.0] if enabled and step == 11 else [1.0]:
+                opt.zero_grad()
+                scaler.scale(model(x).square().mean() * factor).backward()
+                before = [p.detach().clone() for p in model.parameters()]
+                scaler.step(opt)
+                scaler.update(2.0**12)
+                if factor != 1.0:
+                    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+        assert opt.last_step == 30
+        scales.append(opt.scale)
+    assert scales[0] == pytest.approx(scales[1], rel=1e-3)
+    assert scales[0] > 0
+
+
+def test_layout_ref_goes_by_the_reference_and_keeps_one_slot():
+    results = []
+    for layout in ("ref", "delta"):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(1000, device="cuda", dtype=torch.float64))
+        opt = mechanize(torch.optim.SGD([p], lr=1.0), delta_layout=layout, s_init=1e-3)
+        for _ in range(20):
+            p.grad = torch.sin(p.detach())
+            opt.step()
+        results.append(opt.scale)
+        assert (len(opt._memory.delta), len(opt._memory.ref)) == ((0, 1) if layout == "ref" else (1, 0))
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
+
+
+def test_a_step_inside_a_capture_is_refused_by_name():
+    p = torch.nn.Parameter(torch.randn(1000, device="cuda"))
+    p.grad = torch.randn_like(p)
+    opt = mechanize(torch.optim.AdamW([p], lr=1.0, capturable=True))
+    opt.step()
+    with pytest.raises(InvalidArgument) as caught, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        opt.step()
+    assert caught.value.reason == "CUDA_GRAPH_CAPTURE"
+    opt.step()
+    assert opt.last_step == 2

@@ -201,3 +201,29 @@ def test_every_loop_is_the_plain_loop(base, loop, digits):
         plain(other, reference, digits, step)
         assert opt.scale == pytest.approx(reference.scale, rel=1e-2), f"step {step}"
     assert opt.scale > S_INIT
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda opt: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(opt, T_0=7),
+        lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=1.0, total_steps=COMPARED + 1),
+        lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=2),
+    ],
+    ids=["warm-restarts", "one-cycle", "plateau"],
+)
+def test_a_scheduler_sets_what_it_would_set_of_base_alone(make, digits):
+    lrs = []
+    for wrap in (lambda base: mechanize(base, s_init=S_INIT), lambda base: base):
+        opt = wrap(torch.optim.AdamW(network(torch.float32).parameters(), lr=1.0))
+        scheduler, seen = make(opt), []
+        for step in range(COMPARED):
+            model = network(torch.float32)
+            opt.zero_grad()
+            gradient(model, digits, step)
+            opt.step()
+            scheduler.step(*([1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+            seen.append(opt.param_groups[0]["lr"])
+        lrs.append(seen)
+    assert lrs[0] == lrs[1]
+    assert len(set(lrs[0])) > 2
