@@ -32,10 +32,10 @@ class Breaking(LocalSession):
 
     fail_at = frozenset()
 
-    def _receive(self, following):
+    def _receive(self, following, wait):
         if following.step in self.fail_at:
             raise SessionFenced("SESSION_FENCED", "a newer process holds the run")
-        return super()._receive(following)
+        return super()._receive(following, wait)
 
 
 # ---- closures

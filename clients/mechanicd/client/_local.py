@@ -19,7 +19,7 @@ class LocalSession(Session):
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
         return hold
 
-    def _receive(self, following: TunerState) -> TunerState:
+    def _receive(self, following: TunerState, wait: bool) -> TunerState:
         return following
 
     def _close(self, status: str, message: str) -> None:

@@ -2,7 +2,8 @@
 
 Each step is taken twice: by the server, which keeps the history, and by this process's own copy, which gives the same bits.
 So an outage costs nothing but the history: the copy goes on, the steps are kept, and a background thread brings them to the
-server when it is back (`on_outage="local"`).
+server when it is back (`on_outage="local"`). For the same reason a step need not wait for its answer: it is compared while the
+next one begins.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -38,6 +40,8 @@ _STORE_SECONDS: Final = 0.1
 _BACKOFF_FIRST: Final = 0.1
 _BACKOFF_MOST: Final = 5.0
 _REPLAY_BATCH: Final = 256
+_PIPELINED: Final = 8
+"""Steps that may be on their way at once where none waits for its answer; those that take longer than the way are one."""
 _STATUS: Final = {
     "finished": resources_pb2.RUN_STATUS_FINISHED,
     "failed": resources_pb2.RUN_STATUS_FAILED,
@@ -89,6 +93,7 @@ class RemoteSession(Session):
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._link_of_step: Link | None = None
+        self._unanswered: deque[tuple[Link, TunerState]] = deque()
         self._id = 0
         self._ended = threading.Event()
         self._back = threading.Event()
@@ -134,6 +139,7 @@ class RemoteSession(Session):
         """
         end = time.monotonic() + (_CALL_SECONDS if timeout is None else timeout)
         refused: MechanicdError | None = None
+        self._catch_up()
         while True:
             self._check()
             left = end - time.monotonic()
@@ -172,11 +178,13 @@ class RemoteSession(Session):
         )
         self._lock = threading.Lock()  # the parent may have held it at the fork
         self._link = self._link_of_step = None
+        self._unanswered.clear()
         self._closed = True
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
+        self._catch_up(_PIPELINED)
         g, x, gg, xx = zip(*groups, strict=True)
         with self._lock:
             link = self._link
@@ -194,26 +202,42 @@ class RemoteSession(Session):
             self._link_of_step = link
         return hold
 
-    def _receive(self, following: TunerState) -> TunerState:
+    def _receive(self, following: TunerState, wait: bool) -> TunerState:
         link = self._link_of_step
-        if link is not None:
-            try:
-                result = link.receive(self._deadline)
-                self._verify(result, following)
-            except ServerUnavailable as error:
-                if self._on_outage == "raise":
-                    self._fatal = error
-                    raise
-                self._away(error)
-            else:
-                with self._lock:
-                    self._backlog.complete(following)
-                    self._backlog.durable(result.durable_step)
-                return following
+        if link is not None and (wait or self._on_outage != "local"):
+            self._catch_up()
+            self._answered(link, following)
+        elif link is not None:
+            self._unanswered.append((link, following))
         self._check()
         with self._lock:
             self._backlog.complete(following)
         return following
+
+    def _catch_up(self, most: int = 0) -> None:
+        """Looks at the answers that steps did not wait for: those that are there, and of the others all but `most`."""
+        while self._unanswered:
+            link, following = self._unanswered[0]
+            if link is self._link and len(self._unanswered) <= most and not link.ready:
+                return
+            self._unanswered.popleft()
+            if link is self._link:  # else the replay looks at it
+                self._answered(link, following)
+
+    def _answered(self, link: Link, following: TunerState) -> None:
+        """Waits for the answer to a step; an outage begins where none comes in time."""
+        try:
+            result = link.receive(self._deadline)
+            self._verify(result, following)
+        except ServerUnavailable as error:
+            if self._on_outage == "raise":
+                self._fatal = error
+                raise
+            self._away(error)
+        else:
+            with self._lock:
+                self._backlog.complete(following)
+                self._backlog.durable(result.durable_step)
 
     def _verify(self, result: tuner_service_pb2.StepResult, following: TunerState) -> None:
         """Raises what the server refused, and StepConflict where its S is not this process's bit for bit."""

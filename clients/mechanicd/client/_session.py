@@ -77,8 +77,13 @@ class Session(ABC):
         self._say_skipped(groups, skipped=h is None and not hold)
         return h is not None
 
-    def finish(self) -> tuple[float, ...]:
-        """Waits for S_{t+1} of the step begun last, one float per scale group; finite and ≥ 0.
+    def finish(self, *, wait: bool = True) -> tuple[float, ...]:
+        """S_{t+1} of the step begun last, one float per scale group; finite and ≥ 0.
+
+        Args:
+            wait: for the server's answer, which must be the same bits. Without, this process's own S is given at once, and the
+                answer is looked at when a later step begins and it is there, at `flush`, or at `close`; what it refuses is
+                raised there. Where an outage would change S (`on_outage` is not "local") it is waited for in any case.
 
         Raises:
             SessionError, ServerUnavailable: as the session's kind says.
@@ -87,7 +92,7 @@ class Session(ABC):
             self._check()
             raise SessionClosed("STEP_NOT_BEGUN", "no step was begun; call begin(reductions) first")
         following, self._next = self._next, None
-        self._state = self._receive(following)
+        self._state = self._receive(following, wait)
         return self._state.scale
 
     def step(self, reductions: Reductions) -> float:
@@ -163,8 +168,8 @@ class Session(ABC):
         """Sends a step; whether it must be held, which an outage may decide."""
 
     @abstractmethod
-    def _receive(self, following: TunerState) -> TunerState:
-        """Waits for the answer to the step just sent; the state to go on with."""
+    def _receive(self, following: TunerState, wait: bool) -> TunerState:
+        """The answer to the step just sent, now or later; the state to go on with."""
 
     @abstractmethod
     def _close(self, status: str, message: str) -> None:

@@ -43,6 +43,11 @@ class Link:
         """Sends steps in one message; returns at once."""
         self._requests.put(tuner_service_pb2.StreamStepsRequest(steps=steps))
 
+    @property
+    def ready(self) -> bool:
+        """Whether `receive` has something to give at once."""
+        return not self._results.empty()
+
     def receive(self, timeout: float) -> tuner_service_pb2.StepResult:
         """The next result, in the order of the steps sent.
 

@@ -122,7 +122,7 @@ class Step:
         """S_{t+1}, one float per scale group; the same on every rank."""
         team, session = self._team, self._session
         if team is None:
-            return session.finish()
+            return session.finish(wait=False)
         if not team.leads:
             told, held = team.hear(len(self._reductions))
             session.begin(self._reductions, hold=held)
@@ -130,7 +130,7 @@ class Step:
             team.check(mine, told)
             return mine
         try:
-            scales = session.finish()
+            scales = session.finish(wait=False)
         except BaseException:
             team.tell_failure(len(self._reductions))
             raise
