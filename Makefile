@@ -18,7 +18,7 @@ demo: $(VENV)/demo.stamp  ## a server and a small fleet of real trainings, endin
 test: $(VENV)/dev.stamp  ## all tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 10 minutes; MECHANICD_SEED=n repeats one)
+soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one)
 	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash $(ARGS)
 
 check: $(VENV)/dev.stamp  ## ruff, mypy, import-linter, buf

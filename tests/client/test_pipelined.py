@@ -45,11 +45,9 @@ def test_a_successor_ends_it_as_soon_as_the_answer_is_there(told_by: str, server
     old.begin(Reductions(-1.0, 0.5, 1.0, 2.0))
     old.finish(wait=False)
     time.sleep(0.5)  # a forward and a backward pass
+    tell = old.flush if told_by == "flush" else lambda: old.begin(Reductions(-1.0, 0.5, 1.0, 2.0))
     with pytest.raises(SessionFenced):
-        if told_by == "flush":
-            old.flush()
-        else:
-            old.begin(Reductions(-1.0, 0.5, 1.0, 2.0))
+        tell()
     assert new.flush() == 1, "none of it has come into the run"
     new.close()
 
