@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mechanicd.client import connect
+from mechanicd.client import connect  # before any grpc: it turns off the fork handlers that crash programs started here
 from mechanicd.v1 import run_service_pb2
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a job in the background; programs would inherit it

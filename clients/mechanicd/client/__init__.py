@@ -9,6 +9,12 @@
 the one with a server and what becomes of it in an outage, `_backlog` the steps it keeps, `_transport` the wire.
 """
 
+import os
+
+# grpc's own fork handlers crash a forked child when the parent's threads were at work, and write a line to stderr at each fork.
+# No child uses grpc here, so they serve nobody. grpc reads this when it is imported, which may be long before _transport does.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from mechanicd.client._client import Client, connect, make_config, open_run
 from mechanicd.client._errors import (
     ConfigMismatch,

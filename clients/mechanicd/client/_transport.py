@@ -3,15 +3,10 @@
 Every call has a deadline. grpc's errors are translated in one place (`translate`).
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
-
-# grpc's own fork handlers crash a forked child that forks in turn, when the parent's threads were at work, and write a line to
-# stderr at each fork. No child uses grpc here, so they serve nobody. grpc reads this when it is imported.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
