@@ -188,7 +188,7 @@ def load_fixture() -> Callable[[str], Any]:
 
 def load(name: str) -> Any:
     """A module of this folder, by its path from here without `.py`."""
-    spec = importlib.util.spec_from_file_location(f"tests_{name.replace('/', '_')}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(f"tests_{name.replace('/', '_')}", Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     if spec.name not in sys.modules:

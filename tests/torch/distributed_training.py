@@ -6,6 +6,7 @@ KIND is single, ddp, zero, fsdp or tp. Each rank sees its part of every batch (u
 step and the parameters. With "_resume", all is saved by torch.distributed.checkpoint in the middle and goes on in a new model.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def main() -> None:
     torch.save({"scales": scales, "params": [p.detach().clone() for p in whole]}, f"{out}.{rank}")
     if world > 1:
         dist.destroy_process_group()
+        # gloo's threads, when they want Python while it ends, now and then end a process that has done all by std::terminate.
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import pickle
 import pytest
 import torch
 
-from mechanicd.client import ConfigMismatch, LocalSession, ResumeError, ServerUnavailable, SessionFenced
-from mechanicd.torch import _run, mechanize
+from mechanicd.client import ConfigMismatch, LocalSession, ResumeError, ServerUnavailable, SessionFenced, _run
+from mechanicd.torch import mechanize
 from mechanicd.tuner import TunerState
 
 BASES = {

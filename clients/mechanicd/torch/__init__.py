@@ -7,7 +7,7 @@
     opt.step()
 
 `_mechanize` checks the settings, `_optimizer` is the step, `_reference` its two passes over the parameters, `_groups` says
-which parameters share one S, `_run` opens the session when the first step needs it, and `_checkpoint` is what
+which parameters share one S, `client._run` opens the session when the first step needs it, and `_checkpoint` is what
 `state_dict()` adds to BASE's.
 """
 

@@ -6,8 +6,8 @@ from typing import Final
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument
+from mechanicd.client._run import Run
 from mechanicd.torch._optimizer import Mechanized
-from mechanicd.torch._run import Run
 from mechanicd.tuner import TunerConfig
 
 BETAS: Final = TunerConfig().betas

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
+from mechanicd.client._run import Run
 from mechanicd.torch import _checkpoint, _distributed, _groups, _older, _reference
 from mechanicd.torch._closure import evaluate
 from mechanicd.torch._distributed import Shards, Step
 from mechanicd.torch._memory import Memory
 from mechanicd.torch._passes import Passes
-from mechanicd.torch._run import Run
 from mechanicd.tuner import TunerState
 
 logger = logging.getLogger("mechanicd.torch")

@@ -1,10 +1,13 @@
-"""The session of a mechanized optimizer: opened when the first step needs it, so that a checkpoint can be loaded before."""
+"""The run of a mechanized optimizer; its session is opened when the first step needs it, so a checkpoint may come before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mechanicd.client import InvalidArgument, LocalSession, Session, SessionClosed, open_run
+from mechanicd.client._client import open_run
+from mechanicd.client._errors import InvalidArgument, SessionClosed
+from mechanicd.client._local import LocalSession
+from mechanicd.client._session import Session
 from mechanicd.tuner import TunerConfig, TunerState
 
 ON_OUTAGE: Final = ("local", "hold", "raise")

@@ -1,0 +1,53 @@
+"""Which parameters share one S, and what each such scale group is called."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from mechanicd.client import InvalidArgument
+
+Labels = str | Callable[[Any], Any] | Any
+"""ALL, TENSOR, a tree of labels over the parameters (or over whole branches of them), or a function that gives one."""
+
+ALL, TENSOR = "all", "tensor"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The scale groups of a tree of parameters.
+
+    Attributes:
+        names: of each group, as the server shows them.
+        index: per leaf of the parameters its group.
+    """
+
+    names: tuple[str, ...]
+    index: tuple[int, ...]
+
+
+def group(labels: Labels, params: Any) -> Groups:
+    """The scale groups of the parameters.
+
+    Raises:
+        InvalidArgument: INVALID_SETTING, where the labels do not fit the parameters, or there is no parameter.
+    """
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not paths:
+        raise InvalidArgument("INVALID_SETTING", "there is no parameter to optimize; pass the tree of the model's parameters")
+    if isinstance(labels, str):
+        if labels == ALL:
+            return Groups((ALL,), (0,) * len(paths))
+        if labels == TENSOR:
+            return Groups(tuple(path or "tensor" for path in paths), tuple(range(len(paths))))
+        raise InvalidArgument(
+            "INVALID_SETTING", f'scale_groups={labels!r}; choose "all", "tensor", or a tree of labels over the parameters'
+        )
+    tree = labels(params) if callable(labels) else labels
+    try:
+        found: list[Hashable] = []
+        jax.tree.map(lambda label, branch: found.extend([label] * len(jax.tree.leaves(branch))), tree, params)
+    except ValueError as error:
+        raise InvalidArgument("INVALID_SETTING", f"scale_groups: the labels are no prefix of the parameters: {error}") from None
+    names = sorted({str(label) for label in found})
+    return Groups(tuple(names), tuple(names.index(str(label)) for label in found))

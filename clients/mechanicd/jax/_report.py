@@ -1,0 +1,110 @@
+"""What the host does with a step: it brings the scalars to the server, and holds the device's S to the tuner's bits."""
+
+import logging
+import threading
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechanicd.client import MechanicdError, Session, StepConflict
+from mechanicd.client._run import Run
+from mechanicd.jax._float64 import host_bits, host_values
+from mechanicd.tuner import Reductions, TunerConfig, TunerState
+
+TINY: Final = float(np.finfo(np.float64).tiny)
+log = logging.getLogger("mechanicd.jax")
+
+
+def state_of(config: TunerConfig, step: int, tuner: Any) -> TunerState:
+    """The tuner's state as `mechanicd.tuner` has it, from the bits that a `MechanicState` carries."""
+    values = host_values(tuner)  # (5, n, G)
+    row = type(TunerState.initial(config).rows[0])
+    rows = tuple(row(*(tuple(column) for column in group)) for group in values.transpose(2, 0, 1).tolist())
+    return TunerState.from_rows(step, rows)
+
+
+def bits_of(state: TunerState) -> NDArray[np.uint32]:
+    """The inverse: uint32, shape (5, n, G, 2)."""
+    return host_bits(np.array(state.rows).transpose(1, 2, 0))
+
+
+def same(host: Any, device: Any) -> bool:
+    """Whether two states' bits are the same, where a device has 0 for values that are too small for a normal float64."""
+    if host.tobytes() == np.asarray(device).tobytes():
+        return True
+    host, device = host_values(host), host_values(device)
+    return bool(np.array_equal(np.where(np.abs(host) < TINY, 0.0, host), device))
+
+
+class Reporter:
+    """The host's part of the steps of one run. Called by the program in the order of the steps.
+
+    Args:
+        run: the run; its session is opened at the first step, and again where a step does not follow the last one: a
+            checkpoint was restored, and wins.
+    """
+
+    def __init__(self, run: Run, config: TunerConfig) -> None:
+        self.run = run
+        self.config = config
+        self.error: MechanicdError | None = None  # why the last step was not told
+        self._lock = threading.Lock()
+
+    def follow(self, step: Any, tuner: Any, sums: Any, following: Any, told: Any) -> NDArray[np.int32]:
+        """A step that the device has taken: `following` is S_{t+1} as its bits. Returns how many steps were told so far.
+
+        Raises:
+            MechanicdError: what the server refuses; StepConflict, SCALE_MISMATCH, where the device has other bits.
+        """
+        with self._lock:
+            session = self._begin(int(step), tuner, sums)
+            try:
+                scales = session.finish(wait=False)
+                if host_bits(scales).tobytes() != np.asarray(following).tobytes():
+                    raise StepConflict(
+                        "SCALE_MISMATCH",
+                        f"at step {int(step) + 1} the device computes S = {host_values(following).tolist()[:3]}, the host "
+                        f'{list(scales[:3])}; they must be equal bit for bit: use on_outage="hold" on this device, whose '
+                        "tuner runs on the host",
+                    )
+            except MechanicdError as error:
+                self.error = error
+                raise
+            self.error = None
+        return np.array(int(told) + 1, np.int32)
+
+    def lead(self, step: Any, tuner: Any, sums: Any) -> NDArray[np.uint32]:
+        """A step that the host takes, with its server where the policy for outages wants so: the tuner's next state as bits.
+
+        Raises:
+            MechanicdError: what the server refuses.
+        """
+        with self._lock:
+            session = self._begin(int(step), tuner, sums)
+            try:
+                session.finish()
+            except MechanicdError as error:
+                self.error = error
+                raise
+            self.error = None
+            return bits_of(session.state)
+
+    def _begin(self, step: int, tuner: Any, sums: Any) -> Session:
+        try:
+            session = self._at(step, tuner)
+            session.begin([Reductions(*group) for group in host_values(sums).T.tolist()])
+        except MechanicdError as error:
+            self.error = error
+            raise
+        return session
+
+    def _at(self, step: int, tuner: Any) -> Session:
+        """The session, at the state that the device has."""
+        session = self.run.session
+        if session is None:
+            self.run.start = state_of(self.config, step, tuner)
+        elif session.state.step != step or not same(bits_of(session.state), tuner):
+            log.info("%s: a state of step %d was restored, after step %d", self.run.name, step, session.state.step)
+            self.run.restart(state_of(self.config, step, tuner))
+        return self.run.open(self.config)

@@ -1,0 +1,235 @@
+"""The step, as an optax transformation: reduce, tuner, BASE, apply; all of it one program on the device.
+
+S_{t+1} is computed on the device, with the bits that the server will compute, so no part of the step waits for the host. The
+scalars go to the host by a callback on whose result nothing but the next callback depends. Where an outage may change S
+(`on_outage` "hold" or "raise") the tuner runs on the host instead, and the step waits for it.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import optax
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import io_callback
+from mechanicd.client import InvalidArgument, make_config
+from mechanicd.client._run import Run
+from mechanicd.jax import _reduce, _tuner
+from mechanicd.jax._float64 import BITS, Exact, from_bits, host_bits, host_values, to_bits, x64
+from mechanicd.jax._groups import Groups, Labels, group
+from mechanicd.jax._report import Reporter, bits_of
+from mechanicd.tuner import TunerConfig, TunerState
+
+LOW_PRECISION: Final = (jnp.bfloat16, jnp.float16)
+
+
+class MechanicState(NamedTuple):
+    """All that a run needs to go on, as plain arrays.
+
+    Attributes:
+        base_state: BASE's.
+        step: int32, shape (): t, the steps taken.
+        tuner: uint32, shape (5, n, G, 2): m, v, r, s, q of each β and scale group, as the bits of float64.
+        delta: Δ, a tree like the parameters, float32 for low precision; () where it is not kept.
+        ref: x_ref, likewise.
+        told: int32, shape (): how often the host was told of a step; it keeps its callbacks in order.
+    """
+
+    base_state: Any
+    step: jax.Array
+    tuner: jax.Array
+    delta: Any
+    ref: Any
+    told: jax.Array
+
+
+def scale(state: Any) -> float | tuple[float, ...]:
+    """S to use now, of a concrete optimizer state in which there is one `MechanicState`; a float per scale group if several.
+
+    Raises:
+        InvalidArgument: NOT_MECHANIZED.
+    """
+    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(leaf)]
+    if len(found) != 1:
+        raise InvalidArgument("NOT_MECHANIZED", f"the state holds {len(found)} states of mechanize(), exactly one was expected")
+    s = host_values(jax.device_get(found[0].tuner))[3]
+    total = np.zeros(s.shape[1])
+    for values in s:
+        total = total + values
+    return float(total[0]) if len(total) == 1 else tuple(total.tolist())
+
+
+class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
+    """What `mechanize` makes: an optax transformation, and the hold on its run."""
+
+    run: Run
+    _reporters: dict[TunerConfig, Reporter]
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Waits until the server has committed every step; returns the last step that it has. 0 without a server.
+
+        Raises:
+            SessionError, ServerUnavailable: as the session says, also what a step was refused for.
+        """
+        self._settle()
+        for reporter in self._reporters.values():
+            if reporter.error is not None:
+                raise reporter.error
+        return 0 if self.run.session is None else self.run.session.flush(timeout)
+
+    def close(self, status: str | None = None, message: str = "") -> None:
+        """Gives the run up and says why: "finished", "failed" or "preempted". Twice does nothing."""
+        self._settle()
+        self.run.close(status, message)
+
+    def _settle(self) -> None:
+        """Waits for all callbacks. What one of them raised, its reporter has."""
+        try:
+            jax.effects_barrier()
+        except jax.errors.JaxRuntimeError:
+            if all(reporter.error is None for reporter in self._reporters.values()):
+                raise
+
+    def __enter__(self) -> "Mechanized":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("failed", f"{kind.__name__}: {error}")
+
+
+def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, cap: float, run: Run) -> Mechanized:
+    """The transformation; see `mechanize`."""
+    base = optax.with_extra_args_support(base)
+    reporters: dict[TunerConfig, Reporter] = {}
+
+    def configured(params: Any) -> tuple[Groups, TunerConfig]:
+        groups = group(labels, params)
+        return groups, make_config(**settings, scale_groups=groups.names)
+
+    def init(params: Any) -> MechanicState:
+        _check(params)
+        _, config = configured(params)
+        return MechanicState(
+            base_state=base.init(params),
+            step=jnp.zeros((), jnp.int32),
+            tuner=jnp.asarray(bits_of(TunerState.initial(config))),
+            delta=() if layout == "ref" else jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), params),
+            ref=jax.tree.map(jnp.array, params) if _keeps_ref(params, layout) else (),
+            told=jnp.zeros((), jnp.int32),
+        )
+
+    def update(grads: Any, state: MechanicState, params: Any = None, **extra: Any) -> tuple[Any, MechanicState]:
+        if params is None:
+            raise InvalidArgument("PARAMS_MISSING", "mechanize needs the parameters: tx.update(grads, state, params)")
+        _check(params)
+        groups, config = configured(params)
+        x: list[jax.Array]
+        tree: Any
+        x, tree = jax.tree.flatten(params)
+        g = tree.flatten_up_to(grads)
+        first = state.step == 0
+        ref = [jnp.where(first, p, r) for p, r in zip(x, tree.flatten_up_to(state.ref), strict=True)] if state.ref != () else []
+        with x64():
+            table = _tuner.Table(*from_bits(state.tuner))
+            S = jnp.minimum(_tuner.scale(table.s), cap)
+            before = [S.astype(_wide(p))[i] for p, i in zip(x, groups.index, strict=True)]
+        if layout == "ref":
+            delta = [(p - r) / (s + jnp.asarray(config.eps, p.dtype)) for p, r, s in zip(x, ref, before, strict=True)]
+        else:
+            delta = tree.flatten_up_to(state.delta)
+        with x64():
+            sums = _reduce.reduce(groups, delta, g, x)
+        following, finite, told = _tuned(config, state, table, sums)
+        with x64():
+            S_next = jnp.minimum(_tuner.scale(following.s), cap)
+            change = [(S_next - S).astype(_wide(p))[i] for p, i in zip(x, groups.index, strict=True)]
+            after = [S_next.astype(_wide(p))[i] for p, i in zip(x, groups.index, strict=True)]
+            tuner = to_bits(jnp.stack(following))
+        u_tree, base_state = base.update(grads, state.base_state, params, **extra)
+        u = [jnp.where(finite, leaf.astype(_wide(p)), 0) for leaf, p in zip(tree.flatten_up_to(u_tree), x, strict=True)]
+        base_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), base_state, state.base_state)
+        delta = [D + step for D, step in zip(delta, u, strict=True)]
+        if ref:
+            wide = [r.astype(_wide(p)) + s * D for r, p, s, D in zip(ref, x, after, delta, strict=True)]
+            moves = [w - p.astype(_wide(p)) for w, p in zip(wide, x, strict=True)]
+        else:
+            moves = [s * step + d * D for s, step, d, D in zip(before, u, change, delta, strict=True)]
+        return tree.unflatten(moves), MechanicState(
+            base_state=base_state,
+            step=state.step + 1,
+            tuner=tuner,
+            delta=() if layout == "ref" else tree.unflatten(delta),
+            ref=tree.unflatten(ref) if ref else (),
+            told=told,
+        )
+
+    def _tuned(
+        config: TunerConfig, state: MechanicState, table: _tuner.Table, sums: _tuner.Sums
+    ) -> tuple[_tuner.Table, jax.Array, jax.Array]:
+        """The tuner's next state, whether the step counts for it, and the host's count."""
+        if run.target is None:
+            with x64():
+                return *_tuner.advance(config, table, sums, Exact(state.step)), state.told
+        reporter = reporters.setdefault(config, Reporter(run, config))
+        with x64():
+            bits = _unbatched(to_bits(jnp.stack(sums)))
+        if run.on_outage == "local":
+            with x64():
+                following, finite = _tuner.advance(config, table, sums, Exact(state.step))
+                S_bits = to_bits(_tuner.scale(following.s))
+            shape = jax.ShapeDtypeStruct((), jnp.int32)
+            told = io_callback(reporter.follow, shape, state.step, state.tuner, bits, S_bits, state.told)
+            return following, finite, told
+        tuner = io_callback(reporter.lead, jax.ShapeDtypeStruct(state.tuner.shape, BITS), state.step, state.tuner, bits)
+        with x64():
+            finite = jnp.all(jnp.isfinite(jnp.stack(sums)))
+            return _tuner.Table(*from_bits(tuner)), finite, state.told + 1
+
+    made = Mechanized(init, update)
+    made.run, made._reporters = run, reporters
+    return made
+
+
+@jax.custom_batching.custom_vmap
+def _unbatched(values: jax.Array) -> jax.Array:
+    """The identity, which refuses vmap: many trainings can't be one run."""
+    return values
+
+
+@_unbatched.def_vmap
+def _refuse(*_: Any) -> Any:
+    raise InvalidArgument(
+        "VMAP",
+        "a mechanized optimizer with a target is one run, and vmap makes many trainings of it; use target=None under vmap, or "
+        "one mechanize(…, run=…) for each training",
+    )
+
+
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, MechanicState)
+
+
+def _wide(x: Any) -> Any:
+    """The dtype of Δ for a parameter."""
+    return jnp.float32 if x.dtype in LOW_PRECISION else x.dtype
+
+
+def _keeps_ref(params: Any, layout: str) -> bool:
+    return layout != "delta" or any(x.dtype in LOW_PRECISION for x in jax.tree.leaves(params))
+
+
+def _check(params: Any) -> None:
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InvalidArgument(
+                "COMPLEX_PARAMETER" if jnp.iscomplexobj(x) else "INVALID_SETTING",
+                f"parameter {jax.tree_util.keystr(path)} is {x.dtype}; mechanize takes real floating-point parameters: keep "
+                "complex ones as two real ones, and others out of it by optax.masked",
+            )
+
+
+__all__ = ["MechanicState", "Mechanized", "host_bits", "scale", "transform"]
