@@ -8,8 +8,9 @@ shape, with fixed gradients, jitted and with all buffers donated, prints the tim
     adamw           optax.adamw
     optax           optax.contrib.mechanize(optax.adamw)
     in-process      mechanize(optax.adamw(1.0))
-    remote          the same with a server of its own, on this host
-    remote, hold    the same where each step waits for the server's answer
+    remote          the same with a server of its own, on this host, told by a callback within the program
+    loop            the same, told by tx.report(state) after each step
+    hold            the same where each step waits for the server's answer
 
 `--train` adds whole training steps of a transformer language model of that size (random tokens).
 """
@@ -112,7 +113,8 @@ def optimizers(target: str) -> dict[str, Callable[[str], Any]]:
         "optax": lambda _: optax.contrib.mechanize(optax.adamw(1.0)),
         "in-process": lambda _: mechanize(optax.adamw(1.0)),
         "remote": lambda name: mechanize(optax.adamw(1.0), f"{name}/remote", target),
-        "remote, hold": lambda name: mechanize(optax.adamw(1.0), f"{name}/hold", target, on_outage="hold"),
+        "loop": lambda name: mechanize(optax.adamw(1.0), f"{name}/loop", target, report="loop"),
+        "hold": lambda name: mechanize(optax.adamw(1.0), f"{name}/hold", target, on_outage="hold"),
     }
 
 
@@ -134,7 +136,14 @@ def measure(size: str, dtype: str, train: bool, least: float, target: str) -> di
         params = make(size, dtype, 0, 2e-2)
         carry: Any = (params, jax.jit(tx.init)(params))
         try:
-            times[name], carry = seconds(lambda *pair, f=jitted: f(*pair, fixed), carry, least)
+
+            def told(*pair: Any, step: Any = jitted, tx: Any = tx, loop: bool = name == "loop") -> Any:
+                params, state = step(*pair, fixed)
+                if loop:
+                    tx.report(state)
+                return params, state
+
+            times[name], carry = seconds(told, carry, least)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -155,10 +164,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; milliseconds a step; the last two columns are ratios")
-    print(
-        f"{'':22}{'adamw':>9}{'optax':>9}{'in-proc.':>9}{'remote':>9}{'hold':>9}{'in-process/optax':>18}{'remote/in-process':>19}"
-    )
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; milliseconds a step; the last three columns are ratios")
+    heads = ("adamw", "optax", "in-proc.", "remote", "loop", "hold")
+    print(f"{'':22}" + "".join(f"{head:>9}" for head in heads) + f"{'in-process/optax':>18}{'remote, loop/in-process':>25}")
     with running_server() as target:
         for size in arguments.sizes:
             for dtype in arguments.dtypes:
@@ -166,11 +174,12 @@ def main() -> None:
                     times = measure(size, dtype, train, arguments.seconds, target)
                     label = f"{size} {dtype}{' train' if train else ''}"
                     rows.append({"size": size, "dtype": dtype, "train": train, "milliseconds": times})
-                    ratios = times["in-process"] / times["optax"], times["remote"] / times["in-process"]
+                    ratios = [times["in-process"] / times["optax"]]
+                    ratios += [times[name] / times["in-process"] for name in ("remote", "loop")]
                     print(
                         f"{label:22}"
                         + "".join(f"{value:9.2f}" for value in times.values())
-                        + f"{ratios[0]:18.2f}{ratios[1]:19.3f}",
+                        + f"{ratios[0]:18.2f}{ratios[1]:17.3f}{ratios[2]:8.3f}",
                         flush=True,
                     )
     if arguments.json:
