@@ -117,10 +117,14 @@ def test_what_the_server_refuses_is_raised_at_a_later_report(digits, server, pro
     newer = mechanize(base(), **where)
     digits.train(newer, 3, params, state, 10)
     newer.flush()
-    with pytest.raises(SessionFenced):
+
+    def go_on():
         for _ in range(5):
             digits.train(older, 2, params, state, 10)
             older.flush()
+
+    with pytest.raises(SessionFenced):
+        go_on()
     newer.close()
 
 
