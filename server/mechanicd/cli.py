@@ -6,12 +6,17 @@ import json
 import logging
 import os
 import sys
-from typing import Any, Final, Literal
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 try:
     import click
 except ModuleNotFoundError:  # the base install is the client alone
     sys.exit("error: the command line needs the server's packages; pip install 'mechanicd[server]' [PACKAGE_MISSING]")
+
+if TYPE_CHECKING:
+    from mechanicd.dashboard import Page
+    from mechanicd.service import ServerConfig
 
 EXIT_FAILED: Final = 1
 
@@ -71,6 +76,13 @@ def main() -> None:
     show_default=True,
     metavar="HOST:PORT|unix:PATH",
     help="Where trainers connect; may be given more than once. Port 0 takes a free one.",
+)
+@click.option(
+    "--http",
+    "http",
+    show_default="127.0.0.1:8080, or a free port where that is taken",
+    metavar="HOST:PORT|off",
+    help="Where the page, its JSON and /metrics are. Port 0 takes a free one; off: nowhere.",
 )
 @click.option(
     "--store",
@@ -135,6 +147,7 @@ def main() -> None:
 @json_option
 def serve(
     addresses: tuple[str, ...],
+    http: str | None,
     store_url: str,
     insecure: bool,
     flush_interval: float,
@@ -148,18 +161,20 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain. Prints one line on stdout when it is ready."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines on stderr; what they tell is told below
-    from mechanicd.service import Retention, ServeError, ServerConfig, Silence
+    from mechanicd.dashboard import PageError
+    from mechanicd.service import Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
-    from mechanicd.store import StoreError, open_store, without_password
+    from mechanicd.store import Silence, StoreError, open_store, without_password
 
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
 
     def on_ready(listening: list[str], page: str) -> None:
         ready: dict[str, Any] = {"grpc": listening, "store": without_password(store_url), "pid": os.getpid()}
         if as_json:
-            click.echo(json.dumps({"ready": ready}))
+            click.echo(json.dumps({"ready": {**ready, "http": page or None}}))
         else:
-            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}")
+            where = f" http={page}" if page else ""
+            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}")
         sys.stdout.flush()
 
     config = ServerConfig(
@@ -172,10 +187,27 @@ def serve(
         silence=Silence(*silent_after),
     )
     try:
+        if http not in (None, "off"):
+            check_address(http, insecure, unix=False)
         store = open_store(store_url)
-        _run(serve_(config, store, on_ready))
-    except (ServeError, StoreError) as error:
+        page = _page(http, config, store_url)
+        _run(serve_(config, store, on_ready, page.beside if page else None))
+    except (ServeError, StoreError, PageError) as error:
         fail(error.reason, str(error), as_json)
+
+
+def _page(http: str | None, config: "ServerConfig", store_url: str) -> "Page | None":
+    """The page's socket, bound; None where there is to be no page. Raises PageError."""
+    from mechanicd.dashboard import DEFAULT, Page, PageConfig, PageError
+
+    if http == "off":
+        return None
+    if store_url.endswith(":memory:"):
+        if http is None:
+            return None
+        raise PageError("STORE_IN_MEMORY", "a store in memory can't be read by the page's process; name a file, or --http off")
+    told = PageConfig(store=store_url, silence=config.silence, guarded=not config.insecure, started=time_ns())
+    return Page(http or DEFAULT, told, yielding=http is None)
 
 
 def _run(coroutine: Any) -> None:

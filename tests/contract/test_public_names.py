@@ -10,9 +10,9 @@ PUBLIC = {
     """,
     "mechanicd.store": """
         FAILED FINISHED HELD NON_FINITE PREEMPTED RUNNING SCHEMA_VERSION SERIES SILENT TUNED
-        Buckets Claim Commit Finding OwnershipLost Release RunExists RunRow SQLStore SQLiteStore SchemaTooNew SchemaTooOld
-        SessionRow StepRow Store StoreError StoreInUse StoreNotWritable StorePackageMissing
-        check copy open_store pack unpack without_password
+        Buckets Claim Commit FilterError Finding Matches OwnershipLost Release RunExists RunRow SQLStore SQLiteStore
+        SchemaTooNew SchemaTooOld SessionRow Silence StepRow Store StoreError StoreInUse StoreNotWritable StorePackageMissing
+        check copy judged open_store pack parse_filter unpack without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError

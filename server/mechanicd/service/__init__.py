@@ -2,13 +2,12 @@
 
 `_server` is the process, `_grpc` the thin adapter; under them, free of any transport, `_engine` (which session holds which
 run), `_sessions` (where a session starts, a pure decision), `_open_run` (one run in memory; the hot path), `_writer` (group
-commit and upkeep), `_runs`, `_filter` and `_status` (looking at runs), `_convert` (messages ↔ values) and `_errors`.
+commit and upkeep), `_runs` and `_filter` (looking at runs), `_convert` (messages ↔ values) and `_errors`.
 """
 
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._server import ServeError, ServerConfig, check_address, serve
-from mechanicd.service._status import Silence
 from mechanicd.service._writer import Retention
 
-__all__ = ["Engine", "Retention", "ServeError", "ServerConfig", "ServiceError", "Silence", "check_address", "serve"]
+__all__ = ["Engine", "Retention", "ServeError", "ServerConfig", "ServiceError", "check_address", "serve"]

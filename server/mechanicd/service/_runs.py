@@ -8,11 +8,10 @@ from dataclasses import replace
 from time import time_ns
 from typing import Final
 
-from mechanicd.service import _convert, _filter, _status
+from mechanicd.service import _convert, _filter
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
-from mechanicd.service._status import Silence
-from mechanicd.store import SILENT, RunRow
+from mechanicd.store import SILENT, RunRow, Silence, judged
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -140,7 +139,7 @@ class Runs:
         return self._judged(row)
 
     def _judged(self, row: RunRow) -> RunRow:
-        return _status.judged(row, time_ns(), self._silence)
+        return judged(row, time_ns(), self._silence)
 
     async def _all(self, project: str | None) -> AsyncIterator[RunRow]:
         after = None

@@ -2,8 +2,8 @@
 
 `open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
 (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`).
-`_model` is what a store keeps, `_errors` what it can refuse, `_migrations` how old files are brought up to date, `_check` and
-`_copy` its care.
+`_model` is what a store keeps, `_status` and `_filter` judge it, `_errors` is what it can refuse, `_migrations` how old files
+are brought up to date, `_check` and `_copy` are its care.
 """
 
 from mechanicd.store._check import Finding, check
@@ -18,6 +18,7 @@ from mechanicd.store._errors import (
     StoreNotWritable,
     StorePackageMissing,
 )
+from mechanicd.store._filter import FilterError, Matches, parse_filter
 from mechanicd.store._interface import Store
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
@@ -39,6 +40,7 @@ from mechanicd.store._model import (
 from mechanicd.store._open import open_store, without_password
 from mechanicd.store._records import pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
+from mechanicd.store._status import Silence, judged
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
 
@@ -56,7 +58,9 @@ __all__ = [
     "Buckets",
     "Claim",
     "Commit",
+    "FilterError",
     "Finding",
+    "Matches",
     "OwnershipLost",
     "Release",
     "RunExists",
@@ -66,6 +70,7 @@ __all__ = [
     "SchemaTooNew",
     "SchemaTooOld",
     "SessionRow",
+    "Silence",
     "StepRow",
     "Store",
     "StoreError",
@@ -74,8 +79,10 @@ __all__ = [
     "StorePackageMissing",
     "check",
     "copy",
+    "judged",
     "open_store",
     "pack",
+    "parse_filter",
     "unpack",
     "without_password",
 ]

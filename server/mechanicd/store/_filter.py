@@ -1,0 +1,106 @@
+"""List filters: comparisons joined by AND, in the style of AIP-160. Pure."""
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from mechanicd.store._model import RunRow
+from mechanicd.v1 import names
+
+_COMPARISON: Final = re.compile(
+    r"""\s*(?P<field>labels\.[A-Za-z0-9][A-Za-z0-9._-]*|[a-z_]+)\s*
+        (?P<operator>!=|<=|>=|=|<|>|:)\s*
+        (?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)\s*""",
+    re.VERBOSE,
+)
+_AND: Final = re.compile(r"AND\b")
+_OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_TEXT_FIELDS: Final = {"name", "status"}
+_NUMBER_FIELDS: Final = {"step", "scale"}
+
+
+Matches = Callable[[RunRow], bool]
+
+
+class FilterError(ValueError):
+    """A filter that can't be read, with the text and the position in it."""
+
+    def __init__(self, text: str, position: int, what: str) -> None:
+        super().__init__(f"filter {text!r}, at character {position}: {what}")
+        self.text = text
+        self.position = position
+
+
+class Comparison(NamedTuple):
+    """One comparison of a filter."""
+
+    field: str
+    operator: str
+    value: str
+
+    def __call__(self, row: RunRow) -> bool:
+        """Whether the run matches. A run without the label matches only `!=`."""
+        if self.field in _NUMBER_FIELDS:
+            have = float(row.last_step) if self.field == "step" else max(row.scale)
+            return _OPERATORS[self.operator](have, float(self.value))
+        text = self._text(row)
+        if text is None:
+            return self.operator == "!="
+        if self.operator == ":":
+            return self.value in text
+        return _OPERATORS[self.operator](text, self.value)
+
+    def _text(self, row: RunRow) -> str | None:
+        if self.field == "name":
+            return str(names.RunName(row.project, row.run))
+        if self.field == "status":
+            return row.status.upper()
+        return row.labels.get(self.field.removeprefix("labels."))
+
+
+def parse_filter(text: str) -> Matches:
+    """A predicate over runs; an empty filter matches all.
+
+    Raises:
+        FilterError
+    """
+    comparisons: list[Comparison] = []
+    position = 0
+    while text[position:].strip():
+        if comparisons:
+            joined = _AND.match(text, position)
+            if joined is None:
+                raise FilterError(text, position, "expected AND")
+            position = joined.end()
+        match = _COMPARISON.match(text, position)
+        if match is None:
+            raise FilterError(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
+        comparisons.append(_checked(text, match))
+        position = match.end()
+    return lambda row: all(comparison(row) for comparison in comparisons)
+
+
+def _checked(text: str, match: re.Match[str]) -> Comparison:
+    field, operator_, value = match["field"], match["operator"], match["value"]
+    if value.startswith('"'):
+        value = re.sub(r"\\(.)", r"\1", value[1:-1])
+    if field in _NUMBER_FIELDS:
+        try:
+            float(value)
+        except ValueError:
+            raise FilterError(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
+        if operator_ == ":":
+            raise FilterError(text, match.start("operator"), f"{field} is a number; ':' is for text")
+    elif field == "status":
+        value = value.upper()
+    elif field not in _TEXT_FIELDS and not field.startswith("labels."):
+        raise FilterError(text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, labels.KEY")
+    return Comparison(field, operator_, value)
