@@ -15,8 +15,7 @@ except ModuleNotFoundError:  # the base install is the client alone
     sys.exit("error: the command line needs the server's packages; pip install 'mechanicd[server]' [PACKAGE_MISSING]")
 
 if TYPE_CHECKING:
-    from mechanicd.dashboard import Page
-    from mechanicd.service import ServerConfig
+    from mechanicd.dashboard import Page, PageConfig
 
 EXIT_FAILED: Final = 1
 
@@ -93,6 +92,13 @@ def main() -> None:
     help="Where runs are kept: sqlite:///FILE (sqlite:////FILE from the root), or postgresql://USER@HOST/DATABASE, which any "
     "number of servers may share.",
 )
+@click.option("--metrics-per-run", is_flag=True, help="Let /metrics tell S and the step of each run by name.")
+@click.option(
+    "--webhook",
+    default="",
+    metavar="URL",
+    help="POST here, as JSON, when a run begins to need somebody, and when it no longer does.",
+)
 @click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, without TLS and tokens.")
 @click.option(
     "--flush-interval",
@@ -149,6 +155,8 @@ def serve(
     addresses: tuple[str, ...],
     http: str | None,
     store_url: str,
+    metrics_per_run: bool,
+    webhook: str,
     insecure: bool,
     flush_interval: float,
     durability: Literal["group", "step"],
@@ -160,8 +168,12 @@ def serve(
     as_json: bool,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain. Prints one line on stdout when it is ready."""
+    if webhook and not webhook.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{webhook!r}: expected http://… or https://…", param_hint="--webhook")
+    if webhook and http == "off":
+        raise click.UsageError("--webhook is the page's process's to send: it goes without --http off")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines on stderr; what they tell is told below
-    from mechanicd.dashboard import PageError
+    from mechanicd.dashboard import PageConfig, PageError
     from mechanicd.service import Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
     from mechanicd.store import Silence, StoreError, open_store, without_password
@@ -190,24 +202,31 @@ def serve(
         if http not in (None, "off"):
             check_address(http, insecure, unix=False)
         store = open_store(store_url)
-        page = _page(http, config, store_url)
+        told = PageConfig(
+            store=store_url,
+            silence=config.silence,
+            guarded=not insecure,
+            metrics_per_run=metrics_per_run,
+            webhook=webhook,
+            started=time_ns(),
+        )
+        page = _page(http, told)
         _run(serve_(config, store, on_ready, page.beside if page else None))
     except (ServeError, StoreError, PageError) as error:
         fail(error.reason, str(error), as_json)
 
 
-def _page(http: str | None, config: "ServerConfig", store_url: str) -> "Page | None":
+def _page(http: str | None, config: "PageConfig") -> "Page | None":
     """The page's socket, bound; None where there is to be no page. Raises PageError."""
-    from mechanicd.dashboard import DEFAULT, Page, PageConfig, PageError
+    from mechanicd.dashboard import DEFAULT, Page, PageError
 
     if http == "off":
         return None
-    if store_url.endswith(":memory:"):
+    if config.store.endswith(":memory:"):
         if http is None:
             return None
         raise PageError("STORE_IN_MEMORY", "a store in memory can't be read by the page's process; name a file, or --http off")
-    told = PageConfig(store=store_url, silence=config.silence, guarded=not config.insecure, started=time_ns())
-    return Page(http or DEFAULT, told, yielding=http is None)
+    return Page(http or DEFAULT, config, yielding=http is None)
 
 
 def _run(coroutine: Any) -> None:

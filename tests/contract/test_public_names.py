@@ -12,7 +12,7 @@ PUBLIC = {
         FAILED FINISHED HELD NON_FINITE PREEMPTED RUNNING SCHEMA_VERSION SERIES SILENT TUNED
         Buckets Claim Commit FilterError Finding Matches OwnershipLost Release RunExists RunRow SQLStore SQLiteStore
         SchemaTooNew SchemaTooOld SessionRow Silence StepRow Store StoreError StoreInUse StoreNotWritable StorePackageMissing
-        check copy judged open_store pack parse_filter unpack without_password
+        check copy judged open_store outcomes pack parse_filter unpack without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError

@@ -55,7 +55,7 @@ async def _main(listening: socket.socket) -> None:
 
 async def _listen(reader: asyncio.StreamReader, child: Child, server: uvicorn.Server) -> None:
     while line := await reader.readline():
-        child.server_counts = orjson.loads(line)
+        child.told(orjson.loads(line))
     child.end()
     server.should_exit = True
 

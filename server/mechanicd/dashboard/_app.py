@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from time import time_ns
+from time import monotonic, time_ns
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,6 +20,7 @@ from mechanicd.dashboard._curves import Curves, Named
 from mechanicd.dashboard._errors import HANDLERS, ApiError, Json, encode
 from mechanicd.dashboard._guard import Guard
 from mechanicd.dashboard._live import Live
+from mechanicd.dashboard._metrics import Facts, text
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._table import Table
@@ -30,15 +31,12 @@ _API: Final = "/api/v1"
 
 
 class Child:
-    """What the page's process has: the table of runs and who keeps it, curves, live streams. A context that runs the watch.
-
-    Attributes:
-        server_counts: what the serving process last told.
-    """
+    """What the page's process has: the table of runs and who keeps it, curves, live streams. A context that runs the watch."""
 
     def __init__(self, config: PageConfig) -> None:
         self.config = config
-        self.server_counts: Mapping[str, Any] = {}
+        self._counts: Mapping[str, Any] = {}
+        self._counted = monotonic()
         self._readers = Reader(config.store, "watch"), Reader(config.store, "query")
         self.watch = Watch(self._readers[0], Table(config.silence))
         self.query = self._readers[1].call
@@ -59,6 +57,21 @@ class Child:
             await self._task
         for reader in self._readers:
             reader.close()
+
+    def told(self, counts: Mapping[str, Any]) -> None:
+        """What the serving process counts now."""
+        self._counts, self._counted = counts, monotonic()
+
+    def facts(self) -> Facts:
+        """What /metrics tells."""
+        return Facts(
+            version=self._version,
+            counts=self._counts,
+            age=monotonic() - self._counted,
+            readable=not self.watch.trouble,
+            items=self.table.items(),
+            per_run=self.config.metrics_per_run,
+        )
 
     def end(self) -> None:
         """Live streams end, so that the process can."""
@@ -130,6 +143,10 @@ def make_app(child: Child) -> Starlette:
         trouble = child.watch.trouble
         return Json({"status": "unavailable" if trouble else "ok", "message": trouble}, 503 if trouble else 200)
 
+    async def metrics(request: Request) -> Response:
+        content, media_type = text(child.facts(), request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": media_type})
+
     api = {"runs": runs, "events": events, "sparklines": sparklines, "heatmap": heatmap}
     posts = {"series": series, "bands": bands}
     return Starlette(
@@ -137,6 +154,7 @@ def make_app(child: Child) -> Starlette:
             *(Route(f"{_API}/{name}", endpoint) for name, endpoint in api.items()),
             *(Route(f"{_API}/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
             Route("/healthz", healthz),
+            Route("/metrics", metrics),
             *_files.routes(),
         ],
         middleware=[Middleware(Guard, hosts=child.config.guarded)],

@@ -16,6 +16,8 @@ class PageConfig:
         silence: when a run that is held counts as silent.
         guarded: refuse requests for another host than this machine (a foreign page that calls itself so by DNS).
         grpc: where trainers connect, for the commands that the page shows.
+        metrics_per_run: whether /metrics tells of each run.
+        webhook: where to POST what runs need; "" nowhere.
         started: when the server was started, ns since 1970.
     """
 
@@ -23,6 +25,8 @@ class PageConfig:
     silence: Silence = field(default_factory=Silence)
     guarded: bool = True
     grpc: tuple[str, ...] = ()
+    metrics_per_run: bool = False
+    webhook: str = ""
     started: int = 0
 
     def to_line(self) -> bytes:

@@ -58,6 +58,10 @@ class Table:
         entries = sorted(self._entries.values(), key=lambda entry: (entry.row.project, entry.row.run))
         return [(entry.seen, entry.item) for entry in entries]
 
+    def items(self) -> list[Item]:
+        """All runs, in no order."""
+        return [entry.item for entry in self._entries.values()]
+
     def update(self, rows: Iterable[RunRow], gone: Iterable[int], time: int) -> bool:
         """Takes rows that changed and ids that are gone, and judges those whose time has come; whether anything changed.
 

@@ -108,7 +108,7 @@ async def serve(
     await server.start()
     await _set_health(health_servicer, True)
     async with contextlib.AsyncExitStack() as stack:
-        page = "" if beside is None else await stack.enter_async_context(beside(addresses, dict))
+        page = "" if beside is None else await stack.enter_async_context(beside(addresses, engine.counts))
         on_ready(addresses, page)
         await stopping.wait()
     log.info("draining: no new sessions, %.1f s for calls in flight", config.grace)

@@ -38,7 +38,7 @@ from mechanicd.store._model import (
     StepRow,
 )
 from mechanicd.store._open import open_store, without_password
-from mechanicd.store._records import pack, unpack
+from mechanicd.store._records import outcomes, pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._status import Silence, judged
 from mechanicd.store._store import SQLStore
@@ -81,6 +81,7 @@ __all__ = [
     "copy",
     "judged",
     "open_store",
+    "outcomes",
     "pack",
     "parse_filter",
     "unpack",
