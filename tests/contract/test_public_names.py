@@ -9,10 +9,11 @@ PUBLIC = {
         CONVENTIONS ConfigError Reductions ReductionsError StateError Tuner TunerConfig TunerState
     """,
     "mechanicd.store": """
-        FAILED FINISHED HELD NON_FINITE PREEMPTED RUNNING SCHEMA_VERSION SERIES SILENT TUNED
-        Buckets Claim Commit Finding OwnershipLost Release RunExists RunRow SQLStore SQLiteStore SchemaTooNew SchemaTooOld
-        SessionRow StepRow Store StoreError StoreInUse StoreNotWritable StorePackageMissing
-        check copy open_store pack unpack without_password
+        ADOPTED CLOSED FAILED FENCED FINISHED FORKED HELD LEFT NON_FINITE OPENED OUTAGE PREEMPTED REATTACHED RESUMED REWOUND
+        REWOUND_BY_HAND RUNNING SCHEMA_VERSION SERIES SILENT SWING TUNED
+        Buckets Claim Commit EventRow Finding Mark OwnershipLost Release RunExists RunRow SQLStore SQLiteStore SchemaTooNew
+        SchemaTooOld SessionRow StepRow Store StoreError StoreInUse StoreNotWritable StorePackageMissing SummaryRequest Vitals
+        check copy first_scale open_store pack unpack without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError
