@@ -3,7 +3,7 @@
 `open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
 (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`).
 `_model` is what a store keeps, `_errors` what it can refuse, `_migrations` how old files are brought up to date, `_check` and
-`_copy` its care.
+`_copy` its care, `_export` a history as text.
 """
 
 from mechanicd.store._check import Finding, check
@@ -18,6 +18,9 @@ from mechanicd.store._errors import (
     StoreNotWritable,
     StorePackageMissing,
 )
+from mechanicd.store._export import COLUMNS as EXPORT_COLUMNS
+from mechanicd.store._export import FORMATS as EXPORT_FORMATS
+from mechanicd.store._export import rows as export_rows
 from mechanicd.store._interface import Store
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
@@ -43,6 +46,8 @@ from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
 
 __all__ = [
+    "EXPORT_COLUMNS",
+    "EXPORT_FORMATS",
     "FAILED",
     "FINISHED",
     "HELD",
@@ -74,6 +79,7 @@ __all__ = [
     "StorePackageMissing",
     "check",
     "copy",
+    "export_rows",
     "open_store",
     "pack",
     "unpack",
