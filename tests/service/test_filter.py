@@ -148,7 +148,7 @@ def test_numbers_are_compared_as_numbers(have: int, operator: str, wanted: int) 
         ('labels.a = "b"c', 14, "expected AND"),
         ("step = 3 AND", 12, "expected FIELD OPERATOR VALUE"),
         ("step = 3 AND AND step = 4", 12, "expected FIELD OPERATOR VALUE"),
-        ("color = red", 0, "no field 'color'; there are name, status, step, scale, labels.KEY"),
+        ("color = red", 0, "no field 'color'; there are name, status, step, scale, needs, labels.KEY"),
         ("  color = red", 2, "no field 'color'"),
         ("step = 3 AND color = red", 13, "no field 'color'"),
         ("label.a = 3", 0, "expected FIELD OPERATOR VALUE"),

@@ -1,12 +1,13 @@
 """Between the contract's messages and the plain values of the tuner and the store. No decisions here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd import store
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._needs import Need
 from mechanicd.tuner import ConfigError, Reductions, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
@@ -27,6 +28,7 @@ STATUS_OUT: Final = {
 }
 MAX_INTEGER: Final = 2**62
 """The largest step or session to take from outside: stores keep signed 64-bit numbers, and a run steps on from here."""
+MAX_COMMAND: Final = 4096
 CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name not in (store.RUNNING, store.SILENT)}
 
 
@@ -114,8 +116,18 @@ def labels_in(labels: "dict[str, str]") -> dict[str, str]:
         raise ServiceError(error.reason, str(error), field="labels") from None
 
 
-def run_out(row: store.RunRow) -> resources_pb2.Run:
-    """A stored run."""
+def text_in(text: str, most: int) -> str:
+    """Text for people, cut to `most` characters, without what PostgreSQL can't keep."""
+    return text[:most].replace("\0", "\ufffd")
+
+
+def command_in(text: str) -> str:
+    """How a trainer was started."""
+    return text_in(text, MAX_COMMAND)
+
+
+def run_out(row: store.RunRow, needs: Sequence[Need] = (), *, command: bool = False) -> resources_pb2.Run:
+    """A stored run with its needs; with its command if asked for."""
     run = resources_pb2.Run(
         name=str(names.RunName(row.project, row.run)),
         labels=row.labels,
@@ -127,10 +139,30 @@ def run_out(row: store.RunRow) -> resources_pb2.Run:
         create_time=time_out(row.create_time),
         session_count=row.session_count,
         rewind_count=row.rewinds,
+        needs=map(need_out, needs),
+        base_lr=row.vitals.base_lr,
+        command=row.command if command else "",
     )
     if row.step_time:
         run.step_time.CopyFrom(time_out(row.step_time))
     return run
+
+
+def need_out(need: Need) -> resources_pb2.Need:
+    """A judgement."""
+    return resources_pb2.Need(kind=f"NEED_KIND_{need.kind.upper()}", message=need.message, step=need.step)
+
+
+def event_out(event: store.EventRow) -> resources_pb2.RunEvent:
+    """A stored event; of unspecified kind where the contract has none for it."""
+    name = f"EVENT_KIND_{event.kind.upper()}"
+    known = name if name in resources_pb2.EventKind.keys() else "EVENT_KIND_UNSPECIFIED"  # noqa: SIM118
+    return resources_pb2.RunEvent(
+        time=time_out(event.time),
+        step=event.step,
+        kind=known,
+        message=event.message,
+    )
 
 
 def step_out(row: store.StepRow) -> resources_pb2.StepRecord:

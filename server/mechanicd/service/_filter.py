@@ -2,10 +2,11 @@
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._needs import KINDS, Need
 from mechanicd.store import RunRow
 from mechanicd.v1 import names
 
@@ -35,8 +36,10 @@ class Comparison(NamedTuple):
     operator: str
     value: str
 
-    def __call__(self, row: RunRow) -> bool:
+    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
         """Whether the run matches. A run without the label matches only `!=`."""
+        if self.field == "needs":
+            return any(self.value in (need.kind, "*") for need in needs)
         if self.field in _NUMBER_FIELDS:
             have = float(row.last_step) if self.field == "step" else max(row.scale)
             return _OPERATORS[self.operator](have, float(self.value))
@@ -55,8 +58,18 @@ class Comparison(NamedTuple):
         return row.labels.get(self.field.removeprefix("labels."))
 
 
-def parse(text: str) -> Callable[[RunRow], bool]:
-    """A predicate over runs; an empty filter matches all.
+class Filter(NamedTuple):
+    """A predicate over runs and their needs."""
+
+    comparisons: tuple[Comparison, ...]
+
+    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
+        """Whether the run matches every comparison."""
+        return all(comparison(row, needs) for comparison in self.comparisons)
+
+
+def parse(text: str) -> Filter:
+    """A predicate; an empty filter matches all.
 
     Raises:
         ServiceError: INVALID_FILTER, with the position.
@@ -74,7 +87,7 @@ def parse(text: str) -> Callable[[RunRow], bool]:
             raise _invalid(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
         comparisons.append(_checked(text, match))
         position = match.end()
-    return lambda row: all(comparison(row) for comparison in comparisons)
+    return Filter(tuple(comparisons))
 
 
 def _checked(text: str, match: re.Match[str]) -> Comparison:
@@ -88,10 +101,18 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
             raise _invalid(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
         if operator_ == ":":
             raise _invalid(text, match.start("operator"), f"{field} is a number; ':' is for text")
+    elif field == "needs":
+        value = value.lower()
+        if operator_ != ":":
+            raise _invalid(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
+        if value not in (*KINDS, "*"):
+            raise _invalid(text, match.start("value"), f"no need {value!r}; there are {', '.join(KINDS)}, and * for any")
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):
-        raise _invalid(text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, labels.KEY")
+        raise _invalid(
+            text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, needs, labels.KEY"
+        )
     return Comparison(field, operator_, value)
 
 

@@ -1,9 +1,10 @@
 """Where runs, their tuner states and the history of their steps are kept.
 
 `open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
-(`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`).
-`_model` is what a store keeps, `_errors` what it can refuse, `_migrations` how old files are brought up to date, `_check` and
-`_copy` its care, `_export` a history as text.
+(`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`, and
+`_tiers` above the chunks). `_model` is what a store keeps, `_vitals` what the steps of a run amount to, `_errors` what can be
+refused, `_migrations` how old files are brought up to date, `_check` and `_copy` a store's care,
+`_export` a history as text.
 """
 
 from mechanicd.store._check import Finding, check
@@ -24,44 +25,71 @@ from mechanicd.store._export import rows as export_rows
 from mechanicd.store._interface import Store
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
+    ADOPTED,
+    CLOSED,
     FAILED,
+    FENCED,
     FINISHED,
+    FORKED,
     HELD,
     NON_FINITE,
+    OPENED,
+    OUTAGE,
     PREEMPTED,
+    REATTACHED,
+    RESUMED,
+    REWOUND,
+    REWOUND_BY_HAND,
     RUNNING,
     SILENT,
     TUNED,
     Claim,
     Commit,
+    EventRow,
     Release,
     RunRow,
     SessionRow,
     StepRow,
+    SummaryRequest,
 )
 from mechanicd.store._open import open_store, without_password
 from mechanicd.store._records import pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
+from mechanicd.store._vitals import LEFT, SWING, Mark, Vitals, first_scale
 
 __all__ = [
+    "ADOPTED",
+    "CLOSED",
     "EXPORT_COLUMNS",
     "EXPORT_FORMATS",
     "FAILED",
+    "FENCED",
     "FINISHED",
+    "FORKED",
     "HELD",
+    "LEFT",
     "NON_FINITE",
+    "OPENED",
+    "OUTAGE",
     "PREEMPTED",
+    "REATTACHED",
+    "RESUMED",
+    "REWOUND",
+    "REWOUND_BY_HAND",
     "RUNNING",
     "SCHEMA_VERSION",
     "SERIES",
     "SILENT",
+    "SWING",
     "TUNED",
     "Buckets",
     "Claim",
     "Commit",
+    "EventRow",
     "Finding",
+    "Mark",
     "OwnershipLost",
     "Release",
     "RunExists",
@@ -77,9 +105,12 @@ __all__ = [
     "StoreInUse",
     "StoreNotWritable",
     "StorePackageMissing",
+    "SummaryRequest",
+    "Vitals",
     "check",
     "copy",
     "export_rows",
+    "first_scale",
     "open_store",
     "pack",
     "unpack",
