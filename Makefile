@@ -36,7 +36,7 @@ format: $(VENV)/dev.stamp  ## put all sources into the one format
 	$(BIN)/buf format --write proto
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
-	for script in tests/benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 proto: $(VENV)/demo.stamp  ## generate the stubs anew (any other target does it too when a .proto changed)
 
