@@ -18,6 +18,7 @@ class PageConfig:
         grpc: where trainers connect, for the commands that the page shows.
         metrics_per_run: whether /metrics tells of each run.
         webhook: where to POST what runs need; "" nowhere.
+        told: what the webhook has been told of already: (run, kind of need).
         started: when the server was started, ns since 1970.
     """
 
@@ -27,6 +28,7 @@ class PageConfig:
     grpc: tuple[str, ...] = ()
     metrics_per_run: bool = False
     webhook: str = ""
+    told: tuple[tuple[str, str], ...] = ()
     started: int = 0
 
     def to_line(self) -> bytes:
@@ -37,4 +39,7 @@ class PageConfig:
     def from_line(cls, line: bytes) -> Self:
         """The reverse of `to_line`."""
         given = json.loads(line)
-        return cls(**{**given, "silence": Silence(**given["silence"]), "grpc": tuple(given["grpc"])})
+        given["silence"] = Silence(**given["silence"])
+        given["grpc"] = tuple(given["grpc"])
+        given["told"] = tuple(map(tuple, given["told"]))
+        return cls(**given)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from mechanicd.store import Store, StoreError, open_store
+from mechanicd.store import Store, open_store
 
 T = TypeVar("T")
 
@@ -32,13 +32,15 @@ class Reader:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, function)
 
     def close(self) -> None:
-        """Does not wait for what is running: a store that is away may take its time."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Releases the connection, without waiting for what is running: a store that is away may take its time."""
+        self._thread.submit(self._close)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._store is not None:
+            self._store.close()
 
     def _run(self, function: Callable[[Store], T]) -> T:
         if self._store is None:
             self._store = open_store(self._url, readonly=True)
         return function(self._store)
-
-
-__all__ = ["Reader", "StoreError"]
