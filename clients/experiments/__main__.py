@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments import _catalogue, _data, _plan, _results
 from experiments._catalogue import Experiment
 from experiments._data import DataMissing
-from experiments._runner import GPU_FAMILIES, Progress, RunFailed, Setup, run
+from experiments._runner import HEAVY, Progress, RunFailed, Setup, run
 from mechanicd.demo._launch import DemoError, Server, Stopped, StopSignals
 
 DEFAULT_WORK: Final = Path(".mechanicd", "experiments")
@@ -82,14 +82,17 @@ def list_(quick: bool, as_json: bool) -> None:
 
 
 @main.command("data")
+@click.argument("names", nargs=-1, metavar="[SET…]")
 @_to_option("as of `run --data`")
-def data_(folder: Path | None) -> None:
-    """Prepare all data: read packages, split, make numbers. The folder alone is what a training needs, and can be carried."""
-    from experiments._sources import prepare
+def data_(names: Sequence[str], folder: Path | None) -> None:
+    """Prepare data: read packages, split, make numbers. The folder alone is what a training needs, and can be carried."""
+    from experiments._sources import SETS, prepare
 
+    if unknown := set(names) - set(SETS):
+        raise click.BadParameter(f"no set {', '.join(sorted(unknown))}; choose from {', '.join(SETS)}", param_hint="SET")
     folder = folder or _data.default_folder()
     with _said_errors():
-        prepare(folder, click.echo)
+        prepare(folder, click.echo, names or tuple(SETS))
     size = sum(path.stat().st_size for path in folder.glob("*.npz"))
     click.echo(f"{folder}: all there, {size / 1e6:.1f} MB")
 
@@ -107,7 +110,7 @@ def data_(folder: Path | None) -> None:
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="cpu",
     show_default=True,
-    help=f"auto: {', '.join(GPU_FAMILIES)} on the GPU where there is one, beside the others on the CPU.",
+    help=f"auto: models {', '.join(HEAVY)} on the GPU where there is one, beside the others on the CPU.",
 )
 @click.option("--cuda-workers", type=click.IntRange(1), default=4, show_default=True, help="Trainings at once on the GPU.")
 @_data_option
@@ -166,9 +169,7 @@ def merge_(sources: Sequence[Path], into: Path) -> None:
 @_quick_option
 @_work_option
 @_results_option
-@click.option(
-    "--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="Where.  [default: report in the work folder]"
-)
+@_to_option("report in the work folder")
 def report_(quick: bool, work: Path, results: Path | None, folder: Path | None) -> None:
     """Write the page, README.md with its plots, from the results file alone."""
     from experiments._report import write

@@ -62,7 +62,8 @@ class Arm:
 
     @property
     def name(self) -> str:
-        return ",".join([self.method, *(f"{key}={value}" for key, value in self.settings)])
+        """A part of a run's name: "mechanic--s_decay-0.1"."""
+        return "--".join([self.method, *(f"{key}-{value}" for key, value in self.settings)])
 
     def applies(self, base: str) -> bool:
         """Whether the method's package has a form for this BASE."""

@@ -16,11 +16,11 @@ TITLES: Final[Mapping[str, str]] = {
     "prodigy": "Prodigy",
     "schedulefree": "schedule-free",
     "mechanic-pytorch": "mechanic-pytorch",
-    "mechanic,scale_groups=param_group": "MECHANIC, an S a param group",
-    "mechanic,scale_groups=tensor": "MECHANIC, an S a tensor",
-    "mechanic,convention=optax": "MECHANIC, convention optax",
-    "mechanic,s_init=0.0001": "MECHANIC, s_init = 1e-4",
-    "mechanic,s_decay=0.1": "MECHANIC, λ = 0.1",
+    "mechanic--scale_groups-param_group": "MECHANIC, an S a param group",
+    "mechanic--scale_groups-tensor": "MECHANIC, an S a tensor",
+    "mechanic--convention-optax": "MECHANIC, convention optax",
+    "mechanic--s_init-0.0001": "MECHANIC, s_init = 1e-4",
+    "mechanic--s_decay-0.1": "MECHANIC, λ = 0.1",
 }
 
 

@@ -136,12 +136,11 @@ def _named(outcome: Outcome) -> NDArray[np.float64]:
 
 def verdict(one: Outcome, other: Outcome) -> Verdict:
     """Whether `one` wins over, ties with or loses to `other`."""
-    gap = difference(one, other)
-    if math.isinf(gap) or math.isnan(gap):
+    if not (math.isfinite(one.mean) and math.isfinite(other.mean)):
         if math.isfinite(one.mean) == math.isfinite(other.mean):
             return "tie"
         return "win" if math.isfinite(one.mean) else "loss"
-    within = noise(one, other)
+    gap, within = difference(one, other), noise(one, other)
     if math.isnan(within):
         return "unclear"
     if abs(gap) <= within:
