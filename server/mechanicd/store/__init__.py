@@ -2,9 +2,9 @@
 
 `open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
 (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`, and
-`_tiers` above the chunks). `_model` is what a store keeps, `_vitals` what the steps of a run amount to, `_errors` what can be
-refused, `_migrations` how old files are brought up to date, `_check` and `_copy` a store's care,
-`_export` a history as text.
+`_tiers` above the chunks). `_model` is what a store keeps, `_vitals` what the steps of a run amount to; `_status`, `_needs` and
+`_filter` judge runs. `_errors` is what can be refused, `_migrations` how old files are brought up to date, `_check` and `_copy`
+a store's care, `_export` is a history as text.
 """
 
 from mechanicd.store._check import Finding, check
@@ -22,6 +22,7 @@ from mechanicd.store._errors import (
 from mechanicd.store._export import COLUMNS as EXPORT_COLUMNS
 from mechanicd.store._export import FORMATS as EXPORT_FORMATS
 from mechanicd.store._export import rows as export_rows
+from mechanicd.store._filter import Filter, FilterError, parse_filter
 from mechanicd.store._interface import Store
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
@@ -54,9 +55,12 @@ from mechanicd.store._model import (
     StepRow,
     SummaryRequest,
 )
+from mechanicd.store._needs import KINDS as NEED_KINDS
+from mechanicd.store._needs import Need, needs
 from mechanicd.store._open import open_store, without_password
-from mechanicd.store._records import pack, unpack
+from mechanicd.store._records import outcomes, pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
+from mechanicd.store._status import Silence, duration, judged
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
 from mechanicd.store._vitals import LEFT, SWING, Mark, Vitals, first_scale
@@ -72,6 +76,7 @@ __all__ = [
     "FORKED",
     "HELD",
     "LEFT",
+    "NEED_KINDS",
     "NON_FINITE",
     "OPENED",
     "OUTAGE",
@@ -90,9 +95,12 @@ __all__ = [
     "Claim",
     "Commit",
     "EventRow",
+    "Filter",
+    "FilterError",
     "Finding",
     "Fork",
     "Mark",
+    "Need",
     "OwnershipLost",
     "Release",
     "Rewind",
@@ -103,6 +111,7 @@ __all__ = [
     "SchemaTooNew",
     "SchemaTooOld",
     "SessionRow",
+    "Silence",
     "StepRow",
     "Store",
     "StoreError",
@@ -113,10 +122,15 @@ __all__ = [
     "Vitals",
     "check",
     "copy",
+    "duration",
     "export_rows",
     "first_scale",
+    "judged",
+    "needs",
     "open_store",
+    "outcomes",
     "pack",
+    "parse_filter",
     "unpack",
     "without_password",
 ]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from mechanicd.store import _records
 from mechanicd.tuner import TunerConfig
 
-LEFT: Final = 10.0
+LEFT: Final = 30.0
 """S has left its first scale where it is this many times it."""
-SWING: Final = 3.0
+SWING: Final = 10.0
 """S has turned where it is this factor away from its last extreme."""
 TURNS: Final = 8
 MARK_STEPS: Final = 64

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mechanicd.service._status import Silence, duration, judged
-from mechanicd.store import LEFT, SILENT, SWING, RunRow, first_scale
+from mechanicd.store._model import SILENT, RunRow
+from mechanicd.store._status import Silence, duration, judged
+from mechanicd.store._vitals import LEFT, SWING, first_scale
 
 SILENT_: Final = "silent"
 STUCK: Final = "stuck"
@@ -21,9 +22,9 @@ OUTAGE: Final = "outage"
 KINDS: Final = (SILENT_, STUCK, COLLAPSED, RUNNING_AWAY, NON_FINITE, OSCILLATING, OUTAGE)
 
 STUCK_STEPS: Final = 1000
-"""S grows exponentially while ⟨Δ,g⟩ keeps its sign: by a factor e in about 1/(h's signal-to-noise ratio) steps, so about
-log(1/s_init) times that to the scale it seeks, and the first factor of `LEFT` takes an eighth of it at s_init = 1e-8. Real
-trainings leave within tens of steps; 1,000 is past the noisiest seen."""
+"""S grows exponentially while ⟨Δ,g⟩ is negative on average (the paper, section 3): a factor e takes about 1/(signal-to-noise
+ratio of h) steps, so the scale that S seeks is log(1/s_init) times that away, and `LEFT` a sixth of it at s_init = 1e-8. With a
+batch of one sample S leaves by step 50; pure noise moves it by a factor of 12 at most."""
 STUCK_BELOW: Final = 1e-5
 """s_init is meant to be an underestimate. Above this it may be the right scale already, and S has no reason to leave."""
 COLLAPSE: Final = 1e-3
@@ -31,17 +32,22 @@ COLLAPSE: Final = 1e-3
 COLLAPSE_OF: Final = 100.0
 """S that never was this many times its first scale had not found anything that it could lose."""
 AWAY_GROWTH: Final = 10.0
-"""Growth, of S and of ‖x‖ both, between the last marks (64 to 128 steps): in the ramp S grows so, while ‖x‖ hardly moves."""
+"""Growth, of S and of ‖x‖ both, between the last two marks (64 steps): in the ramp S grows so, while ‖x‖ hardly moves."""
 AWAY_LR: Final = 1.0
-"""In the ramp of a model that begins at x = 0, ‖x‖ grows with S; but S·lr is far below this then."""
+"""In the ramp of a model that begins at x = 0, ‖x‖ grows with S; but S·lr is mostly far below this then."""
+AWAY_DECAY: Final = 0.5
+"""Where the loss falls along Δ without end, the decay term of h alone holds S, at about 1/λ. A BASE whose learning rate is so
+small that S has to come near that is held there too, and told so."""
 BOUND: Final = 1e30
 """Far above any learning rate, and below the bound at which the tuner saturates."""
-NON_FINITE_SHARE: Final = 0.1
-"""Loss scaling in half precision skips about one step in 2,000, and a few in a row at its start."""
+NON_FINITE_SHARE: Final = 0.2
+NON_FINITE_STEPS: Final = 60
+"""Loss scaling in half precision skips about one step in 2,000, and up to a dozen at its start."""
 NON_FINITE_STREAK: Final = 20
 OSCILLATIONS: Final = 6
 OSCILLATING_STEPS: Final = 2000
-"""S breathes with the noise of the batches, seldom by a factor of 3, and a schedule with restarts swings slower than this."""
+"""Small batches and restarts of a schedule turn S by a factor of 3 now and then, by `SWING` four times at most in thousands
+of steps; a direction that keeps turning does it at each turn."""
 GONE_SECONDS: Final = 10.0
 RETURNS: Final = 3
 RETURNS_SECONDS: Final = 600.0
@@ -105,15 +111,23 @@ def _collapsed(row: RunRow, _: int) -> Need | None:
 
 
 def _running_away(row: RunRow, _: int) -> Need | None:
-    vitals, scale = row.vitals, max(row.scale)
+    vitals, scale, decay = row.vitals, max(row.scale), row.config.s_decay
     if scale > BOUND:
         return Need(
             RUNNING_AWAY, f"S is {scale:.3g}: it grows without end, no learning rate is so large", vitals.left_step or None
         )
-    if len(vitals.marks) < 2 or scale * (1.0 if vitals.base_lr is None else vitals.base_lr) < AWAY_LR:
+    if len(vitals.marks) < 2:
         return None
     before, after = vitals.marks
-    if after.scale < AWAY_GROWTH * before.scale or after.x_norm < AWAY_GROWTH * before.x_norm:
+    if decay and min(scale, after.scale) > AWAY_DECAY / decay:
+        return Need(
+            RUNNING_AWAY,
+            f"S is {scale:.3g}, where s_decay = {decay:g} alone holds it: the loss falls along Δ without end, or BASE's "
+            "learning rate is far too small (1.0 times a schedule is meant)",
+            after.step,
+        )
+    lr = 1.0 if vitals.base_lr is None else vitals.base_lr
+    if scale * lr < AWAY_LR or after.scale < AWAY_GROWTH * before.scale or after.x_norm < AWAY_GROWTH * before.x_norm:
         return None
     return Need(
         RUNNING_AWAY,
@@ -138,7 +152,7 @@ def _non_finite(row: RunRow, _: int) -> Need | None:
         return None
     since = vitals.marks[0]
     steps, bad = row.last_step - since.step, vitals.non_finite - since.non_finite
-    if steps < NON_FINITE_STREAK or bad < NON_FINITE_SHARE * steps:
+    if steps < NON_FINITE_STEPS or bad < NON_FINITE_SHARE * steps:
         return None
     return Need(
         NON_FINITE,
@@ -150,6 +164,8 @@ def _non_finite(row: RunRow, _: int) -> Need | None:
 
 def _oscillating(row: RunRow, _: int) -> Need | None:
     turns = row.vitals.turns[-OSCILLATIONS:]
+    if not row.vitals.left_step:
+        return None  # noise about the first scale: that is STUCK
     if len(turns) < OSCILLATIONS or row.last_step - turns[0] > OSCILLATING_STEPS:
         return None
     return Need(
