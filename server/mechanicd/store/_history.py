@@ -185,13 +185,12 @@ def summary(
         " AND number BETWEEN :low AND :high ORDER BY number",
         {**key, "covered": covered, "low": (first - 1) // span, "high": (last - 1) // span},
     ).fetchall()
-    for row in rows:
-        if stored == 1:
-            records, fine, thinned = row
+    if stored == 1:
+        for records, fine, thinned in rows:
             parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
-        else:
-            level = _buckets(groups, row[0])
-            parts.append(level[level["size"] == stored])
+    else:  # as one array: of thousands of chunks, each alone costs more than what is in it
+        level = _buckets(groups, b"".join(row[0] for row in rows))
+        parts.append(level[level["size"] == stored])
     parts += [
         _summary.of_steps(groups, segment.records, 1)
         for segment in found
