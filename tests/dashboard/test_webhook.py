@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from mechanicd.dashboard._webhook import SETTLE_SECONDS, settled
+
 New = Callable[..., Any]
 
 
@@ -155,3 +157,11 @@ def test_a_slow_receiver_holds_up_nothing(
     assert http.post("/api/v1/series", json={"runs": [trainer.name]}).status_code == 200
     assert not receiver.heard, "all this was while it had not answered"
     assert server.stop() == 0
+
+
+def test_after_a_start_runs_have_a_while_to_come_back_before_they_are_called_silent() -> None:
+    needs = [{"kind": kind, "message": "", "step": 1} for kind in ("silent", "collapsed", "outage")]
+    items = [{"name": "a", "needs": needs}, {"name": "b", "needs": []}]
+    early, later = settled(items, SETTLE_SECONDS * 10**9 - 1), settled(items, SETTLE_SECONDS * 10**9)
+    assert [[need["kind"] for need in item["needs"]] for item in early] == [["collapsed"], []]
+    assert later == items
