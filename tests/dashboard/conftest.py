@@ -118,7 +118,7 @@ def seen(wait_for: Callable[..., bool]) -> Callable[..., dict[str, Any]]:
             found.update(items.get(name, {}))
             return bool(found) and all(found[key] == value for key, value in fields.items())
 
-        assert wait_for(arrived), (name, fields, found)
+        assert wait_for(arrived, 30), (name, fields, found)
         return found
 
     return look

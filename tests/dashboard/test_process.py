@@ -49,7 +49,7 @@ def test_killed_it_is_started_again_and_the_trainings_go_on(
         page.kill()
         assert wait_for(lambda: gone(page))  # noqa: B023
         trainer.take(1)
-        assert wait_for(lambda: answers(http) == 200), "the same address, without the server's being started again"
+        assert wait_for(lambda: answers(http) == 200, 30), "the same address, without the server's being started again"
         seen(http, trainer.name, step=3 + kill)
     assert http.get("/api/v1/runs").json()["cursor"].partition(".")[0] != cursor.partition(".")[0]
     assert server.log.read_text().count("the page's process ended with -9") == 2
@@ -83,7 +83,7 @@ def test_ctrl_c_is_the_servers_to_act_upon(new_server: New, new_http: New, wait_
     """A terminal sends it to all processes; the page stays until the server has ended its work."""
     server = new_server("--http", "127.0.0.1:0").start()
     http = new_http(server)
-    assert wait_for(lambda: answers(http) == 200)
+    assert wait_for(lambda: answers(http) == 200, 30)
     (page,) = pages(server)
     page.send_signal(signal.SIGINT)
     assert answers(http) == 200
@@ -138,7 +138,7 @@ def test_beyond_this_machine_it_answers_to_any_name_if_told_that_this_is_safe(ne
     server = new_server("--http", "0.0.0.0:0", "--insecure").start()
     url = server.page.replace("0.0.0.0", "127.0.0.1")
     with httpx.Client(base_url=url, trust_env=False) as http:
-        assert wait_for(lambda: answers(http) == 200)
+        assert wait_for(lambda: answers(http) == 200, 30)
         assert http.get("/api/v1/runs", headers={"Host": "runs.example.org"}).status_code == 200
 
 
@@ -177,7 +177,7 @@ def test_over_postgresql_it_outlives_the_database_says_so_and_recovers(
     assert "mechanicd_store_readable 0.0" in http.get("/metrics").text
 
     new_postgres.start()
-    assert wait_for(lambda: answers(http) == 200)
+    assert wait_for(lambda: answers(http) == 200, 30)
     trainer.take(2, flush=False)  # the server's own connection may be a moment later
     seen(http, trainer.name, step=7)
     answer = http.post("/api/v1/series", json={"runs": [trainer.name]}).json()["runs"][0]
