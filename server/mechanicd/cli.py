@@ -212,6 +212,7 @@ def serve(
             silence=config.silence,
             guarded=not insecure,
             metrics_per_run=metrics_per_run,
+            log_level=log_level.upper(),
             webhook=webhook,
             started=time_ns(),
         )

@@ -215,7 +215,9 @@ def test_what_is_refused_says_why(
     assert said in error["message"]
 
 
-def test_more_runs_than_fit_are_refused(http: httpx.Client) -> None:
+def test_more_than_fits_is_refused(http: httpx.Client) -> None:
+    answer = http.post("/api/v1/series", content=b" " * 2_000_000)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "MALFORMED_REQUEST")
     names = [f"projects/p/runs/r{number}" for number in range(201)]
     assert http.post("/api/v1/series", json={"runs": names}).json()["error"]["reason"] == "MALFORMED_REQUEST"
     answer = http.get("/api/v1/sparklines", params={"run": names[:101]})

@@ -36,7 +36,9 @@ async def _main(listening: socket.socket) -> None:
     first = await reader.readline()
     if not first:
         return
-    child = Child(PageConfig.from_line(first))
+    config = PageConfig.from_line(first)
+    logging.getLogger("mechanicd").setLevel(config.log_level)
+    child = Child(config)
     server = _Server(
         uvicorn.Config(
             make_app(child),

@@ -30,6 +30,7 @@ from mechanicd.dashboard._webhook import tell
 from mechanicd.store import RunRow, parse_filter, without_password
 
 _API: Final = "/api/v1"
+_MOST_BYTES: Final = 2**20
 
 
 class Child:
@@ -121,7 +122,7 @@ def make_app(child: Child) -> Starlette:
         return StreamingResponse(child.live.stream(cursor), media_type="text/event-stream", headers=headers)
 
     async def series(request: Request) -> Response:
-        asked = SeriesRequest.of(await request.body())
+        asked = SeriesRequest.of(await _body(request))
         found = child.named(asked.runs)
         return Json(await child.query(lambda store: encode(child.curves.series(store, found, asked))))
 
@@ -133,7 +134,7 @@ def make_app(child: Child) -> Starlette:
         return Json(await child.query(lambda store: encode(child.curves.sparklines(store, found))))
 
     async def bands(request: Request) -> Response:
-        asked = BandsRequest.of(await request.body())
+        asked = BandsRequest.of(await _body(request))
         found = [(label, child.named(names)) for label, names in asked.groups]
         return Json(await child.query(lambda store: encode(child.curves.bands(store, found, asked))))
 
@@ -179,6 +180,15 @@ def make_app(child: Child) -> Starlette:
         middleware=[Middleware(Guard, hosts=child.config.guarded)],
         exception_handlers=HANDLERS,
     )
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_BYTES:
+            raise ApiError("MALFORMED_REQUEST", f"the body is larger than {_MOST_BYTES} bytes")
+    return bytes(body)
 
 
 async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:

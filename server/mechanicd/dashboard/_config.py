@@ -17,6 +17,7 @@ class PageConfig:
         guarded: refuse requests for another host than this machine (a foreign page that calls itself so by DNS).
         grpc: where trainers connect, for the commands that the page shows.
         metrics_per_run: whether /metrics tells of each run.
+        log_level: how much to say on stderr.
         webhook: where to POST what runs need; "" nowhere.
         told: what the webhook has been told of already: (run, kind of need).
         started: when the server was started, ns since 1970.
@@ -27,6 +28,7 @@ class PageConfig:
     guarded: bool = True
     grpc: tuple[str, ...] = ()
     metrics_per_run: bool = False
+    log_level: str = "INFO"
     webhook: str = ""
     told: tuple[tuple[str, str], ...] = ()
     started: int = 0

@@ -1,6 +1,5 @@
 """One run in full: its config, what happened to it, and how it is resumed."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from mechanicd.dashboard._curves import Curves
 from mechanicd.dashboard._item import Item
 from mechanicd.store import RunRow, Store
-from mechanicd.v1 import names
 
 
 def detail(store: Store, curves: Curves, row: RunRow, item: Item, targets: Sequence[str]) -> dict[str, Any]:
@@ -35,9 +33,8 @@ def detail(store: Store, curves: Curves, row: RunRow, item: Item, targets: Seque
 
 def resume(row: RunRow, targets: Sequence[str]) -> str:
     """What to type to go on with a run: its trainer's own command, or what its program has to say."""
-    target = ",".join(targets)
     if row.command:
-        return f"MECHANICD_TARGET={shlex.quote(target)} {row.command}" if target else row.command
-    name = names.RunName(row.project, row.run)
+        return row.command
+    target = ",".join(target for target in targets if not target.startswith(("0.0.0.0:", "[::]:")))  # any of its addresses
     where = f", target={target!r}" if target else ""
-    return f"mechanize(…, run={name.run!r}, project={name.project!r}{where})  # and load_state_dict() of its checkpoint"
+    return f"mechanize(…, run={row.run!r}, project={row.project!r}{where})  # and load_state_dict() of its checkpoint"
