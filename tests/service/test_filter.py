@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanicd.service import ServiceError
-from mechanicd.service._filter import parse
+from mechanicd.service._convert import filter_in as parse
 from mechanicd.store import FAILED, RUNNING, RunRow
 from mechanicd.tuner import TunerConfig
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechanicd.service import KINDS, Need, Silence, needs
-from mechanicd.store import FINISHED, RUNNING, RunRow, StepRow, Vitals, first_scale, pack
+from mechanicd.store import FINISHED, RUNNING, Need, RunRow, Silence, StepRow, Vitals, first_scale, needs, pack
+from mechanicd.store import NEED_KINDS as KINDS
 from mechanicd.tuner import TunerConfig
 
 _spec = importlib.util.spec_from_file_location("trainings", Path(__file__).with_name("trainings.py"))

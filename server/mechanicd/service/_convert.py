@@ -7,7 +7,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd import store
 from mechanicd.service._errors import ServiceError
-from mechanicd.service._needs import Need
 from mechanicd.tuner import ConfigError, Reductions, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
@@ -108,6 +107,15 @@ def project_in(parent: str) -> str | None:
         raise ServiceError(error.reason, str(error), field="parent") from None
 
 
+def filter_in(text: str) -> store.Filter:
+    """A list filter. Raises ServiceError INVALID_FILTER, with the position."""
+    try:
+        return store.parse_filter(text)
+    except store.FilterError as error:
+        metadata = {"filter": error.text, "position": error.position}
+        raise ServiceError("INVALID_FILTER", str(error), metadata, field="filter") from None
+
+
 def labels_in(labels: "dict[str, str]") -> dict[str, str]:
     """Raises ServiceError INVALID_LABELS."""
     try:
@@ -126,7 +134,7 @@ def command_in(text: str) -> str:
     return text_in(text, MAX_COMMAND)
 
 
-def run_out(row: store.RunRow, needs: Sequence[Need] = (), *, command: bool = False) -> resources_pb2.Run:
+def run_out(row: store.RunRow, needs: Sequence[store.Need] = (), *, command: bool = False) -> resources_pb2.Run:
     """A stored run with its needs; with its command if asked for."""
     run = resources_pb2.Run(
         name=str(names.RunName(row.project, row.run)),
@@ -148,7 +156,7 @@ def run_out(row: store.RunRow, needs: Sequence[Need] = (), *, command: bool = Fa
     return run
 
 
-def need_out(need: Need) -> resources_pb2.Need:
+def need_out(need: store.Need) -> resources_pb2.Need:
     """A judgement."""
     return resources_pb2.Need(kind=f"NEED_KIND_{need.kind.upper()}", message=need.message, step=need.step)
 

@@ -5,9 +5,11 @@ import logging
 import secrets
 from collections.abc import Callable
 from time import time_ns
+from typing import Any, Final
 
 from mechanicd.service import _convert, _events, _sessions
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
 from mechanicd.service._sessions import Start
 from mechanicd.service._writer import Retention, Writer
@@ -19,6 +21,13 @@ log = logging.getLogger("mechanicd.service")
 
 _REPLAY_PAGE = 10_000
 _CLAIM_ATTEMPTS = 5
+_OUTCOMES: Final = {
+    _sessions.CREATED: "created",
+    _sessions.RESUMED: "resumed",
+    _sessions.REWOUND: "rewound",
+    _sessions.ADOPTED: "adopted",
+    _sessions.REATTACHED: "reattached",
+}
 
 
 class Engine:
@@ -39,13 +48,23 @@ class Engine:
         retention: Retention | None = None,
     ) -> None:
         self.store = store
-        self.writer = Writer(store, flush_interval, self._lost, on_health, retention)
+        self.metrics = Metrics()
+        self.writer = Writer(store, flush_interval, self._lost, on_health, retention, self.metrics)
         self._by_session: dict[int, OpenRun] = {}
         self._by_name: dict[names.RunName, OpenRun] = {}
         self._fenced: dict[int, int] = {}
         self._taken: set[int] = set()
         self._opening: dict[names.RunName, asyncio.Lock] = {}
         self._draining = False
+
+    def counts(self) -> dict[str, Any]:
+        """What this server has done, and how it stands, as plain JSON values."""
+        return {
+            **self.metrics.as_dict(),
+            "sessions": len(self._by_session),
+            "store_works": self.writer.healthy,
+            "unfolded": self.store.unfolded,
+        }
 
     def start(self) -> None:
         """Call it inside the event loop, before the first request."""
@@ -195,6 +214,7 @@ class Engine:
         if former is not None:
             self._forget(former, successor=session)
         run = await self._hold(name, row, decision.after_step)
+        self.metrics.opened[_OUTCOMES[decision.outcome]] += 1
         log.info("%s: session %d by %s: %s", name, row.session_count, client or "an unnamed client", decision.explanation)
         return _opened(run, decision.outcome, decision.explanation)
 
@@ -222,6 +242,7 @@ class Engine:
             run = await self._hold(name, row, begun.after_step)
             here = False
         _sessions.check_config(run.row.config, config)
+        self.metrics.opened[_OUTCOMES[_sessions.REATTACHED]] += 1
         if here:
             now = time_ns()
             run.came_back(now, _events.came_back(run.now(), now, in_memory=True))
@@ -312,6 +333,7 @@ class Engine:
         if self._by_session.get(run.row.session) is not run:
             return  # it was closed or deleted here
         log.warning("projects/%s/runs/%s: another server took it over", run.row.project, run.row.run)
+        self.metrics.lost += 1
         self._taken.add(run.row.session)
         self._forget(run)
 

@@ -4,7 +4,6 @@ from typing import Final
 
 from mechanicd.service import _convert, _sessions
 from mechanicd.service._sessions import Decision
-from mechanicd.service._status import duration
 from mechanicd.store import (
     ADOPTED,
     CLOSED,
@@ -17,6 +16,7 @@ from mechanicd.store import (
     RUNNING,
     EventRow,
     RunRow,
+    duration,
 )
 
 OUTAGE_SECONDS: Final = 2.0

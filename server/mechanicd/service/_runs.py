@@ -7,13 +7,11 @@ from collections.abc import AsyncIterator
 from time import time_ns
 from typing import Final
 
-from mechanicd.service import _convert, _filter, _needs, _status
+from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
-from mechanicd.service._needs import Need
-from mechanicd.service._status import Silence
 from mechanicd.service._table import Table
-from mechanicd.store import RunRow
+from mechanicd.store import Need, RunRow, Silence, judged, needs
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -44,7 +42,7 @@ class Runs:
     async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
         """See RunService.ListRuns."""
         project = _convert.project_in(request.parent)
-        matches = _filter.parse(request.filter)
+        matches = _convert.filter_in(request.filter)
         size = _page_size(request.page_size, 100, 1000)
         about = ("runs", request.parent, request.filter)
         token = _token_in(request.page_token, *about)
@@ -67,7 +65,7 @@ class Runs:
     async def watch_runs(self, request: run_service_pb2.WatchRunsRequest) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
         """See RunService.WatchRuns. Looks every `WATCH_SECONDS`."""
         project = _convert.project_in(request.parent)
-        matches = _filter.parse(request.filter)
+        matches = _convert.filter_in(request.filter)
         shown: dict[int, tuple[RunRow, list[Need]]] = {}
         first = True
         while True:
@@ -149,10 +147,10 @@ class Runs:
         return self._judged(row)
 
     def _judged(self, row: RunRow) -> RunRow:
-        return _status.judged(row, time_ns(), self._silence)
+        return judged(row, time_ns(), self._silence)
 
     def _needs(self, row: RunRow) -> list[Need]:
-        return _needs.needs(row, time_ns(), self._silence)
+        return needs(row, time_ns(), self._silence)
 
     def _seen(self, row: RunRow) -> tuple[RunRow, list[Need]]:
         return self._judged(row), self._needs(row)

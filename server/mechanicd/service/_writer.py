@@ -10,6 +10,7 @@ from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
 
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun
 from mechanicd.store import Commit, Release, Store, StoreError
 
@@ -50,6 +51,10 @@ class Writer:
         on_lost: called with a run whose row has another owner now; its steps can't be kept.
         on_health: called with False when the store fails and True when it works again.
         retention: what is given up with time; None keeps all.
+        metrics: where commits are counted.
+
+    Attributes:
+        healthy: whether the store took the last that came.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Writer:
         on_lost: Callable[[OpenRun], None],
         on_health: Callable[[bool], None],
         retention: Retention | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.store = store
         self.interval = interval
@@ -70,7 +76,8 @@ class Writer:
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._commit_lock = asyncio.Lock()
-        self._healthy = True
+        self.healthy = True
+        self._metrics = metrics or Metrics()
         self._retention = retention
         self._retained = 0.0
         self._folded, self._folding = monotonic(), False
@@ -183,14 +190,17 @@ class Writer:
             if not runs:
                 return True
             commits: list[Commit] = [run.collect() for run in runs]
+            begun = monotonic()
             try:
                 commits, kept = await self._in_thread(self._keep, runs, commits)
             except Exception as error:  # not StoreError alone: whatever it is, the writer must go on, and health must tell
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
                 self._dirty.update(runs)
+                self._metrics.commits_failed += 1
                 self._fail(error)
                 return False
+            self._metrics.committed(commits, monotonic() - begun)
             for run, commit, ok in zip(runs, commits, kept, strict=True):
                 if ok:
                     run.committed(commit)
@@ -206,8 +216,8 @@ class Writer:
         return sealed, self.store.commit(sealed, [])
 
     def _well(self) -> None:
-        if not self._healthy:
-            self._healthy = True
+        if not self.healthy:
+            self.healthy = True
             log.warning("store: works again")
             self._on_health(True)
 
@@ -229,8 +239,8 @@ class Writer:
         self._waiting = still
 
     def _fail(self, error: Exception) -> None:
-        if self._healthy:
-            self._healthy = False
+        if self.healthy:
+            self.healthy = False
             log.error("store: %s; steps are kept in memory and tried again", error)
             self._on_health(False)
         for _, _, future in self._waiting:

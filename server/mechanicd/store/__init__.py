@@ -2,8 +2,9 @@
 
 `open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
 (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`, and
-`_tiers` above the chunks). `_model` is what a store keeps, `_vitals` what the steps of a run amount to, `_errors` what can be
-refused, `_migrations` how old files are brought up to date, `_check` and `_copy` a store's care.
+`_tiers` above the chunks). `_model` is what a store keeps, `_vitals` what the steps of a run amount to; `_status`, `_needs` and
+`_filter` judge runs. `_errors` is what can be refused, `_migrations` how old files are brought up to date, `_check` and `_copy`
+a store's care, `_export` is a history as text.
 """
 
 from mechanicd.store._check import Finding, check
@@ -18,6 +19,10 @@ from mechanicd.store._errors import (
     StoreNotWritable,
     StorePackageMissing,
 )
+from mechanicd.store._export import COLUMNS as EXPORT_COLUMNS
+from mechanicd.store._export import FORMATS as EXPORT_FORMATS
+from mechanicd.store._export import rows as export_rows
+from mechanicd.store._filter import Filter, FilterError, parse_filter
 from mechanicd.store._interface import Store
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
@@ -48,9 +53,12 @@ from mechanicd.store._model import (
     StepRow,
     SummaryRequest,
 )
+from mechanicd.store._needs import KINDS as NEED_KINDS
+from mechanicd.store._needs import Need, needs
 from mechanicd.store._open import open_store, without_password
-from mechanicd.store._records import pack, unpack
+from mechanicd.store._records import outcomes, pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
+from mechanicd.store._status import Silence, duration, judged
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
 from mechanicd.store._vitals import LEFT, SWING, Mark, Vitals, first_scale
@@ -58,12 +66,15 @@ from mechanicd.store._vitals import LEFT, SWING, Mark, Vitals, first_scale
 __all__ = [
     "ADOPTED",
     "CLOSED",
+    "EXPORT_COLUMNS",
+    "EXPORT_FORMATS",
     "FAILED",
     "FENCED",
     "FINISHED",
     "FORKED",
     "HELD",
     "LEFT",
+    "NEED_KINDS",
     "NON_FINITE",
     "OPENED",
     "OUTAGE",
@@ -82,8 +93,11 @@ __all__ = [
     "Claim",
     "Commit",
     "EventRow",
+    "Filter",
+    "FilterError",
     "Finding",
     "Mark",
+    "Need",
     "OwnershipLost",
     "Release",
     "RunExists",
@@ -93,6 +107,7 @@ __all__ = [
     "SchemaTooNew",
     "SchemaTooOld",
     "SessionRow",
+    "Silence",
     "StepRow",
     "Store",
     "StoreError",
@@ -103,9 +118,15 @@ __all__ = [
     "Vitals",
     "check",
     "copy",
+    "duration",
+    "export_rows",
     "first_scale",
+    "judged",
+    "needs",
     "open_store",
+    "outcomes",
     "pack",
+    "parse_filter",
     "unpack",
     "without_password",
 ]

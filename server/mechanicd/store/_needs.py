@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mechanicd.service._status import Silence, duration, judged
-from mechanicd.store import LEFT, SILENT, SWING, RunRow, first_scale
+from mechanicd.store._model import SILENT, RunRow
+from mechanicd.store._status import Silence, duration, judged
+from mechanicd.store._vitals import LEFT, SWING, first_scale
 
 SILENT_: Final = "silent"
 STUCK: Final = "stuck"

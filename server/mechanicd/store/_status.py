@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mechanicd.store import RUNNING, SILENT, RunRow
+from mechanicd.store._model import RUNNING, SILENT, RunRow
 
 
 @dataclass(frozen=True, slots=True)

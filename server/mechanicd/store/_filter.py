@@ -5,9 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from mechanicd.service._errors import ServiceError
-from mechanicd.service._needs import KINDS, Need
-from mechanicd.store import RunRow
+from mechanicd.store._model import RunRow
+from mechanicd.store._needs import KINDS, Need
 from mechanicd.v1 import names
 
 _COMPARISON: Final = re.compile(
@@ -27,6 +26,15 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 }
 _TEXT_FIELDS: Final = {"name", "status"}
 _NUMBER_FIELDS: Final = {"step", "scale"}
+
+
+class FilterError(ValueError):
+    """A filter that can't be read, with its text and the position of the mistake."""
+
+    def __init__(self, text: str, position: int, what: str) -> None:
+        super().__init__(f"filter {text!r}, at character {position}: {what}")
+        self.text = text
+        self.position = position
 
 
 class Comparison(NamedTuple):
@@ -68,11 +76,11 @@ class Filter(NamedTuple):
         return all(comparison(row, needs) for comparison in self.comparisons)
 
 
-def parse(text: str) -> Filter:
+def parse_filter(text: str) -> Filter:
     """A predicate; an empty filter matches all.
 
     Raises:
-        ServiceError: INVALID_FILTER, with the position.
+        FilterError
     """
     comparisons: list[Comparison] = []
     position = 0
@@ -80,11 +88,11 @@ def parse(text: str) -> Filter:
         if comparisons:
             joined = _AND.match(text, position)
             if joined is None:
-                raise _invalid(text, position, "expected AND")
+                raise FilterError(text, position, "expected AND")
             position = joined.end()
         match = _COMPARISON.match(text, position)
         if match is None:
-            raise _invalid(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
+            raise FilterError(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
         comparisons.append(_checked(text, match))
         position = match.end()
     return Filter(tuple(comparisons))
@@ -98,28 +106,19 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
         try:
             float(value)
         except ValueError:
-            raise _invalid(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
+            raise FilterError(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
         if operator_ == ":":
-            raise _invalid(text, match.start("operator"), f"{field} is a number; ':' is for text")
+            raise FilterError(text, match.start("operator"), f"{field} is a number; ':' is for text")
     elif field == "needs":
         value = value.lower()
         if operator_ != ":":
-            raise _invalid(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
+            raise FilterError(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
         if value not in (*KINDS, "*"):
-            raise _invalid(text, match.start("value"), f"no need {value!r}; there are {', '.join(KINDS)}, and * for any")
+            raise FilterError(text, match.start("value"), f"no need {value!r}; there are {', '.join(KINDS)}, and * for any")
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):
-        raise _invalid(
+        raise FilterError(
             text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, needs, labels.KEY"
         )
     return Comparison(field, operator_, value)
-
-
-def _invalid(text: str, position: int, what: str) -> ServiceError:
-    return ServiceError(
-        "INVALID_FILTER",
-        f"filter {text!r}, at character {position}: {what}",
-        {"filter": text, "position": position},
-        field="filter",
-    )
