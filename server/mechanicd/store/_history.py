@@ -186,13 +186,12 @@ def summary(
         " AND number BETWEEN :low AND :high ORDER BY number",
         {**key, "covered": covered, "low": (begin - 1) // span, "high": (end - 1) // span},
     ).fetchall()
-    for row in rows:
-        if stored == 1:
-            records, fine, thinned = row
+    if stored == 1:
+        for records, fine, thinned in rows:
             parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
-        else:
-            level = _buckets(groups, row[0])
-            parts.append(level[level["size"] == stored])
+    else:
+        levels = _buckets(groups, b"".join([row[0] for row in rows]))  # many rows as one array: numpy's care is per array
+        parts.append(levels[levels["size"] == stored])
     parts += [
         _summary.of_steps(groups, segment.records, 1)
         for segment in found
