@@ -113,7 +113,10 @@ class Page:
             pause = 0.1 if monotonic() - begun > _WELL_SECONDS or not pause else min(2 * pause, _LONGEST_PAUSE)
             log.warning("the page's process ended with %s; a new one in %.1f s", self._process.returncode, pause)
             await asyncio.sleep(pause)
-            await self._start()
+            try:
+                await self._start()
+            except OSError as error:  # no more processes, no more memory: later
+                log.error("the page's process can't be started: %s", error)
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:
         """Remembers for the next child what this one says, until it ends."""
