@@ -1,5 +1,6 @@
 """The page's process: it comes back when it dies, ends with its server, and outlives the store."""
 
+import contextlib
 import json
 import os
 import signal
@@ -75,7 +76,8 @@ def test_told_to_stop_the_server_ends_it_with_viewers_and_all(new_server: New, n
         next(lines)
         assert server.stop() == 0
         assert wait_for(lambda: gone(page))
-        list(lines)
+        with contextlib.suppress(httpx.TransportError):  # on a busy machine it is cut off
+            list(lines)
     assert "Traceback" not in server.log.read_text()
 
 
@@ -95,11 +97,9 @@ def test_a_taken_port_is_refused_if_it_was_asked_for(explicit: bool, tmp_path: P
     """8080 is only where it is by default: a second server takes another."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with contextlib.suppress(OSError):  # another program has it, which serves as well
             taken.bind(("127.0.0.1", 8080))
             taken.listen()
-        except OSError:
-            pass  # another program has it, which serves as well
         command = ["--grpc", "127.0.0.1:0", "--store", f"sqlite:///{tmp_path / 'x.db'}", "--json"]
         if explicit:
             done = run_cli("serve", "--http", "127.0.0.1:8080", *command)
