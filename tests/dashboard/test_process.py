@@ -134,6 +134,13 @@ def test_what_can_not_be_served_is_said_at_the_start(
     assert reason in done.stderr
 
 
+def test_bound_to_this_machine_it_answers_to_no_other_name_whatever_is_allowed(new_server: New, new_http: New) -> None:
+    server = new_server("--http", "127.0.0.1:0", "--insecure").start()
+    http = new_http(server)
+    assert http.get("/api/v1/runs").status_code == 200
+    assert http.get("/api/v1/runs", headers={"Host": "runs.example.org"}).status_code == 403
+
+
 def test_beyond_this_machine_it_answers_to_any_name_if_told_that_this_is_safe(new_server: New, wait_for: New) -> None:
     server = new_server("--http", "0.0.0.0:0", "--insecure").start()
     url = server.page.replace("0.0.0.0", "127.0.0.1")
