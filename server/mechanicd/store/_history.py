@@ -167,11 +167,8 @@ def summary(
         else:
             level = _buckets(groups, row[0])
             parts.append(level[level["size"] == stored])
-    parts += [
-        _summary.of_steps(groups, segment.records, 1)
-        for segment in found
-        if segment.last_step >= begin and segment.first_step <= end
-    ]
+    tail = b"".join(segment.records for segment in found if segment.last_step >= begin and segment.first_step <= end)
+    parts.append(_summary.of_steps(groups, tail, 1))
     buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])
     if size > 1:
         buckets = _summary.merge(buckets, size)
