@@ -48,9 +48,7 @@ def test_a_new_session_says_whether_it_took_the_run_from_another(changes: dict[s
     ("interval", "quiet", "outage"),
     [(1.0, 4.0, False), (1.0, 4.1, True), (0.01, 2.0, False), (0.01, 2.1, True), (60.0, 200.0, False), (0.0, 2.1, True)],
 )
-def test_a_stretch_without_steps_is_an_outage_if_longer_than_usual(
-    interval: float, quiet: float, outage: bool
-) -> None:
+def test_a_stretch_without_steps_is_an_outage_if_longer_than_usual(interval: float, quiet: float, outage: bool) -> None:
     row = replace(ROW, interval=int(interval * S))
     events = _events.came_back(row, row.step_time + int(quiet * S), in_memory=True)
     assert [event.kind for event in events] == [OUTAGE, REATTACHED][0 if outage else 1 :]
