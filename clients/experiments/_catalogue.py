@@ -221,7 +221,7 @@ BROWN: Final = Task("language/brown", "brown", "decoder-64x2", batch=16, steps=8
 AUSTEN: Final = replace(BROWN, name="language/austen", data="austen")
 VERSES: Final = Task("translation/verses", "verses", "translator-64x2", batch=32, steps=800, metric="loss")
 FINETUNE: Final = tuple(
-    Task(f"finetune/{data}-dropout{dropout:g}", data, "minilm", batch=16, steps=300, dropout=dropout)
+    Task(f"finetune/{data}-dropout{dropout:g}", data, "minilm", batch=16, steps=500, dropout=dropout)
     for data in ("r8", "20news")
     for dropout in (0.0, 0.1)
 )

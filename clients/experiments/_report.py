@@ -97,7 +97,7 @@ def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]
     every = _plan.trainings(experiments, records)
     ended = [record for training in every if (record := current(training, records)) is not None]
     machines = Counter(record.get("machine", "unknown") for record in ended)
-    hours = sum(record["seconds"] for record in ended) / 3600.0
+    hours = sum(record["wall"] for record in ended) / 3600.0
     days = sorted({record["when"][:10] for record in ended if "when" in record})
     seeds = sorted({training.seed for training in every})
     each = Counter(experiment.name for experiment in experiments for _ in experiment.trainings())

@@ -18,7 +18,7 @@ from experiments._plan import Shard
 from experiments._runner import Progress, Setup
 
 COMMAND = [sys.executable, "-m", "experiments"]
-CHANGING = ("seconds", "when")  # of a record, from one run to the next
+CHANGING = ("seconds", "wall", "when")  # of a record, from one run to the next
 
 
 def run(
@@ -88,7 +88,7 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(
     broken = replace(row, task=replace(row.task, name="logistic/nothing", data="nothing"))
     both = replace(tiny, rows=(broken, row), arms=(MECHANIC,), sweep=False)
     results = tmp_path / "results.jsonl"
-    with pytest.raises(_runner.RunFailed, match=r"logistic/nothing/adamw/mechanic/seed.: DataMissing: .*, and 1 more; what had"):
+    with pytest.raises(_runner.RunFailed, match=r"logistic/nothing/adamw/mechanic/seed.: DataMissing: .*, and 1 more; "):
         run(both, results, new_setup(None))
     assert set(_results.read(results)) == {Training(row, MECHANIC, seed).key for seed in both.seeds}
     assert "DataMissing: the set 'nothing' is not in" in caplog.text
