@@ -253,7 +253,7 @@ def machine(device: str) -> str:
     import torch
 
     if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        return f"one {torch.cuda.get_device_name()}, TF32, torch {torch.__version__}"
     return f"one core of {_processor()} ({os.cpu_count()} in all), torch {torch.__version__}"
 
 

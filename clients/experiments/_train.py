@@ -106,7 +106,8 @@ class _Course:
 
     def result(self) -> Result:
         """What came of it, as JSON has it: numbers that are not finite are null."""
-        _arms.averaged(self._tuned.optimizer, on=True)
+        if _arms.averaged(self._tuned.optimizer, on=True):
+            self._problem.settle()
         losses = torch.stack(self._losses).double().cpu()
         scales = self._tuned.scale()
         task = self._training.row.task
