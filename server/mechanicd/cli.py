@@ -1,4 +1,4 @@
-"""The command line: `mechanicd serve | demo | runs … | store …`. Errors go to stderr with a reason; each takes --json."""
+"""The command line: `mechanicd serve | demo | runs … | store … | top`. Errors go to stderr with a reason; each takes --json."""
 
 import asyncio
 import importlib
@@ -6,12 +6,16 @@ import json
 import logging
 import os
 import sys
-from typing import Any, Final, Literal
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 try:
     import click
 except ModuleNotFoundError:  # the base install is the client alone
     sys.exit("error: the command line needs the server's packages; pip install 'mechanicd[server]' [PACKAGE_MISSING]")
+
+if TYPE_CHECKING:
+    from mechanicd.dashboard import Page, PageConfig
 
 EXIT_FAILED: Final = 1
 
@@ -25,6 +29,7 @@ class LazyGroup(click.Group):
         "demo": "mechanicd.demo:demo",
         "runs": "mechanicd.cli_runs:runs",
         "store": "mechanicd.cli_store:store",
+        "top": "mechanicd.cli_runs:top",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -59,7 +64,11 @@ def fail(reason: str, message: str, as_json: bool = False) -> None:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mechanicd")
 def main() -> None:
-    """MECHANIC, the learning-rate tuner, as a service: it gives every run its scale S, and keeps its state."""
+    """MECHANIC, the learning-rate tuner, as a service: it gives every run its scale S, and keeps its state.
+
+    Exit codes: 0, it is done (Ctrl-C ends `watch` and `top` so, too); 1, it failed, or the question was answered with no, and
+    stderr has the reason; 2, it was called in a way that can't be.
+    """
 
 
 @main.command()
@@ -73,6 +82,13 @@ def main() -> None:
     help="Where trainers connect; may be given more than once. Port 0 takes a free one.",
 )
 @click.option(
+    "--http",
+    "http",
+    show_default="127.0.0.1:8080, or a free port where that is taken",
+    metavar="HOST:PORT|off",
+    help="Where the page, its JSON and /metrics are. Port 0 takes a free one; off: nowhere.",
+)
+@click.option(
     "--store",
     "store_url",
     default="sqlite:///mechanicd.db",
@@ -80,6 +96,13 @@ def main() -> None:
     metavar="URL",
     help="Where runs are kept: sqlite:///FILE (sqlite:////FILE from the root), or postgresql://USER@HOST/DATABASE, which any "
     "number of servers may share.",
+)
+@click.option("--metrics-per-run", is_flag=True, help="Let /metrics tell S and the step of each run by name.")
+@click.option(
+    "--webhook",
+    default="",
+    metavar="URL",
+    help="POST here, as JSON, when a run begins to need somebody, and when it no longer does.",
 )
 @click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, without TLS and tokens.")
 @click.option(
@@ -135,7 +158,10 @@ def main() -> None:
 @json_option
 def serve(
     addresses: tuple[str, ...],
+    http: str | None,
     store_url: str,
+    metrics_per_run: bool,
+    webhook: str,
     insecure: bool,
     flush_interval: float,
     durability: Literal["group", "step"],
@@ -147,19 +173,25 @@ def serve(
     as_json: bool,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain. Prints one line on stdout when it is ready."""
+    if webhook and not webhook.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{webhook!r}: expected http://… or https://…", param_hint="--webhook")
+    if webhook and http == "off":
+        raise click.UsageError("--webhook is the page's process's to send: it goes without --http off")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines on stderr; what they tell is told below
-    from mechanicd.service import Retention, ServeError, ServerConfig, Silence
+    from mechanicd.dashboard import PageConfig, PageError
+    from mechanicd.service import Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
-    from mechanicd.store import StoreError, open_store, without_password
+    from mechanicd.store import Silence, StoreError, open_store, without_password
 
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
 
     def on_ready(listening: list[str], page: str) -> None:
         ready: dict[str, Any] = {"grpc": listening, "store": without_password(store_url), "pid": os.getpid()}
         if as_json:
-            click.echo(json.dumps({"ready": ready}))
+            click.echo(json.dumps({"ready": {**ready, "http": page or None}}))
         else:
-            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}")
+            where = f" http={page}" if page else ""
+            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}")
         sys.stdout.flush()
 
     config = ServerConfig(
@@ -172,10 +204,35 @@ def serve(
         silence=Silence(*silent_after),
     )
     try:
+        if http not in (None, "off"):
+            check_address(http, insecure, unix=False)
         store = open_store(store_url)
-        _run(serve_(config, store, on_ready))
-    except (ServeError, StoreError) as error:
+        told = PageConfig(
+            store=store_url,
+            silence=config.silence,
+            guarded=not insecure,
+            metrics_per_run=metrics_per_run,
+            log_level=log_level.upper(),
+            webhook=webhook,
+            started=time_ns(),
+        )
+        page = _page(http, told)
+        _run(serve_(config, store, on_ready, page.beside if page else None))
+    except (ServeError, StoreError, PageError) as error:
         fail(error.reason, str(error), as_json)
+
+
+def _page(http: str | None, config: "PageConfig") -> "Page | None":
+    """The page's socket, bound; None where there is to be no page. Raises PageError."""
+    from mechanicd.dashboard import DEFAULT, Page, PageError
+
+    if http == "off":
+        return None
+    if config.store.endswith(":memory:"):
+        if http is None:
+            return None
+        raise PageError("STORE_IN_MEMORY", "a store in memory can't be read by the page's process; name a file, or --http off")
+    return Page(http or DEFAULT, config, yielding=http is None)
 
 
 def _run(coroutine: Any) -> None:

@@ -33,7 +33,19 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.target = f"127.0.0.1:{probe.getsockname()[1]}"
-        self._command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", self.target, "--store", store, *options]
+        self._command = [
+            sys.executable,
+            "-m",
+            "mechanicd.cli",
+            "serve",
+            "--grpc",
+            self.target,
+            "--http",
+            "off",
+            "--store",
+            store,
+            *options,
+        ]
         self.start()
 
     def start(self) -> None:

@@ -121,7 +121,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{Path(folder) / 'bench.db'}"
-        serve = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--store", store]
+        serve = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "off", "--store", store]
         ours = measure(serve, arguments.connections, arguments.seconds)
     echo = measure([sys.executable, __file__, "--serve-echo"], arguments.connections, arguments.seconds)
     ratios = {

@@ -91,7 +91,18 @@ class Bench:
 def server() -> Iterator[str]:
     """A server process with a store of its own; its address."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--log-level", "warning"]
+        command = [
+            sys.executable,
+            "-m",
+            "mechanicd.cli",
+            "serve",
+            "--grpc",
+            "127.0.0.1:0",
+            "--http",
+            "off",
+            "--log-level",
+            "warning",
+        ]
         command += ["--store", f"sqlite:///{Path(folder) / 'bench.db'}"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

@@ -180,7 +180,7 @@ def test_it_listens_beyond_this_machine_only_if_told_that_this_is_safe(new_serve
 
 def test_port_0_takes_a_free_one_and_says_which(tmp_path: Path, new_wire: New) -> None:
     command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--grpc", "localhost:0", "--json"]
-    command += ["--store", f"sqlite:///{tmp_path / 'x.db'}", "--log-level", "error"]
+    command += ["--http", "off", "--store", f"sqlite:///{tmp_path / 'x.db'}", "--log-level", "error"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())["ready"]

@@ -95,7 +95,7 @@ class Server:
     def __init__(self, store_url: str, logs: Path, check: Callable[[], None]) -> None:
         self._out, self._log = logs / "server.out", logs / "server.log"
         with self._out.open("wb") as stdout:
-            command = ["-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--store", store_url]
+            command = ["-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "off", "--store", store_url]
             self._process = _spawn(command, stdout.fileno(), self._log)
         try:
             self.target = self._wait(check)

@@ -1,6 +1,7 @@
 """The grpcio adapter: thin. It carries messages to the engine and errors to the caller, and decides nothing."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from time import perf_counter
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -58,8 +59,10 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
     @_answer
     async def Step(self, request: tuner.StepRequest) -> tuner.StepResponse:
         steps, response = tuner.StreamStepsRequest(steps=[request]), tuner.StreamStepsResponse()
+        begun = perf_counter()
         try:
             response.results.append(self._engine.step(request))
+            self._engine.metrics.step_seconds.add(perf_counter() - begun)
         except TakenBefore:
             response, old = self._engine.steps(steps)
             await self._engine.recall(steps, response, old)
@@ -72,12 +75,20 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
 
     async def StreamSteps(self, _: object, context: Context) -> None:
         """Steps as they come. read and write on the context are the fastest form that grpcio has."""
-        read, write, steps = context.read, context.write, self._engine.steps
-        while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            response, old = steps(request)
-            if old or self._settle:
-                await self._complete(request, response, old)
-            await write(response)
+        read, write, steps, took = context.read, context.write, self._engine.steps, self._engine.metrics.step_seconds.add
+        last = None
+        try:
+            while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                begun = perf_counter()
+                response, old = steps(request)
+                took(perf_counter() - begun)
+                if old or self._settle:
+                    await self._complete(request, response, old)
+                await write(response)
+                last = request
+        finally:
+            if last is not None:
+                self._engine.left({step.session for step in last.steps})
 
     async def _complete(self, request: tuner.StreamStepsRequest, response: tuner.StreamStepsResponse, old: list[int]) -> None:
         if old:

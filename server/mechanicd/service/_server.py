@@ -5,7 +5,7 @@ import contextlib
 import ipaddress
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -16,9 +16,8 @@ from grpc_reflection.v1alpha import reflection
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
 from mechanicd.service._runs import Runs
-from mechanicd.service._status import Silence
 from mechanicd.service._writer import Retention
-from mechanicd.store import Store
+from mechanicd.store import Silence, Store
 from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 log = logging.getLogger("mechanicd.service")
@@ -31,11 +30,9 @@ SERVICES: Final = (
 )
 
 
-StoreCall = Callable[..., Awaitable[Any]]
-"""Runs a store method on the store's own thread."""
-
-Companion = Callable[[StoreCall], contextlib.AbstractAsyncContextManager[str]]
-"""Something that serves beside the gRPC service; its context gives the address it listens on."""
+Companion = Callable[[Sequence[str], Callable[[], Mapping[str, Any]]], contextlib.AbstractAsyncContextManager[str]]
+"""Something beside the gRPC service, such as the page. It is given the addresses of the service, and what reads this server's
+counts, as plain JSON values; its context gives the address that it listens on."""
 
 
 class ServeError(Exception):
@@ -76,7 +73,7 @@ async def serve(
 
     Args:
         on_ready: called once, with the gRPC addresses that are listened on, and the companion's ("" without one).
-        beside: a companion that serves the same store in this process, from before `on_ready` until the drain.
+        beside: a companion, from before `on_ready` until the drain.
 
     Raises:
         ServeError: ADDRESS_NOT_LOOPBACK, MALFORMED_ADDRESS, PORT_IN_USE.
@@ -111,7 +108,7 @@ async def serve(
     await server.start()
     await _set_health(health_servicer, True)
     async with contextlib.AsyncExitStack() as stack:
-        page = "" if beside is None else await stack.enter_async_context(beside(engine.writer.call))
+        page = "" if beside is None else await stack.enter_async_context(beside(addresses, engine.counts))
         on_ready(addresses, page)
         await stopping.wait()
     log.info("draining: no new sessions, %.1f s for calls in flight", config.grace)
@@ -128,17 +125,20 @@ async def _set_health(servicer: HealthServicer, healthy: bool) -> None:
         await servicer.set(service, status)
 
 
-def check_address(address: str, insecure: bool) -> None:
+def check_address(address: str, insecure: bool, unix: bool = True) -> None:
     """Refuses what is no address, and what other machines can reach unless `insecure`.
+
+    Args:
+        unix: whether `unix:PATH` is one.
 
     Raises:
         ServeError: MALFORMED_ADDRESS or ADDRESS_NOT_LOOPBACK.
     """
-    if address.startswith("unix:"):
+    if unix and address.startswith("unix:"):
         return
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535 or not host:
-        raise ServeError("MALFORMED_ADDRESS", f"{address!r}: expected HOST:PORT or unix:PATH")
+        raise ServeError("MALFORMED_ADDRESS", f"{address!r}: expected HOST:PORT{' or unix:PATH' if unix else ''}")
     if insecure or host == "localhost":
         return
     try:

@@ -10,6 +10,7 @@ from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
 
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun
 from mechanicd.store import Commit, Release, Store, StoreError
 
@@ -17,7 +18,9 @@ log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
 
 RETRY_SECONDS: Final = 0.5
-FOLD_BYTES: Final = 4 * 2**20
+FOLD_BYTES: Final = 16 * 2**20
+FOLD_SECONDS: Final = 30.0
+"""The journal is folded when it is this large, or this old: a fold rewrites the newest chunk of each run in it."""
 TEND_SECONDS: Final = 1.0
 RETAIN_SECONDS: Final = 60.0
 
@@ -48,6 +51,10 @@ class Writer:
         on_lost: called with a run whose row has another owner now; its steps can't be kept.
         on_health: called with False when the store fails and True when it works again.
         retention: what is given up with time; None keeps all.
+        metrics: where commits are counted.
+
+    Attributes:
+        healthy: whether the store took the last that came.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Writer:
         on_lost: Callable[[OpenRun], None],
         on_health: Callable[[bool], None],
         retention: Retention | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.store = store
         self.interval = interval
@@ -68,9 +76,11 @@ class Writer:
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._commit_lock = asyncio.Lock()
-        self._healthy = True
+        self.healthy = True
+        self._metrics = metrics or Metrics()
         self._retention = retention
         self._retained = 0.0
+        self._folded, self._folding = monotonic(), False
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -152,8 +162,13 @@ class Writer:
     async def _tend(self) -> bool:
         """One portion of the store's upkeep; whether there is more to do. Also how a lost store is noticed without steps."""
         try:
-            if await self._in_thread(self.store.fold):
-                return True
+            if self._folding or self.store.unfolded > FOLD_BYTES or monotonic() - self._folded >= FOLD_SECONDS:
+                self._folding = await self._in_thread(self.store.fold)
+                self._folded = monotonic()
+                if self._folding:
+                    return True
+            else:
+                await self._in_thread(self.store.ping)
             if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
                 oldest = self._retention.oldest(time_ns())
                 if await self._in_thread(self.store.retain, self._retention.keep_steps, oldest):
@@ -175,14 +190,17 @@ class Writer:
             if not runs:
                 return True
             commits: list[Commit] = [run.collect() for run in runs]
+            begun = monotonic()
             try:
-                kept = await self._in_thread(self.store.commit, commits, [])
+                commits, kept = await self._in_thread(self._keep, runs, commits)
             except Exception as error:  # not StoreError alone: whatever it is, the writer must go on, and health must tell
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
                 self._dirty.update(runs)
+                self._metrics.commits_failed += 1
                 self._fail(error)
                 return False
+            self._metrics.committed(commits, monotonic() - begun)
             for run, commit, ok in zip(runs, commits, kept, strict=True):
                 if ok:
                     run.committed(commit)
@@ -192,9 +210,14 @@ class Writer:
         self._well()
         return True
 
+    def _keep(self, runs: list[OpenRun], commits: list[Commit]) -> tuple[list[Commit], list[bool]]:
+        """On the store's thread: the vitals, and the commit itself."""
+        sealed = [run.sealed(commit) for run, commit in zip(runs, commits, strict=True)]
+        return sealed, self.store.commit(sealed, [])
+
     def _well(self) -> None:
-        if not self._healthy:
-            self._healthy = True
+        if not self.healthy:
+            self.healthy = True
             log.warning("store: works again")
             self._on_health(True)
 
@@ -216,8 +239,8 @@ class Writer:
         self._waiting = still
 
     def _fail(self, error: Exception) -> None:
-        if self._healthy:
-            self._healthy = False
+        if self.healthy:
+            self.healthy = False
             log.error("store: %s; steps are kept in memory and tried again", error)
             self._on_health(False)
         for _, _, future in self._waiting:

@@ -56,6 +56,11 @@ def pack(groups: int, row: StepRow) -> bytes:
     )
 
 
+def outcomes(groups: int, data: bytes) -> bytes:
+    """The outcome of each step in a blob of records, a byte each."""
+    return data[16 :: layout(groups).size]
+
+
 def unpack(groups: int, data: bytes, branch: int = 0) -> Iterator[StepRow]:
     """The steps in a blob of records, in order."""
     for step, time, outcome, has_lr, lr, *values in layout(groups).iter_unpack(data):

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mechanicd.service._status import Silence, judged
-from mechanicd.store import FAILED, FINISHED, PREEMPTED, RUNNING, SILENT, RunRow
+from mechanicd.store import FAILED, FINISHED, PREEMPTED, RUNNING, SILENT, RunRow, Silence, judged
 from mechanicd.tuner import TunerConfig
 
 S = 10**9

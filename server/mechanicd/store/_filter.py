@@ -2,11 +2,11 @@
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from mechanicd.service._errors import ServiceError
-from mechanicd.store import RunRow
+from mechanicd.store._model import RunRow
+from mechanicd.store._needs import KINDS, Need
 from mechanicd.v1 import names
 
 _COMPARISON: Final = re.compile(
@@ -28,6 +28,15 @@ _TEXT_FIELDS: Final = {"name", "status"}
 _NUMBER_FIELDS: Final = {"step", "scale"}
 
 
+class FilterError(ValueError):
+    """A filter that can't be read, with its text and the position of the mistake."""
+
+    def __init__(self, text: str, position: int, what: str) -> None:
+        super().__init__(f"filter {text!r}, at character {position}: {what}")
+        self.text = text
+        self.position = position
+
+
 class Comparison(NamedTuple):
     """One comparison of a filter."""
 
@@ -35,8 +44,10 @@ class Comparison(NamedTuple):
     operator: str
     value: str
 
-    def __call__(self, row: RunRow) -> bool:
+    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
         """Whether the run matches. A run without the label matches only `!=`."""
+        if self.field == "needs":
+            return any(self.value in (need.kind, "*") for need in needs)
         if self.field in _NUMBER_FIELDS:
             have = float(row.last_step) if self.field == "step" else max(row.scale)
             return _OPERATORS[self.operator](have, float(self.value))
@@ -55,11 +66,21 @@ class Comparison(NamedTuple):
         return row.labels.get(self.field.removeprefix("labels."))
 
 
-def parse(text: str) -> Callable[[RunRow], bool]:
-    """A predicate over runs; an empty filter matches all.
+class Filter(NamedTuple):
+    """A predicate over runs and their needs."""
+
+    comparisons: tuple[Comparison, ...]
+
+    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
+        """Whether the run matches every comparison."""
+        return all(comparison(row, needs) for comparison in self.comparisons)
+
+
+def parse_filter(text: str) -> Filter:
+    """A predicate; an empty filter matches all.
 
     Raises:
-        ServiceError: INVALID_FILTER, with the position.
+        FilterError
     """
     comparisons: list[Comparison] = []
     position = 0
@@ -67,14 +88,14 @@ def parse(text: str) -> Callable[[RunRow], bool]:
         if comparisons:
             joined = _AND.match(text, position)
             if joined is None:
-                raise _invalid(text, position, "expected AND")
+                raise FilterError(text, position, "expected AND")
             position = joined.end()
         match = _COMPARISON.match(text, position)
         if match is None:
-            raise _invalid(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
+            raise FilterError(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
         comparisons.append(_checked(text, match))
         position = match.end()
-    return lambda row: all(comparison(row) for comparison in comparisons)
+    return Filter(tuple(comparisons))
 
 
 def _checked(text: str, match: re.Match[str]) -> Comparison:
@@ -85,20 +106,19 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
         try:
             float(value)
         except ValueError:
-            raise _invalid(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
+            raise FilterError(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
         if operator_ == ":":
-            raise _invalid(text, match.start("operator"), f"{field} is a number; ':' is for text")
+            raise FilterError(text, match.start("operator"), f"{field} is a number; ':' is for text")
+    elif field == "needs":
+        value = value.lower()
+        if operator_ != ":":
+            raise FilterError(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
+        if value not in (*KINDS, "*"):
+            raise FilterError(text, match.start("value"), f"no need {value!r}; there are {', '.join(KINDS)}, and * for any")
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):
-        raise _invalid(text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, labels.KEY")
+        raise FilterError(
+            text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, needs, labels.KEY"
+        )
     return Comparison(field, operator_, value)
-
-
-def _invalid(text: str, position: int, what: str) -> ServiceError:
-    return ServiceError(
-        "INVALID_FILTER",
-        f"filter {text!r}, at character {position}: {what}",
-        {"filter": text, "position": position},
-        field="filter",
-    )

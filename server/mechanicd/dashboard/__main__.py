@@ -1,0 +1,77 @@
+"""The page's process: `python -m mechanicd.dashboard FD`. FD listens; stdin tells how, then what the server counts.
+
+It ends when its stdin does, so it never outlives the server, however that ends.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import orjson
+import uvicorn
+import uvloop
+
+from mechanicd.dashboard._app import Child, make_app
+from mechanicd.dashboard._config import PageConfig
+
+_LONGEST_LINE = 2**24
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves the signals to `_main`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _main(listening: socket.socket) -> None:
+    reader = asyncio.StreamReader(limit=_LONGEST_LINE)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    first = await reader.readline()
+    if not first:
+        return
+    config = PageConfig.from_line(first)
+    logging.getLogger("mechanicd").setLevel(config.log_level)
+    child = Child(config)
+    server = _Server(
+        uvicorn.Config(
+            make_app(child),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)
+    listener = asyncio.create_task(_listen(reader, child, server))
+    async with child:
+        await server.serve(sockets=[listening])
+    listener.cancel()
+
+
+async def _listen(reader: asyncio.StreamReader, child: Child, server: uvicorn.Server) -> None:
+    while line := await reader.readline():
+        child.told(orjson.loads(line))
+    child.end()
+    server.should_exit = True
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; this process ends with it
+    logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel("WARNING")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
+    logging.shutdown()
+    os._exit(0)  # a thread that waits for a store or a webhook holds up nobody
+
+
+if __name__ == "__main__":
+    main()

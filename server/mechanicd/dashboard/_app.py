@@ -1,0 +1,197 @@
+"""The page's routes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib.metadata import version
+from time import monotonic, time_ns
+from types import TracebackType
+from typing import Any, Final, Self
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from mechanicd.dashboard import _files
+from mechanicd.dashboard._config import PageConfig
+from mechanicd.dashboard._curves import Curves, Named
+from mechanicd.dashboard._detail import detail
+from mechanicd.dashboard._errors import HANDLERS, ApiError, Json, encode
+from mechanicd.dashboard._export import MEDIA_TYPES, export
+from mechanicd.dashboard._guard import Guard
+from mechanicd.dashboard._live import Live
+from mechanicd.dashboard._metrics import Facts, text
+from mechanicd.dashboard._reader import Reader
+from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRequest, HeatRequest, SeriesRequest
+from mechanicd.dashboard._table import Table
+from mechanicd.dashboard._watch import Watch
+from mechanicd.dashboard._webhook import tell
+from mechanicd.store import RunRow, parse_filter, without_password
+
+_API: Final = "/api/v1"
+_MOST_BYTES: Final = 2**20
+
+
+class Child:
+    """What the page's process has: the table of runs and who keeps it, curves, live streams. A context that runs the watch."""
+
+    def __init__(self, config: PageConfig) -> None:
+        self.config = config
+        self._counts: Mapping[str, Any] = {}
+        self._counted = monotonic()
+        self._readers = Reader(config.store, "watch"), Reader(config.store, "query")
+        self.watch = Watch(self._readers[0], Table(config.silence))
+        self.query = self._readers[1].call
+        self.table = self.watch.table
+        self.curves = Curves()
+        self.live = Live(self.watch, self.whole)
+        self._version = version("mechanicd")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks.append(asyncio.create_task(self.watch.run(), name="watch"))
+        if self.config.webhook:
+            self._tasks.append(asyncio.create_task(tell(self.config, self.watch), name="webhook"))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for reader in self._readers:
+            reader.close()
+
+    def told(self, counts: Mapping[str, Any]) -> None:
+        """What the serving process counts now."""
+        self._counts, self._counted = counts, monotonic()
+
+    def facts(self) -> Facts:
+        """What /metrics tells."""
+        return Facts(
+            version=self._version,
+            counts=self._counts,
+            age=monotonic() - self._counted,
+            readable=not self.watch.trouble,
+            items=self.table.items(),
+            per_run=self.config.metrics_per_run,
+        )
+
+    def end(self) -> None:
+        """Live streams end, so that the process can."""
+        self.live.stop()
+
+    def whole(self, filter_: str = "", project: str | None = None) -> dict[str, Any]:
+        """The answer to GET /runs. Raises FilterError."""
+        matches = parse_filter(filter_)
+        return {
+            "server": {
+                "version": self._version,
+                "started": self.config.started // 10**6,
+                "store": without_password(self.config.store),
+                "silence": {"factor": self.config.silence.factor, "seconds": self.config.silence.seconds},
+                "trouble": self.watch.trouble,
+            },
+            "now": time_ns() // 10**6,
+            "cursor": self.live.cursor,
+            "runs": [item for row, needs, item in self.table.seen() if project in (None, row.project) and matches(row, needs)],
+        }
+
+    def named(self, names: Sequence[str]) -> list[Named]:
+        """The rows of runs by their full names; None where there is no such run."""
+        return [(name, self.table.row(name)) for name in names]
+
+    def row(self, name: str) -> RunRow:
+        """Raises ApiError RUN_NOT_FOUND."""
+        row = self.table.row(name)
+        if row is None:
+            raise ApiError("RUN_NOT_FOUND", f"{name!r}: no such run; GET {_API}/runs lists those there are")
+        return row
+
+
+def make_app(child: Child) -> Starlette:
+    """The ASGI application of the page."""
+
+    async def runs(request: Request) -> Response:
+        query = request.query_params
+        return Json(child.whole(query.get("filter", ""), query.get("project") or None))
+
+    async def events(request: Request) -> Response:
+        cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(child.live.stream(cursor), media_type="text/event-stream", headers=headers)
+
+    async def series(request: Request) -> Response:
+        asked = SeriesRequest.of(await _body(request))
+        found = child.named(asked.runs)
+        return Json(await child.query(lambda store: encode(child.curves.series(store, found, asked))))
+
+    async def sparklines(request: Request) -> Response:
+        names = request.query_params.getlist("run")
+        if len(names) > MOST_SPARKLINES:
+            raise ApiError("MALFORMED_REQUEST", f"{len(names)} runs; ask for at most {MOST_SPARKLINES} at a time")
+        found = child.named(list(dict.fromkeys(names)))
+        return Json(await child.query(lambda store: encode(child.curves.sparklines(store, found))))
+
+    async def bands(request: Request) -> Response:
+        asked = BandsRequest.of(await _body(request))
+        found = [(label, child.named(names)) for label, names in asked.groups]
+        return Json(await child.query(lambda store: encode(child.curves.bands(store, found, asked))))
+
+    async def heatmap(request: Request) -> Response:
+        asked = HeatRequest.of(request.query_params)
+        row = child.row(asked.run)
+        return Json(await child.query(lambda store: encode(child.curves.heat(store, row, asked))))
+
+    async def run(request: Request) -> Response:
+        row = child.row(request.query_params.get("name", ""))
+        item, targets = child.table.item(row.id), child.config.grpc
+        return Json(await child.query(lambda store: encode(detail(store, child.curves, row, item, targets))))
+
+    async def export_(request: Request) -> Response:
+        asked = ExportRequest.of(request.query_params)
+        row = child.row(asked.run)
+        if asked.branch > row.rewinds:
+            raise ApiError("INVALID_RANGE", f"branch {asked.branch}: the run has {row.rewinds}")
+        name = f"{row.project}_{row.run}.{asked.format}".replace("/", "_")
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+        portions = export(Reader(child.config.store, "export"), row, asked)
+        first = await anext(portions, "")  # a store that is away is told before the answer has begun
+        return StreamingResponse(_chained(first, portions), media_type=MEDIA_TYPES[asked.format], headers=headers)
+
+    async def healthz(_: Request) -> Response:
+        trouble = child.watch.trouble
+        return Json({"status": "unavailable" if trouble else "ok", "message": trouble}, 503 if trouble else 200)
+
+    async def metrics(request: Request) -> Response:
+        content, media_type = text(child.facts(), request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": media_type})
+
+    api = {"runs": runs, "events": events, "sparklines": sparklines, "run": run, "heatmap": heatmap, "export": export_}
+    posts = {"series": series, "bands": bands}
+    return Starlette(
+        routes=[
+            *(Route(f"{_API}/{name}", endpoint) for name, endpoint in api.items()),
+            *(Route(f"{_API}/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
+            Route("/healthz", healthz),
+            Route("/metrics", metrics),
+            *_files.routes(),
+        ],
+        middleware=[Middleware(Guard, hosts=child.config.guarded)],
+        exception_handlers=HANDLERS,
+    )
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_BYTES:
+            raise ApiError("MALFORMED_REQUEST", f"the body is larger than {_MOST_BYTES} bytes")
+    return bytes(body)
+
+
+async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for portion in rest:
+        yield portion

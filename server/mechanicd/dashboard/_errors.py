@@ -1,0 +1,88 @@
+"""What the page's API refuses: {"error": {"reason", "message"}} with a status of HTTP."""
+
+from typing import Any, Final
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mechanicd.store import FilterError, StoreError
+
+_STATUS: Final = {
+    "MALFORMED_REQUEST": 400,
+    "MALFORMED_NAME": 400,
+    "INVALID_FILTER": 400,
+    "INVALID_RANGE": 400,
+    "RUN_NOT_FOUND": 404,
+    "FOREIGN_HOST": 403,
+    "STORE_UNAVAILABLE": 503,
+    "PAGE_NOT_BUILT": 503,
+}
+_OF_STATUS: Final = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
+
+
+class ApiError(Exception):
+    """A request that is refused.
+
+    Args:
+        reason: stable; it decides the status.
+        message: for people: what came, what was expected, what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = _STATUS[reason]
+
+
+class Json(Response):
+    """JSON from plain values and numpy arrays; what is not finite is null."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content if isinstance(content, bytes) else encode(content)
+
+
+def encode(content: Any) -> bytes:
+    """JSON bytes."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def error_body(reason: str, message: str) -> dict[str, Any]:
+    """The one form of errors."""
+    return {"error": {"reason": reason, "message": message}}
+
+
+async def _api(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return Json(error_body(error.reason, str(error)), error.status)
+
+
+async def _filter(_: Request, error: Exception) -> Response:
+    return Json(error_body("INVALID_FILTER", str(error)), 400)
+
+
+async def _store(_: Request, error: Exception) -> Response:
+    return Json(error_body("STORE_UNAVAILABLE", f"{error}; try again in a moment"), 503)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reason = _OF_STATUS.get(error.status_code, "MALFORMED_REQUEST")
+    said = {404: f"there is nothing at {request.url.path}; the API is under /api/v1", 405: f"not by {request.method}"}
+    return Json(error_body(reason, said.get(error.status_code, error.detail)), error.status_code, headers=error.headers)
+
+
+async def _other(_: Request, error: Exception) -> Response:
+    return Json(error_body("INTERNAL", "the request failed here; the server's log has the detail"), 500)
+
+
+HANDLERS: Final[dict[Any, Any]] = {
+    ApiError: _api,
+    FilterError: _filter,
+    StoreError: _store,
+    HTTPException: _http,
+    Exception: _other,
+}

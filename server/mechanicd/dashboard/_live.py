@@ -1,0 +1,74 @@
+"""Live events: what changed in the table since the moment that a viewer has seen, as server-sent events."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from time import time_ns
+from typing import Any, Final
+
+from mechanicd.dashboard._errors import encode
+from mechanicd.dashboard._watch import Watch
+
+KEEP_ALIVE_SECONDS: Final = 10.0
+
+
+class Live:
+    """Streams for any number of viewers. A change is written once for all that are up to date.
+
+    Args:
+        whole: gives everything, for a viewer whose cursor is too old or of another process.
+    """
+
+    def __init__(self, watch: Watch, whole: Callable[[], dict[str, Any]]) -> None:
+        self._watch = watch
+        self._table = watch.table
+        self._whole = whole
+        self._process = secrets.token_hex(6)
+        self._shared: tuple[int, int, bytes] = (0, 0, b"")
+        self._stopping = asyncio.Event()
+
+    @property
+    def cursor(self) -> str:
+        """This moment, as viewers name it."""
+        return f"{self._process}.{self._table.now}"
+
+    def stop(self) -> None:
+        """Ends all streams."""
+        self._stopping.set()
+        self._watch.wake()
+
+    async def stream(self, cursor: str) -> AsyncIterator[bytes]:
+        """Events from a cursor on, without end."""
+        seen = self._moment(cursor)
+        if seen is None:
+            seen = self._table.now
+            yield self._event("reset", self._whole())
+        else:
+            yield b": here\n\n"
+        while not self._stopping.is_set():
+            if seen < self._table.oldest:
+                seen = self._table.now
+                yield self._event("reset", self._whole())
+            elif seen < self._table.now:
+                event = self._changes(seen)
+                seen = self._table.now
+                yield event
+            elif not await self._watch.change(KEEP_ALIVE_SECONDS):
+                yield b": still here\n\n"
+
+    def _moment(self, cursor: str) -> int | None:
+        process, _, number = cursor.partition(".")
+        if process != self._process or not number.isdecimal():
+            return None
+        moment = int(number)
+        return moment if self._table.oldest <= moment <= self._table.now else None
+
+    def _changes(self, seen: int) -> bytes:
+        since, now, event = self._shared
+        if (since, now) != (seen, self._table.now):
+            event = self._event("runs", {"now": time_ns() // 10**6, **self._table.since(seen)})
+            self._shared = (seen, self._table.now, event)
+        return event
+
+    def _event(self, kind: str, data: dict[str, Any]) -> bytes:
+        return b"id: %b\nevent: %b\ndata: %b\n\n" % (self.cursor.encode(), kind.encode(), encode(data))

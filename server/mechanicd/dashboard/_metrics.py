@@ -1,0 +1,120 @@
+"""/metrics: what the serving process counts, and what the table of runs says, as Prometheus text."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from mechanicd.dashboard._item import Item
+from mechanicd.store import FAILED, FINISHED, NEED_KINDS, PREEMPTED, RUNNING, SILENT
+
+STATUSES: Final = (RUNNING, SILENT, PREEMPTED, FAILED, FINISHED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is told.
+
+    Attributes:
+        version: of this mechanicd.
+        counts: as the serving process last told; empty before.
+        age: seconds since then.
+        readable: whether the page's process can read the store.
+        items: the runs.
+        per_run: whether each run is told by name.
+    """
+
+    version: str
+    counts: Mapping[str, Any]
+    age: float
+    readable: bool
+    items: Iterable[Item]
+    per_run: bool
+
+
+def text(facts: Facts, accept: str) -> tuple[bytes, str]:
+    """The metrics and their media type, in the form that the Accept header asks for."""
+    registry = CollectorRegistry()
+    registry.register(_Told(facts))
+    encode, media_type = choose_encoder(accept)
+    return encode(registry), media_type
+
+
+class _Told:
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        facts = self._facts
+        items = list(facts.items)
+        yield _labelled("mechanicd_build_info", "The version that serves.", ["version"], {facts.version: 1})
+        yield GaugeMetricFamily("mechanicd_store_readable", "Whether the page can read the store.", value=facts.readable)
+        statuses, needs = Counter(item["status"] for item in items), Counter(need["kind"] for i in items for need in i["needs"])
+        by_status = {status: statuses[status] for status in STATUSES}
+        yield _labelled("mechanicd_runs", "Runs in the store, by status.", ["status"], by_status)
+        by_kind = {kind: needs[kind] for kind in NEED_KINDS}
+        yield _labelled("mechanicd_needs", "Runs that need somebody, by what is the matter.", ["kind"], by_kind)
+        if facts.counts:
+            yield from _of_server(facts.counts, facts.age)
+        if facts.per_run:
+            yield from _of_runs(items)
+
+
+def _of_server(counts: Mapping[str, Any], age: float) -> Iterator[Metric]:
+    steps = CounterMetricFamily("mechanicd_steps", "Steps committed, by outcome.", labels=["outcome"])
+    opened = CounterMetricFamily("mechanicd_sessions_opened", "Sessions opened, by how they begin.", labels=["outcome"])
+    for family, values in ((steps, counts["steps"]), (opened, counts["opened"])):
+        for label, value in values.items():
+            family.add_metric([label], value)
+        yield family
+    for name, help_, field in (
+        ("mechanicd_step_seconds", "Time in the tuners for one message of steps.", "step_seconds"),
+        ("mechanicd_commit_seconds", "Time of one group commit in the store.", "commit_seconds"),
+    ):
+        yield HistogramMetricFamily(name, help_, buckets=_buckets(counts[field]), sum_value=counts[field]["sum"])
+    yield CounterMetricFamily("mechanicd_commits_failed", "Group commits refused by the store.", value=counts["commits_failed"])
+    yield CounterMetricFamily("mechanicd_runs_lost", "Runs that another server took over.", value=counts["lost"])
+    for name, help_, value in (
+        ("mechanicd_sessions_open", "Sessions that hold a run at this server.", counts["sessions"]),
+        ("mechanicd_store_up", "Whether the store takes what the server writes.", counts["store_works"]),
+        ("mechanicd_journal_bytes", "Committed history that is not folded into chunks yet.", counts["unfolded"]),
+        ("mechanicd_counts_age_seconds", "Time since the server told its counts; it tells them once a second.", age),
+    ):
+        yield GaugeMetricFamily(name, help_, value=value)
+
+
+def _of_runs(items: Iterable[Item]) -> Iterator[Metric]:
+    of_run = ["project", "run"]
+    fields = {
+        "S": GaugeMetricFamily("mechanicd_run_scale", "S of a run, the largest of its scale groups.", labels=of_run),
+        "step": GaugeMetricFamily("mechanicd_run_step", "The last step of a run.", labels=of_run),
+        "effective_lr": GaugeMetricFamily("mechanicd_run_effective_lr", "S times BASE's learning rate.", labels=of_run),
+    }
+    for item in items:
+        for field, family in fields.items():
+            if item[field] is not None:
+                family.add_metric([item["project"], item["run"]], item[field])
+    yield from fields.values()
+
+
+def _labelled(name: str, help_: str, labels: list[str], values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, help_, labels=labels)
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
+
+
+def _buckets(told: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus wants them."""
+    total, found = 0, []
+    for bound, count in zip([*map(repr, told["bounds"]), "+Inf"], told["counts"], strict=True):
+        total += count
+        found.append((bound, float(total)))
+    return found

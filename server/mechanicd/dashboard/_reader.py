@@ -1,0 +1,52 @@
+"""The store as the page's process uses it: read only, away from the event loop, and allowed to be away for a while."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+from mechanicd.store import Store, StoreError, open_store
+
+T = TypeVar("T")
+
+ANSWER_SECONDS: Final = 30.0
+
+
+class Reader:
+    """One connection to the store, on a thread of its own; opened when first used, and again where that failed.
+
+    Args:
+        url: of the store.
+        name: of the thread.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._store: Store | None = None
+
+    async def call(self, function: Callable[[Store], T]) -> T:
+        """Runs a function of the store on its thread.
+
+        Raises:
+            StoreError: the store can't be reached or read, or does not answer.
+        """
+        answer = asyncio.get_running_loop().run_in_executor(self._thread, self._run, function)
+        try:
+            return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        except TimeoutError:
+            raise StoreError(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
+
+    def close(self) -> None:
+        """Releases the connection, without waiting for what is running: a store that is away may take its time."""
+        self._thread.submit(self._close)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def _run(self, function: Callable[[Store], T]) -> T:
+        if self._store is None:
+            self._store = open_store(self._url, readonly=True)
+        return function(self._store)

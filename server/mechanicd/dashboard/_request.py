@@ -1,0 +1,223 @@
+"""Requests as they come, and as they are checked: JSON bodies and query strings into frozen values. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import orjson
+
+from mechanicd.dashboard._errors import ApiError
+from mechanicd.dashboard._series import SERIES, X_AXES, XAxis
+from mechanicd.store import EXPORT_FORMATS
+
+MOST_RUNS: Final = 200
+MOST_SPARKLINES: Final = 100
+MOST_GROUPS: Final = 50
+MOST_BANDED: Final = 2000
+MOST_PIXELS: Final = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesRequest:
+    """POST /series: `pixels` columns at most of a series of some runs, between x0 and x1."""
+
+    runs: tuple[str, ...]
+    series: str = "S"
+    group: int | None = None
+    branch: int = 0
+    x: XAxis = "step"
+    x0: float | None = None
+    x1: float | None = None
+    pixels: int = 1000
+
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
+        fields = _Fields.of_body(body)
+        group = fields.integer("group", None, 0, 2**31)
+        branch = fields.integer("branch", 0, 0, 2**31)
+        request = cls(
+            runs=fields.texts("runs", MOST_RUNS), **_where(fields), group=group, branch=branch or 0, pixels=_pixels(fields)
+        )
+        fields.end()
+        return request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BandsRequest:
+    """POST /bands: quantiles over the runs of each group, at `one.pixels` points of the x axis."""
+
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    one: SeriesRequest
+    quantiles: tuple[float, ...]
+
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
+        fields = _Fields.of_body(body)
+        groups = []
+        for entry in fields.list("groups", MOST_GROUPS):
+            inner = _Fields(entry)
+            groups.append((inner.text("label", ""), inner.texts("runs", MOST_BANDED)))
+            inner.end()
+        if sum(len(runs) for _, runs in groups) > MOST_BANDED:
+            raise ApiError("MALFORMED_REQUEST", f"the groups have more than {MOST_BANDED} runs together")
+        columns = fields.integer("columns", 200, 1, MOST_PIXELS)
+        one = SeriesRequest(runs=(), **_where(fields), pixels=columns or 200)
+        quantiles = fields.take("quantiles", [0.1, 0.5, 0.9])
+        if not isinstance(quantiles, list) or not all(_is_number(q) and 0 <= q <= 1 for q in quantiles) or len(quantiles) > 20:
+            raise ApiError("MALFORMED_REQUEST", f"quantiles {quantiles!r}: expected at most 20 numbers in [0, 1]")
+        fields.end()
+        return cls(groups=tuple(groups), one=one, quantiles=tuple(map(float, quantiles)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeatRequest:
+    """GET /heatmap: S of each scale group from step x0 to x1."""
+
+    run: str
+    branch: int = 0
+    x0: float | None = None
+    x1: float | None = None
+    columns: int = 300
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Self:
+        """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
+        fields = _Fields({key: value for key, value in query.items() if value != ""})
+        x0, x1 = _range(fields.parsed("x0"), fields.parsed("x1"))
+        request = cls(
+            run=fields.text("run"),
+            branch=int(fields.parsed("branch", 0, 0, 2**31) or 0),
+            x0=x0,
+            x1=x1,
+            columns=int(fields.parsed("columns", 300, 1, MOST_PIXELS) or 300),
+        )
+        fields.end()
+        return request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """GET /export: the exact steps x0 to x1."""
+
+    run: str
+    format: str = "csv"
+    branch: int = 0
+    x0: float | None = None
+    x1: float | None = None
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Self:
+        """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
+        fields = _Fields({key: value for key, value in query.items() if value != ""})
+        x0, x1 = _range(fields.parsed("x0"), fields.parsed("x1"))
+        branch = int(fields.parsed("branch", 0, 0, 2**31) or 0)
+        request = cls(
+            run=fields.text("run"), format=fields.choice("format", "csv", EXPORT_FORMATS), branch=branch, x0=x0, x1=x1
+        )
+        fields.end()
+        return request
+
+
+def _where(fields: "_Fields") -> dict[str, Any]:
+    x0, x1 = _range(fields.number("x0"), fields.number("x1"))
+    return {"series": fields.choice("series", "S", SERIES), "x": fields.choice("x", "step", X_AXES), "x0": x0, "x1": x1}
+
+
+def _pixels(fields: "_Fields") -> int:
+    return fields.integer("pixels", 1000, 1, MOST_PIXELS) or 1000
+
+
+def _range(x0: float | None, x1: float | None) -> tuple[float | None, float | None]:
+    if x0 is not None and x1 is not None and x0 > x1:
+        raise ApiError("INVALID_RANGE", f"x0 {x0:g} is above x1 {x1:g}")
+    return x0, x1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class _Fields:
+    """The fields of an object, each taken once, with its kind checked."""
+
+    def __init__(self, given: Any) -> None:
+        if not isinstance(given, Mapping):
+            raise ApiError("MALFORMED_REQUEST", f"expected a JSON object, got {_short(given)}")
+        self._left: dict[str, Any] = dict(given)
+
+    @classmethod
+    def of_body(cls, body: bytes) -> Self:
+        try:
+            return cls(orjson.loads(body))
+        except orjson.JSONDecodeError as error:
+            raise ApiError("MALFORMED_REQUEST", f"the body is no JSON: {error}") from None
+
+    def end(self) -> None:
+        if self._left:
+            raise ApiError("MALFORMED_REQUEST", f"unknown fields {', '.join(sorted(map(repr, self._left)))}")
+
+    def take(self, name: str, default: Any) -> Any:
+        return self._left.pop(name, default)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self.take(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a text")
+        return value
+
+    def choice(self, name: str, default: str, choices: Sequence[str] | Mapping[str, Any]) -> Any:
+        value = self.text(name, default)
+        if value not in choices:
+            raise self._wrong(name, value, f"one of {', '.join(choices)}")
+        return value
+
+    def list(self, name: str, most: int) -> Sequence[Any]:
+        value = self.take(name, None)
+        if not isinstance(value, list) or len(value) > most:
+            raise self._wrong(name, value, f"a list of at most {most}")
+        return value
+
+    def texts(self, name: str, most: int) -> tuple[str, ...]:
+        value = self.list(name, most)
+        if not all(isinstance(entry, str) for entry in value):
+            raise self._wrong(name, value, "a list of texts")
+        return tuple(dict.fromkeys(value))
+
+    def number(self, name: str) -> float | None:
+        value = self.take(name, None)
+        if value is not None and not _is_number(value):
+            raise self._wrong(name, value, "a finite number or null")
+        return None if value is None else float(value)
+
+    def integer(self, name: str, default: int | None, low: int, high: int) -> int | None:
+        value = self.take(name, default)
+        if value is None:
+            return default
+        if not _is_number(value) or value != int(value) or not low <= value <= high:
+            raise self._wrong(name, value, f"a whole number from {low} to {high}")
+        return int(value)
+
+    def parsed(self, name: str, default: float | None = None, low: float = -math.inf, high: float = math.inf) -> float | None:
+        value = self.take(name, None)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or not low <= number <= high:
+            bounds = "" if low == -math.inf else f" from {low:g} to {high:g}"
+            raise self._wrong(name, value, f"a number{bounds}")
+        return number
+
+    @staticmethod
+    def _wrong(name: str, value: Any, expected: str) -> ApiError:
+        return ApiError("MALFORMED_REQUEST", f"{name} {_short(value)}: expected {expected}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,79 @@
+"""Keeps the table of runs up to date with the store."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from time import monotonic, time_ns
+from typing import Final
+
+from mechanicd.dashboard._reader import Reader
+from mechanicd.dashboard._table import Table
+from mechanicd.store import RunRow, Store, StoreError
+
+log = logging.getLogger("mechanicd.dashboard")
+
+POLL_SECONDS: Final = 0.25
+STALE_SECONDS: Final = 10.0
+_RETRY_SECONDS: Final = 0.5
+
+
+class Watch:
+    """The table, polled.
+
+    Attributes:
+        table: the runs as last read.
+        failure: why the store can't be read now, "" where it can.
+    """
+
+    def __init__(self, reader: Reader, table: Table) -> None:
+        self.table = table
+        self.failure = "the store was not read yet"
+        self._reader = reader
+        self._read_at = monotonic()
+        self._changed = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        """Why the table may be of the past, in words; "" where it is of now."""
+        if not self.failure and monotonic() - self._read_at > STALE_SECONDS:
+            return f"the store has not answered for {monotonic() - self._read_at:.0f} s"
+        return self.failure
+
+    async def run(self) -> None:
+        """Polls until it is cancelled."""
+        while True:
+            try:
+                known = self.table.revisions()
+                rows, gone = await self._reader.call(lambda store: changes(store, known))  # noqa: B023  (awaited here)
+            except StoreError as error:
+                if self.failure != str(error):
+                    log.error("store: %s", error)
+                self.failure = str(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if self.failure and self.table.now:
+                log.warning("store: works again")
+            self.failure, self._read_at = "", monotonic()
+            if self.table.update(rows, gone, time_ns()):
+                self.wake()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def wake(self) -> None:
+        """Lets those go on that wait in `change`."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def change(self, seconds: float) -> bool:
+        """Waits for the next change of the table; False where none came in this time."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
+    """Rows whose revision is other than known, and the ids of known runs that are gone."""
+    pulse = store.pulse()
+    changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
+    return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]

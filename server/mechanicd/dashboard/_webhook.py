@@ -1,0 +1,145 @@
+"""Tells a URL, once each, when a run begins to need somebody and when it no longer does. Nothing waits for it."""
+
+import asyncio
+import logging
+import sys
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from time import time_ns
+from typing import Any, Final
+
+import orjson
+
+from mechanicd.dashboard._config import PageConfig
+from mechanicd.dashboard._item import Item
+from mechanicd.dashboard._watch import Watch
+
+log = logging.getLogger("mechanicd.dashboard")
+
+LOOK_SECONDS: Final = 5.0
+TIMEOUT_SECONDS: Final = 10.0
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 60.0
+ATTEMPTS: Final = 12
+"""About nine minutes with the pauses."""
+MOST_WAITING: Final = 1000
+
+Key = tuple[str, str]
+"""A run's full name, and the kind of its need."""
+
+
+async def tell(config: PageConfig, watch: Watch) -> None:
+    """Tells `config.webhook` of the needs in the table until it is cancelled.
+
+    Whenever what has been told changes, the serving process hears of it on stdout, and gives it to the next process here.
+    """
+    webhook = Webhook(config.webhook, config.told)
+    sending = asyncio.create_task(webhook.run(), name="webhook-sending")
+    try:
+        while True:
+            if not watch.trouble and webhook.look(watch.table.items()):
+                sys.stdout.write(f"{orjson.dumps({'told': webhook.told}).decode()}\n")
+                sys.stdout.flush()
+            await watch.change(LOOK_SECONDS)
+    finally:
+        sending.cancel()
+        webhook.close()
+
+
+class Webhook:
+    """Sends one event at a time, in order, from a thread of its own; tries again with growing pauses.
+
+    Args:
+        url: where to POST.
+        told: the needs that were told of already, so that a new process does not tell them again.
+    """
+
+    def __init__(self, url: str, told: Iterable[Key] = ()) -> None:
+        self._url = url
+        self._known: dict[Key, Mapping[str, Any]] = {}
+        self._told: set[Key] = set(told)
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._more = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="webhook")
+
+    @property
+    def told(self) -> list[Key]:
+        """The needs that have begun, as far as the receiver was told or will be."""
+        return sorted(self._told)
+
+    def look(self, items: Iterable[Item]) -> bool:
+        """Compares with what was told, and queues what is new; whether there was anything."""
+        now = {(item["name"], need["kind"]): (item, need) for item in items for need in item["needs"]}
+        new = [key for key in now if key not in self._told]
+        over = [key for key in self._told if key not in now]
+        for key in new:
+            self._queue("began", key, *now[key])
+        for key in over:
+            self._queue("ended", key, None, None)
+        self._told.update(new)
+        self._told.difference_update(over)
+        return bool(new or over)
+
+    async def run(self) -> None:
+        """Sends what is queued until it is cancelled."""
+        while True:
+            while self._waiting:
+                await self._deliver(self._waiting.popleft())
+            self._more.clear()
+            await self._more.wait()
+
+    def close(self) -> None:
+        """Leaves what is on its way."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _queue(self, event: str, key: Key, item: Item | None, need: Mapping[str, Any] | None) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            lost = self._waiting.popleft()
+            log.error("webhook: too much waits; %s %s of %s is not told", lost["need"]["kind"], lost["event"], lost["run"])
+        name, kind = key
+        told = {"kind": kind, "message": need["message"], "step": need["step"]} if need else {"kind": kind}
+        run = {field: item[field] for field in ("status", "step", "S", "labels")} if item else {}
+        self._waiting.append({"event": event, "time": time_ns() // 10**6, "run": name, "need": told, **run})
+        self._more.set()
+
+    async def _deliver(self, event: dict[str, Any]) -> None:
+        body, pause = orjson.dumps(event), FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        for attempt in range(1, ATTEMPTS + 1):
+            failure = await loop.run_in_executor(self._thread, _post, self._url, body)
+            if not failure:
+                if attempt > 1:
+                    log.info("webhook: told at attempt %d", attempt)
+                return
+            if attempt == 1:
+                log.warning("webhook: %s; it is tried again for some minutes", failure)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        log.error("webhook: %s; given up: %s %s of %s", failure, event["need"]["kind"], event["event"], event["run"])
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Elsewhere is an error: what is POSTed there would arrive as a GET."""
+
+    def redirect_request(self, *args: object) -> None:
+        return None
+
+
+_OPENER: Final = urllib.request.build_opener(_NoRedirect)
+
+
+def _post(url: str, body: bytes) -> str:
+    """Sends once; what went wrong, "" if nothing."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "mechanicd"}, method="POST")
+    try:
+        with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
+            answer.read(65536)
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"the receiver answered {error.code}"
+    except OSError as error:
+        return f"the receiver can't be reached: {getattr(error, 'reason', error)}"
+    return ""
