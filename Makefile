@@ -12,7 +12,7 @@ SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard pro
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/demo.stamp  ## a server and a small fleet of real trainings, ending in a table (under 4 minutes on two cores)
+demo: $(VENV)/demo.stamp  ## a server, its page and a small fleet of real trainings, ending in a table; then Ctrl-C, or ARGS=--once
 	$(BIN)/mechanicd demo $(ARGS)
 
 experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their page (hours; ARGS=--quick: all of it small, in minutes)

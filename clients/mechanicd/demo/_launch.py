@@ -91,12 +91,16 @@ class Server:
     Attributes:
         target: where it listens.
         page: where its page is, or "".
+
+    Args:
+        http: where its page shall be; "off" for none, "" for the usual place, or another port where that is taken.
     """
 
     def __init__(self, store_url: str, logs: Path, check: Callable[[], None], http: str = "off") -> None:
         self._out, self._log = logs / "server.out", logs / "server.log"
         with self._out.open("wb") as stdout:
-            command = ["-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", http, "--store", store_url]
+            command = ["-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--store", store_url]
+            command += ["--http", http] if http else []
             self._process = _spawn(command, stdout.fileno(), self._log)
         try:
             self.target, self.page = self._wait(check)
