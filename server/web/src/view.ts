@@ -101,7 +101,7 @@ function decode(text: string): string {
 
 /** The address of a view; what is as by default is not in it. */
 export function formatView(view: View): string {
-  const path = view.page === "run" ? `/run/${escape(toShort(view.run))}` : view.page === "compare" ? "/compare" : "/";
+  const path = view.page === "run" ? `/run/${encode(toShort(view.run))}` : view.page === "compare" ? "/compare" : "/";
   const said: [string, string][] = [];
   const say = (key: string, value: string | number | null, otherwise: string | number | null): void => {
     if (value !== otherwise && value !== null && value !== "") said.push([key, String(value)]);
@@ -123,12 +123,12 @@ export function formatView(view: View): string {
   say("x1", view.x1, null);
   say("scale", view.scale, null);
   say("branch", view.branch, 0);
-  const search = said.map(([key, value]) => `${key}=${escape(value)}`).join("&");
+  const search = said.map(([key, value]) => `${key}=${encode(value)}`).join("&");
   return `#${path}${search ? `?${search}` : ""}`;
 }
 
 /** Readable: only what would break the address is escaped. */
-const escape = (text: string): string =>
+const encode = (text: string): string =>
   encodeURIComponent(text).replace(/%(2F|3A|2C|3D|3C|3E|7E|5B|5D|22)/g, (code) => decodeURIComponent(code));
 
 export const view = signal<View>(DEFAULT);

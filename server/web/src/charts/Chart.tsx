@@ -156,7 +156,13 @@ function options(latest: { current: Drawn }, width: number): uPlot.Options {
     series: [{}, { show: true, paths: () => null, points: { show: false } }],
     axes: [
       { ...axis(), size: 28, ...xTicks(x) },
-      { ...axis(), size: 58, splits: ticks, values: (_u, all) => all.map((value) => number(value, 3)) },
+      {
+        ...axis(),
+        size: 58,
+        splits: ticks,
+        filter: (_u, all) => all,
+        values: (_u, all) => all.map((value) => number(value, 3)),
+      },
     ],
     cursor: {
       points: { show: false },
@@ -195,7 +201,7 @@ function options(latest: { current: Drawn }, width: number): uPlot.Options {
 function xTicks(x: XAxis): Partial<uPlot.Axis> {
   if (x === "step") {
     return {
-      space: 80,
+      space: 64,
       incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 12 }, (_, e) => m * 10 ** e)).sort((a, b) => a - b),
       values: (_u, all) => all.map((value) => compact(value)),
     };

@@ -71,7 +71,7 @@ export function useSeries(names: readonly string[], ask: SeriesAsk | null): Line
   }, [key, wanted]);
 
   useEffect(() => {
-    if (!ask || ask.branch !== 0) return;
+    if (ask?.branch !== 0) return;
     const waiting = new Set<string>();
     let busy = false;
     const abort = new AbortController();

@@ -26,21 +26,21 @@ export function sparkShape(spark: Spark): Shape {
   const py = (value: number): number => HEIGHT - 2 - ((Math.log10(value) - low) / (high - low)) * (HEIGHT - 4);
   const at = (x: number, y: number): string => `${x.toFixed(1)} ${y.toFixed(1)}`;
   let line = "";
-  let band = "";
+  let above = "";
+  let below = "";
   let end: [number, number] | null = null;
   spark.x.forEach((_, i) => {
-    const value = spark.end[i];
-    const max = spark.max[i];
+    const [value, max, min] = [spark.end[i], spark.max[i], spark.min[i]];
     if (positive(value)) {
       line += `${end ? "L" : "M"}${at(px(i), py(value))}`;
       end = [px(i), py(value)];
     }
     if (positive(max)) {
-      const min = spark.min[i];
-      const bottom = positive(min) ? py(min) : HEIGHT - 2;
-      if (bottom - py(max) > 0.8) band += `M${at(px(i), py(max))}V${bottom.toFixed(1)}`;
+      above += `${above ? "L" : "M"}${at(px(i), py(max))}`;
+      below = `L${at(px(i), positive(min) ? py(min) : HEIGHT - 2)}${below}`;
     }
   });
+  const band = above && `${above}${below}Z`;
   return { line, band, end };
 }
 

@@ -103,7 +103,8 @@ function Attention({ runs: all }: { runs: readonly RunItem[] }) {
               onClick={() => show({ query: toggleWord(query, word) })}
             >
               <StatusIcon status={status} />
-              <b>{count(n)}</b> {status}
+              <b>{count(n)}</b>
+              <span>{status}</span>
             </button>
           );
         })}
@@ -119,8 +120,10 @@ function Attention({ runs: all }: { runs: readonly RunItem[] }) {
               <a href={runAddress(run.name)}>
                 <Icon name="alert" />
                 <span>
-                  <strong>{run.run}</strong> <em>{words(run.needs[0]!.kind)}</em>
-                  <small title={run.needs[0]!.message}>{run.needs[0]!.message}</small>
+                  <strong>{run.run}</strong>
+                  <small title={run.needs[0]!.message}>
+                    <em>{words(run.needs[0]!.kind)}</em> {run.needs[0]!.message}
+                  </small>
                 </span>
               </a>
             </li>

@@ -387,7 +387,7 @@ function Small({ series, run, detail }: { series: Series; run: RunItem; detail: 
   const signed = SERIES[series].signed;
   const y = shown.y === "linear" ? "linear" : signed ? "asinh" : "log";
   const marks = useMarks(detail, line, shown.x);
-  const missing = line?.missing || (line && line.columns.max.every((value) => value === null));
+  const missing = line?.missing || line?.columns.max.every((value) => value === null);
   const entry = { id: series, label: SERIES[series].title, ink: ink(0), columns: line?.columns ?? null };
   return (
     <figure class="small">

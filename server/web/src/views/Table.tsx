@@ -1,8 +1,10 @@
 /** The runs: only the rows in view exist, so 1,000 are as quick as ten. */
 
+import { computed } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Ink } from "../charts/palette";
+import { runs } from "../data/live";
 import type { Row, SortKey } from "../data/order";
 import { hasWord, labelWord, toggleWord } from "../data/query";
 import { sparks, want } from "../data/sparks";
@@ -17,6 +19,9 @@ import { runAddress, show, view } from "../view";
 import { focused, selectAll, toggleClosed, togglePinned, toggleSelected } from "./actions";
 
 const OVERSCAN = 8;
+
+/** The project is said where there are several. */
+const projects = computed(() => new Set([...runs.value.values()].map((run) => run.project)).size);
 
 interface Props {
   readonly rows: readonly Row[];
@@ -76,7 +81,7 @@ export function Table({ rows, inks, groupInks }: Props) {
   useEffect(() => scrollTo(body.current, rows, active, height), [active]);
 
   return (
-    <div class="table" role="grid" aria-label="Runs" aria-rowcount={rows.length + 1} aria-multiselectable="true">
+    <div class="table" role="table" aria-label="Runs" aria-rowcount={rows.length + 1}>
       <Head />
       <div class="table-scroll">
         <div class="table-body" ref={body} style={{ height: `${rows.length * height}px` }}>
@@ -183,19 +188,23 @@ interface RunRowProps {
 
 const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, query, top, index }: RunRowProps) {
   const need = run.needs[0];
+  const row = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    if (active && mayTakeFocus()) row.current?.querySelector("a")?.focus({ preventScroll: true });
+  }, [active]);
   return (
     <div
+      ref={row}
       class={`row run ${active ? "active" : ""} ${need ? "needy" : ""} ${pinned ? "pinned" : ""}`}
       role="row"
       aria-rowindex={index}
-      aria-selected={chosen}
       data-name={run.name}
       style={{ transform: `translateY(${top}px)` }}
       onClick={(event) => {
         if (!(event.target as Element).closest("a, button")) focused.value = run.name;
       }}
     >
-      <span role="gridcell" class="c-check">
+      <span role="cell" class="c-check">
         <button
           type="button"
           class={`check ${chosen ? "on" : ""}`}
@@ -207,17 +216,17 @@ const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, q
           {ink ? <Swatch ink={ink} /> : <i />}
         </button>
       </span>
-      <span role="gridcell" class="c-name">
+      <span role="cell" class="c-name">
         <span class="status" title={run.status_message || run.status}>
           <StatusIcon status={run.status} />
           <span class="sr">{run.status}</span>
         </span>
         <a href={runAddress(run.name)} title={run.name}>
-          <span class="project">{run.project}/</span>
+          {projects.value > 1 && <span class="project">{run.project}/</span>}
           {run.run}
         </a>
       </span>
-      <span role="gridcell" class="c-needs">
+      <span role="cell" class="c-needs">
         {need ? (
           <span class="need" title={run.needs.map((one) => one.message).join("\n")}>
             <b>{words(need.kind)}</b>
@@ -228,27 +237,27 @@ const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, q
           <span class="calm">{run.status}</span>
         )}
       </span>
-      <span role="gridcell" class="c-step num">
+      <span role="cell" class="c-step num">
         {count(run.step)}
       </span>
-      <span role="gridcell" class="c-s num">
+      <span role="cell" class="c-s num">
         {number(run.S)}
       </span>
-      <span role="gridcell" class="c-spark">
+      <span role="cell" class="c-spark">
         <Sparkline spark={spark} label={`S of ${run.run}`} />
       </span>
-      <span role="gridcell" class="c-lr num">
+      <span role="cell" class="c-lr num">
         {number(run.effective_lr)}
       </span>
-      <span role="gridcell" class="c-age num">
+      <span role="cell" class="c-age num">
         <Ago time={run.step_time} />
       </span>
-      <span role="gridcell" class="c-labels">
+      <span role="cell" class="c-labels">
         {Object.entries(run.labels).map(([key, value]) => (
           <LabelChip key={key} name={key} value={value} query={query} />
         ))}
       </span>
-      <span role="gridcell" class="c-pin">
+      <span role="cell" class="c-pin">
         <button
           type="button"
           class={`ghost small pin ${pinned ? "on" : ""}`}
@@ -262,6 +271,12 @@ const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, q
     </div>
   );
 });
+
+/** The keyboard's row has the focus, unless somebody types or is in a menu. */
+function mayTakeFocus(): boolean {
+  const at = document.activeElement;
+  return at === null || at === document.body || at.closest(".table") !== null;
+}
 
 export const words = (kind: string): string => kind.replaceAll("_", " ");
 
