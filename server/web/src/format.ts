@@ -43,6 +43,14 @@ export function compact(value: number): string {
   return minus(String(Number(value.toPrecision(6))));
 }
 
+/** 1e-8, 0.01, 2.5, 100, 1e4: as short as the value allows. */
+export function tick(value: number): string {
+  const size = Math.abs(value);
+  const exact = Number(value.toPrecision(8));
+  const plain = size === 0 || (size >= 0.001 && size < 10_000);
+  return minus(plain ? String(exact) : exact.toExponential().replace("e+", "e"));
+}
+
 /** 0.4 s, 12 s, 5 min, 3 h, 2 d */
 export function span(milliseconds: number): string {
   const seconds = Math.max(0, milliseconds / 1000);
@@ -55,9 +63,7 @@ export function span(milliseconds: number): string {
 
 /** How long ago, without decimals that would flicker: "now", 12 s, 5 min. */
 export const age = (milliseconds: number): string =>
-  milliseconds < 2000
-    ? "now"
-    : span(Math.max(10_000, milliseconds) === milliseconds ? milliseconds : Math.round(milliseconds / 1000) * 1000);
+  milliseconds < 2000 ? "now" : span(Math.round(milliseconds / 1000) * 1000);
 
 const two = (value: number): string => String(value).padStart(2, "0");
 

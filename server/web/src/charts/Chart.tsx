@@ -4,7 +4,7 @@ import type { Signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import { SERIES, type Series, type XAxis } from "../data/types";
-import { compact, moment, number, span } from "../format";
+import { compact, moment, span, tick } from "../format";
 import { colour, dark } from "../theme";
 import type { YAxis } from "../view";
 import { extremes, type Projection } from "./draw";
@@ -161,7 +161,7 @@ function options(latest: { current: Drawn }, width: number): uPlot.Options {
         size: 58,
         splits: ticks,
         filter: (_u, all) => all,
-        values: (_u, all) => all.map((value) => number(value, 3)),
+        values: (_u, all) => all.map(tick),
       },
     ],
     cursor: {
