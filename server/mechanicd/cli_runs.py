@@ -187,6 +187,7 @@ def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
         "name": run.name,
         "status": _status(run),
         "status_message": run.status_message,
+        "needs": [_need_dict(need) for need in run.needs],
         "step": run.durable_step,
         "scale": list(run.scale),
         "labels": dict(run.labels),
@@ -206,6 +207,11 @@ def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
     }
 
 
+def _need_dict(need: resources_pb2.Need) -> dict[str, Any]:
+    kind = resources_pb2.NeedKind.Name(need.kind).removeprefix("NEED_KIND_").lower()
+    return {"kind": kind, "message": need.message, "step": need.step if need.HasField("step") else None}
+
+
 def sparkline(values: list[float], width: int) -> str:
     """Positive values on a log scale in at most `width` columns; a column shows its largest value, so no spike is hidden."""
     width = min(width, len(values))
@@ -221,7 +227,7 @@ def sparkline(values: list[float], width: int) -> str:
 
 def _table(found: list[resources_pb2.Run]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "status", "step", "S", "last step", "labels"):
+    for heading in ("run", "status", "step", "S", "last step", "needs", "labels"):
         table.add_column(heading, justify="right" if heading in ("step", "S") else "left", overflow="fold")
     now = datetime.now(UTC)
     for run in found:
@@ -232,6 +238,7 @@ def _table(found: list[resources_pb2.Run]) -> Table:
             f"{run.durable_step:,}",
             _scale(run),
             _ago(now - run.step_time.ToDatetime(tzinfo=UTC)) if run.HasField("step_time") else "–",
+            Text(" ".join(need["kind"] for need in map(_need_dict, run.needs)), style="bold red"),
             Text(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items()))),
         )
     return table

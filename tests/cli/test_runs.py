@@ -20,6 +20,7 @@ RUN_KEYS = [
     "name",
     "status",
     "status_message",
+    "needs",
     "step",
     "scale",
     "labels",
@@ -83,7 +84,7 @@ def test_a_list_shows_each_run_with_its_status_step_scale_and_labels(
     train("b", labels={"note": HOSTILE})
     text = succeeded(run_cli("runs", "list", "--target", server.target, "--project", project))
     lines = text.splitlines()
-    assert lines[0].split() == ["run", "status", "step", "S", "last", "step", "labels"]
+    assert lines[0].split() == ["run", "status", "step", "S", "last", "step", "needs", "labels"]
     first = next(line for line in lines if "finished" in line)
     scale = ask("GetRun", name=train("a", after_step=15)).run.scale[0]
     assert "15" in first

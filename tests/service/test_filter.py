@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanicd.service import ServiceError
-from mechanicd.service._filter import parse
+from mechanicd.service._convert import filter_in as parse
 from mechanicd.store import FAILED, RUNNING, RunRow
 from mechanicd.tuner import TunerConfig
 
@@ -148,7 +148,7 @@ def test_numbers_are_compared_as_numbers(have: int, operator: str, wanted: int) 
         ('labels.a = "b"c', 14, "expected AND"),
         ("step = 3 AND", 12, "expected FIELD OPERATOR VALUE"),
         ("step = 3 AND AND step = 4", 12, "expected FIELD OPERATOR VALUE"),
-        ("color = red", 0, "no field 'color'; there are name, status, step, scale, labels.KEY"),
+        ("color = red", 0, "no field 'color'; there are name, status, step, scale, needs, labels.KEY"),
         ("  color = red", 2, "no field 'color'"),
         ("step = 3 AND color = red", 13, "no field 'color'"),
         ("label.a = 3", 0, "expected FIELD OPERATOR VALUE"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mechanicd.service import Engine, _runs
-from mechanicd.store import open_store
+from mechanicd.store import _store, open_store
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
@@ -135,7 +135,7 @@ def test_a_run_that_comes_or_goes_between_two_pages_shifts_no_other(
 @pytest.mark.parametrize("size", [1, 3, 10, 100])
 def test_pages_are_full_and_complete_however_the_store_is_read(scan: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store is read in portions, which must not show: neither in a list, filtered or not, nor in a watch."""
-    monkeypatch.setattr(_runs, "_SCAN", scan)
+    monkeypatch.setattr(_store, "_PORTION", scan)
     store = open_store("sqlite:///:memory:")
     state = TunerState.initial(TunerConfig())
     names = [f"projects/p/runs/{i:02}" for i in range(20)]

@@ -66,14 +66,14 @@ def test_a_migration_that_is_killed_is_begun_again(old: Path) -> None:
     """The process ends in the middle, without a word; the file is still of the old schema."""
     program = f"""
 import os
-from mechanicd.store import SQLiteStore, _history
-split, calls = _history.split, []
-def killed(groups, data):
+from mechanicd.store import SQLiteStore, _tiers
+rise, calls = _tiers.rise, []
+def killed(*branch):
     calls.append(1)
-    if len(calls) == 100:
+    if len(calls) == 3:
         os._exit(9)
-    return split(groups, data)
-_history.split = killed
+    return rise(*branch)
+_tiers.rise = killed
 SQLiteStore({str(old)!r})
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shlex
 import socket
 import sys
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mechanicd.client._targets import Targets
 
 DEFAULT_PROJECT: Final = "default"
+_MAX_COMMAND: Final = 4096
 _open_sessions: "weakref.WeakSet[RemoteSession]" = weakref.WeakSet()
 _opening = threading.Lock()
 _process_of_grpc: int | None = None
@@ -117,6 +119,7 @@ class Client:
             on_outage,
             deadline,
             client=f"mechanicd python, {socket.gethostname()}, process {os.getpid()}",
+            command=_command(),
         )
         _open_sessions.add(session)
         _signals.watch(_close_sessions)
@@ -184,6 +187,13 @@ def make_config(**settings: Any) -> TunerConfig:
         return TunerConfig(**settings)
     except ConfigError as error:
         raise InvalidArgument(error.reason, str(error), {"field": error.field}) from None
+
+
+def _command() -> str:
+    """How this process was started, as a shell takes it; the server keeps it with the run, to show how to resume it."""
+    if os.environ.get("MECHANICD_SEND_COMMAND", "1") == "0":
+        return ""
+    return shlex.join(sys.orig_argv)[:_MAX_COMMAND]
 
 
 def _grpc_is_ours() -> bool:

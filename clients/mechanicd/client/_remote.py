@@ -62,6 +62,7 @@ class RemoteSession(Session):
         on_outage: "local" goes on with this process's own tuner and brings the steps to the server later; "hold" keeps the
             last S meanwhile; "raise" raises ServerUnavailable.
         deadline: seconds that a step waits for its result before the server counts as away.
+        client, command: who this is and how it was started, for people who look at the run.
 
     Raises:
         MechanicdError: what the server refuses. ServerUnavailable if it is away and `on_outage` is "raise", or if only
@@ -78,6 +79,7 @@ class RemoteSession(Session):
         on_outage: str,
         deadline: float,
         client: str,
+        command: str,
     ) -> None:
         if on_outage not in OUTAGE_POLICIES:
             raise InvalidArgument(
@@ -88,7 +90,7 @@ class RemoteSession(Session):
         self._deadline = deadline
         self._pid = os.getpid()
         self._open_request = tuner_service_pb2.OpenSessionRequest(
-            name=name, config=_config_out(config), labels=dict(labels), client=client
+            name=name, config=_config_out(config), labels=dict(labels), client=client, command=command
         )
         self._lock = threading.Lock()
         self._link: Link | None = None

@@ -90,7 +90,7 @@ class Child:
             },
             "now": time_ns() // 10**6,
             "cursor": self.live.cursor,
-            "runs": [item for row, item in self.table.seen() if (project in (None, row.project)) and matches(row)],
+            "runs": [item for row, needs, item in self.table.seen() if project in (None, row.project) and matches(row, needs)],
         }
 
     def named(self, names: Sequence[str]) -> list[Named]:

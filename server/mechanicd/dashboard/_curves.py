@@ -7,7 +7,7 @@ from mechanicd.dashboard import _bands, _series
 from mechanicd.dashboard._request import BandsRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._series import Axis
 from mechanicd.dashboard._zoom import END, Zoom, fill
-from mechanicd.store import RunRow, Store
+from mechanicd.store import RunRow, Store, SummaryRequest
 
 SPARK_COLUMNS: Final = 60
 HEAT_ROWS: Final = 512
@@ -87,6 +87,7 @@ class Curves:
     def _zooms(
         self, store: Store, runs: Sequence[Named], request: SeriesRequest, group: int | None
     ) -> Iterator[tuple[str, Zoom]]:
+        self._learn(store, [run for _, run in runs if run is not None], request.branch)
         zooms: dict[str, Zoom] = {}
         for name, run in runs:
             if run is not None and (group is None or group < len(run.config.scale_groups)):
@@ -105,17 +106,18 @@ class Curves:
 
     def _begin(self, store: Store, run: RunRow, branch: int) -> tuple[int, int]:
         """The first step of a branch, and its time in ns since 1970; (0, 0) where it has none."""
-        key = (run.id, branch, run.epoch)
-        known = self._begins.get(key)
-        if known is None:
-            buckets = store.summary(run, branch, 1, END, 1)
-            if not len(buckets):
-                return 0, 0
-            known = int(buckets["first_step"][0]), int(buckets["first_time"][0])
-            while len(self._begins) >= _KNOWN:
-                self._begins.pop(next(iter(self._begins)))
-            self._begins[key] = known
-        return known
+        self._learn(store, [run], branch)
+        return self._begins.get((run.id, branch, run.epoch), (0, 0))
+
+    def _learn(self, store: Store, runs: Sequence[RunRow], branch: int) -> None:
+        """Finds out where runs begin of which it is not known yet."""
+        new = [run for run in runs if (run.id, branch, run.epoch) not in self._begins]
+        found = store.summaries([SummaryRequest(run, branch, 1, END, 1) for run in new]) if new else []
+        for run, buckets in zip(new, found, strict=True):
+            if len(buckets):
+                self._begins[run.id, branch, run.epoch] = int(buckets["first_step"][0]), int(buckets["first_time"][0])
+        while len(self._begins) > _KNOWN:
+            self._begins.pop(next(iter(self._begins)))
 
 
 def _missing(name: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A run as the page sees it: plain JSON values. Pure."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from mechanicd.store import RunRow
+from mechanicd.store import Need, RunRow
 from mechanicd.v1 import names
 
 MOST_SCALES: Final = 16
@@ -10,9 +11,9 @@ MOST_SCALES: Final = 16
 Item = dict[str, Any]
 
 
-def item(row: RunRow) -> Item:
-    """A judged row as JSON: times in ms since 1970, durations in seconds."""
-    scale = max(row.scale)
+def item(row: RunRow, needs: Sequence[Need]) -> Item:
+    """A judged row with its needs as JSON: times in ms since 1970, durations in seconds."""
+    scale, lr = max(row.scale), row.vitals.base_lr
     return {
         "name": str(names.RunName(row.project, row.run)),
         "project": row.project,
@@ -23,13 +24,13 @@ def item(row: RunRow) -> Item:
         "S": scale,
         "scale": list(row.scale[:MOST_SCALES]),
         "groups": len(row.scale),
-        "base_lr": None,
-        "effective_lr": None,
+        "base_lr": lr,
+        "effective_lr": None if lr is None else scale * lr,
         "labels": row.labels,
         "create_time": row.create_time // 10**6,
         "step_time": row.step_time // 10**6 if row.step_time else None,
         "interval": row.interval / 1e9 if row.interval else None,
         "sessions": row.session_count,
         "rewinds": row.rewinds,
-        "needs": [],
+        "needs": [{"kind": need.kind, "message": need.message, "step": need.step} for need in needs],
     }

@@ -10,10 +10,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from mechanicd.dashboard._item import Item
-from mechanicd.store import FAILED, FINISHED, PREEMPTED, RUNNING, SILENT
+from mechanicd.store import FAILED, FINISHED, NEED_KINDS, PREEMPTED, RUNNING, SILENT
 
 STATUSES: Final = (RUNNING, SILENT, PREEMPTED, FAILED, FINISHED)
-KINDS: Final = ("silent", "stuck", "collapsed", "running_away", "non_finite", "oscillating", "outage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ class _Told:
         statuses, needs = Counter(item["status"] for item in items), Counter(need["kind"] for i in items for need in i["needs"])
         by_status = {status: statuses[status] for status in STATUSES}
         yield _labelled("mechanicd_runs", "Runs in the store, by status.", ["status"], by_status)
-        by_kind = {kind: needs[kind] for kind in KINDS}
+        by_kind = {kind: needs[kind] for kind in NEED_KINDS}
         yield _labelled("mechanicd_needs", "Runs that need somebody, by what is the matter.", ["kind"], by_kind)
         if facts.counts:
             yield from _of_server(facts.counts, facts.age)

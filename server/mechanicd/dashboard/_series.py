@@ -65,7 +65,8 @@ class Axis:
     def middle(self, first: Buckets, last: Buckets) -> Floats:
         """Where columns stand: the middle of the buckets that they begin and end with. Never goes back."""
         if self.kind == "step":
-            return np.divide(first["first_step"] + last["last_step"], 2.0, dtype=np.float64)
+            middle: Floats = (first["first_step"] + last["last_step"]) / 2.0
+            return middle
         begin, end = self.of_times(first["first_time"]), self.of_times(last["last_time"])
         return np.maximum.accumulate((begin + end) / 2.0)
 

@@ -10,21 +10,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mechanicd.dashboard._item import Item, item
-from mechanicd.store import RUNNING, SILENT, RunRow, Silence, judged
+from mechanicd.store import RUNNING, SILENT, Need, RunRow, Silence, judged, needs
 
 MOST_GONE: Final = 1000
 _AGAIN: Final = 10**9
 """A running run is judged again when this many ns have gone by; a silent one when its silence has grown by a tenth."""
+_SAID: Final = 10**10
+"""Texts that only count the time on are news after so many ns."""
 
 
 @dataclass(slots=True)
 class _Entry:
     row: RunRow
     seen: RunRow
+    needs: list[Need]
     item: Item
     changed: dict[str, int]
     latest: int
     judge_at: int
+    said_at: int
 
 
 @dataclass(slots=True)
@@ -44,19 +48,19 @@ class Table:
     _ids: dict[str, int] = field(default_factory=dict)
     _gone: deque[tuple[int, str]] = field(default_factory=deque)
 
-    def rows(self) -> dict[int, RunRow]:
-        """What was given of each run."""
-        return {id_: entry.row for id_, entry in self._entries.items()}
+    def revisions(self) -> dict[int, int]:
+        """The revision of each run as it was given."""
+        return {id_: entry.row.revision for id_, entry in self._entries.items()}
 
     def row(self, name: str) -> RunRow | None:
         """The run of this full name, judged."""
         id_ = self._ids.get(name)
         return None if id_ is None else self._entries[id_].seen
 
-    def seen(self) -> list[tuple[RunRow, Item]]:
-        """All runs in the order of their names."""
+    def seen(self) -> list[tuple[RunRow, list[Need], Item]]:
+        """All runs, judged, in the order of their names."""
         entries = sorted(self._entries.values(), key=lambda entry: (entry.row.project, entry.row.run))
-        return [(entry.seen, entry.item) for entry in entries]
+        return [(entry.seen, entry.needs, entry.item) for entry in entries]
 
     def items(self) -> list[Item]:
         """All runs, in no order."""
@@ -100,17 +104,25 @@ class Table:
             self._judge(moment, entry, row, time)
             return
         seen = judged(row, time, self.silence)
-        new = item(seen)
-        self._entries[row.id] = _Entry(row, seen, new, dict.fromkeys(new, moment), moment, _judge_at(seen, time))
+        found = needs(seen, time, self.silence)
+        new = item(seen, found)
+        changed = dict.fromkeys(new, moment)
+        self._entries[row.id] = _Entry(row, seen, found, new, changed, moment, _judge_at(seen, time), time)
         self._ids[new["name"]] = row.id
 
     def _judge(self, moment: int, entry: _Entry, row: RunRow, time: int) -> None:
         seen = judged(row, time, self.silence)
-        new = item(seen)
+        found = needs(seen, time, self.silence)
+        news = row is not entry.row or seen.status != entry.seen.status or _kinds(found) != _kinds(entry.needs)
+        if not news and time - entry.said_at < _SAID:
+            entry.judge_at = _judge_at(seen, time)
+            return
+        new = item(seen, found)
         for key, value in new.items():
             if entry.item[key] != value:
                 entry.changed[key] = entry.latest = moment
-        entry.row, entry.seen, entry.item, entry.judge_at = row, seen, new, _judge_at(seen, time)
+        entry.row, entry.seen, entry.needs, entry.item = row, seen, found, new
+        entry.judge_at, entry.said_at = _judge_at(seen, time), time
 
     def _forget(self, moment: int, entry: _Entry) -> None:
         name = entry.item["name"]
@@ -119,6 +131,10 @@ class Table:
         self._gone.append((moment, name))
         while len(self._gone) > MOST_GONE:
             self.oldest, _ = self._gone.popleft()
+
+
+def _kinds(found: Iterable[Need]) -> list[tuple[str, int | None]]:
+    return [(need.kind, need.step) for need in found]
 
 
 def _judge_at(row: RunRow, time: int) -> int:

@@ -15,7 +15,6 @@ log = logging.getLogger("mechanicd.dashboard")
 POLL_SECONDS: Final = 0.25
 STALE_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 0.5
-_PAGE: Final = 1000
 
 
 class Watch:
@@ -44,7 +43,8 @@ class Watch:
         """Polls until it is cancelled."""
         while True:
             try:
-                rows, gone = await self._reader.call(lambda store: changes(store, self.table.rows()))
+                known = self.table.revisions()
+                rows, gone = await self._reader.call(lambda store: changes(store, known))  # noqa: B023  (awaited here)
             except StoreError as error:
                 if self.failure != str(error):
                     log.error("store: %s", error)
@@ -72,14 +72,8 @@ class Watch:
         return True
 
 
-def changes(store: Store, known: Mapping[int, RunRow]) -> tuple[list[RunRow], list[int]]:
-    """Rows that are other than known, and the ids of known runs that are gone."""
-    rows: dict[int, RunRow] = {}
-    after = None
-    while True:
-        page = store.list_runs(None, after, _PAGE)
-        rows.update((row.id, row) for row in page)
-        if len(page) < _PAGE:
-            break
-        after = (page[-1].project, page[-1].run)
-    return [row for id_, row in rows.items() if known.get(id_) != row], [id_ for id_ in known if id_ not in rows]
+def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
+    """Rows whose revision is other than known, and the ids of known runs that are gone."""
+    pulse = store.pulse()
+    changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
+    return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mechanicd.dashboard._series import Axis
-from mechanicd.store import SERIES, Buckets, RunRow, Store
+from mechanicd.store import SERIES, Buckets, RunRow, Store, SummaryRequest
 
 END: Final = 2**62
 _ROUNDS: Final = 12
@@ -76,9 +76,12 @@ def fill(store: Store, zooms: Sequence[Zoom]) -> Iterator[Zoom]:
     """Reads the buckets of each, some runs at a time, and gives them in order, done."""
     for batch in _batches(zooms):
         for _ in range(_ROUNDS):
-            for zoom in batch:
-                if not zoom.done:
-                    zoom.take(store.summary(zoom.run, zoom.branch, zoom.first, zoom.last, zoom.most))
+            left = [zoom for zoom in batch if not zoom.done]
+            if not left:
+                break
+            asked = [SummaryRequest(zoom.run, zoom.branch, zoom.first, zoom.last, zoom.most) for zoom in left]
+            for zoom, buckets in zip(left, store.summaries(asked), strict=True):
+                zoom.take(buckets)
         yield from batch
         for zoom in batch:
             zoom.buckets = None

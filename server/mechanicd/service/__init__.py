@@ -1,8 +1,9 @@
 """The service: sessions, steps and queries over a store.
 
 `_server` is the process, `_grpc` the thin adapter; under them, free of any transport, `_engine` (which session holds which
-run), `_sessions` (where a session starts, a pure decision), `_open_run` (one run in memory; the hot path), `_writer` (group
-commit and upkeep), `_runs` and `_filter` (looking at runs), `_convert` (messages ↔ values) and `_errors`.
+run), `_sessions` (where a session starts, a pure decision), `_events` (what is noted of it), `_open_run` (one run in memory;
+the hot path), `_writer` (group commit and upkeep), `_runs` and `_table` (looking at runs), `_metrics` (what
+is counted), `_convert` (messages ↔ values) and `_errors`.
 """
 
 from mechanicd.service._engine import Engine

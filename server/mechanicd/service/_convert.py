@@ -1,6 +1,6 @@
 """Between the contract's messages and the plain values of the tuner and the store. No decisions here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,6 +27,7 @@ STATUS_OUT: Final = {
 }
 MAX_INTEGER: Final = 2**62
 """The largest step or session to take from outside: stores keep signed 64-bit numbers, and a run steps on from here."""
+MAX_COMMAND: Final = 4096
 CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name not in (store.RUNNING, store.SILENT)}
 
 
@@ -106,6 +107,15 @@ def project_in(parent: str) -> str | None:
         raise ServiceError(error.reason, str(error), field="parent") from None
 
 
+def filter_in(text: str) -> store.Filter:
+    """A list filter. Raises ServiceError INVALID_FILTER, with the position."""
+    try:
+        return store.parse_filter(text)
+    except store.FilterError as error:
+        metadata = {"filter": error.text, "position": error.position}
+        raise ServiceError("INVALID_FILTER", str(error), metadata, field="filter") from None
+
+
 def labels_in(labels: "dict[str, str]") -> dict[str, str]:
     """Raises ServiceError INVALID_LABELS."""
     try:
@@ -114,8 +124,18 @@ def labels_in(labels: "dict[str, str]") -> dict[str, str]:
         raise ServiceError(error.reason, str(error), field="labels") from None
 
 
-def run_out(row: store.RunRow) -> resources_pb2.Run:
-    """A stored run."""
+def text_in(text: str, most: int) -> str:
+    """Text for people, cut to `most` characters, without what PostgreSQL can't keep."""
+    return text[:most].replace("\0", "\ufffd")
+
+
+def command_in(text: str) -> str:
+    """How a trainer was started."""
+    return text_in(text, MAX_COMMAND)
+
+
+def run_out(row: store.RunRow, needs: Sequence[store.Need] = (), *, command: bool = False) -> resources_pb2.Run:
+    """A stored run with its needs; with its command if asked for."""
     run = resources_pb2.Run(
         name=str(names.RunName(row.project, row.run)),
         labels=row.labels,
@@ -127,10 +147,30 @@ def run_out(row: store.RunRow) -> resources_pb2.Run:
         create_time=time_out(row.create_time),
         session_count=row.session_count,
         rewind_count=row.rewinds,
+        needs=map(need_out, needs),
+        base_lr=row.vitals.base_lr,
+        command=row.command if command else "",
     )
     if row.step_time:
         run.step_time.CopyFrom(time_out(row.step_time))
     return run
+
+
+def need_out(need: store.Need) -> resources_pb2.Need:
+    """A judgement."""
+    return resources_pb2.Need(kind=f"NEED_KIND_{need.kind.upper()}", message=need.message, step=need.step)
+
+
+def event_out(event: store.EventRow) -> resources_pb2.RunEvent:
+    """A stored event; of unspecified kind where the contract has none for it."""
+    name = f"EVENT_KIND_{event.kind.upper()}"
+    known = name if name in resources_pb2.EventKind.keys() else "EVENT_KIND_UNSPECIFIED"  # noqa: SIM118
+    return resources_pb2.RunEvent(
+        time=time_out(event.time),
+        step=event.step,
+        kind=known,
+        message=event.message,
+    )
 
 
 def step_out(row: store.StepRow) -> resources_pb2.StepRecord:

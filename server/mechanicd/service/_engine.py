@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.service import _convert, _sessions
+from mechanicd.service import _convert, _events, _sessions
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
@@ -136,6 +136,14 @@ class Engine:
             else:
                 result.durable_step = run.durable_step
 
+    def left(self, sessions: set[int]) -> None:
+        """The connection that steps of these sessions came over has ended."""
+        for session in sessions:
+            run = self._by_session.get(session)
+            if run is not None and not run.fenced_by:
+                run.left(time_ns())
+                self.writer.mark(run)
+
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     async def open_session(self, request: tuner_service_pb2.OpenSessionRequest) -> tuner_service_pb2.OpenSessionResponse:
@@ -151,13 +159,13 @@ class Engine:
                 try:
                     if request.session:
                         return await self._reattach(name, request.session, config)
-                    return await self._open(name, config, labels, start, request.client)
+                    return await self._open(name, config, labels, start, request.client, _convert.command_in(request.command))
                 except OwnershipLost as error:  # another server took the run at this moment: look again
                     log.info("%s: %s; attempt %d", name, error, attempt + 1)
         raise ServiceError("STORE_UNAVAILABLE", f"{name} is being taken by other servers; try again")
 
     async def _open(
-        self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str
+        self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str, command: str
     ) -> tuner_service_pb2.OpenSessionResponse:
         row, fresh = await self._get_or_create(name, config, start)
         _sessions.check_config(row.config, config)
@@ -178,6 +186,7 @@ class Engine:
                 row = await self._get(name)
                 decision = _sessions.decide(row, fresh, start)
                 state = decision.state or state
+            now = time_ns()
             row = await self.writer.call(
                 self.store.claim,
                 Claim(
@@ -188,7 +197,10 @@ class Engine:
                     state=state.to_bytes(),
                     scale=state.scale,
                     labels=labels,
-                    time=time_ns(),
+                    time=now,
+                    command=command,
+                    vitals=_sessions.vitals(row, decision),
+                    events=_events.opened(row, decision, now, client),
                 ),
             )
         except OwnershipLost:
@@ -211,6 +223,7 @@ class Engine:
         run = self._by_session.get(session)
         if run is not None and name != (run.row.project, run.row.run):
             raise self._no_session(session, None)
+        here = True
         if run is None or run.fenced_by:
             known = session <= _convert.MAX_INTEGER
             found = await self.writer.call(self.store.by_session, session) if known else None
@@ -222,11 +235,18 @@ class Engine:
             if row.session != session:
                 raise _fenced(session, row.session)
             # A new epoch: whatever another server still holds of this session in its memory counts no more.
-            row = await self.writer.call(self.store.take_over, row.id, row.epoch, session)
+            now = time_ns()
+            vitals, events = row.vitals.came_back(now), _events.came_back(row, now, in_memory=False)
+            row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, vitals, events)
             self._taken.discard(session)
             run = await self._hold(name, row, begun.after_step)
+            here = False
         _sessions.check_config(run.row.config, config)
         self.metrics.opened[_OUTCOMES[_sessions.REATTACHED]] += 1
+        if here:
+            now = time_ns()
+            run.came_back(now, _events.came_back(run.now(), now, in_memory=True))
+            self.writer.mark(run)
         explanation = f"the session comes back, the server has step {run.state.step}"
         log.info("%s: session %d: %s", name, run.row.session_count, explanation)
         return _opened(run, _sessions.REATTACHED, explanation)
@@ -250,7 +270,8 @@ class Engine:
             epoch=run.row.epoch,
             session=run.row.session,
             status=_convert.CLOSING_STATUS[request.status],
-            message=request.message[:1000].replace("\0", "\ufffd"),
+            message=_convert.text_in(request.message, 1000),
+            events=(_events.closed(run.state.step, time_ns(), _convert.CLOSING_STATUS[request.status], request.message),),
         )
         await self.writer.release(release)
         self._forget(run)

@@ -76,13 +76,19 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
     async def StreamSteps(self, _: object, context: Context) -> None:
         """Steps as they come. read and write on the context are the fastest form that grpcio has."""
         read, write, steps, took = context.read, context.write, self._engine.steps, self._engine.metrics.step_seconds.add
-        while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            begun = perf_counter()
-            response, old = steps(request)
-            took(perf_counter() - begun)
-            if old or self._settle:
-                await self._complete(request, response, old)
-            await write(response)
+        last = None
+        try:
+            while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                begun = perf_counter()
+                response, old = steps(request)
+                took(perf_counter() - begun)
+                if old or self._settle:
+                    await self._complete(request, response, old)
+                await write(response)
+                last = request
+        finally:
+            if last is not None:
+                self._engine.left({step.session for step in last.steps})
 
     async def _complete(self, request: tuner.StreamStepsRequest, response: tuner.StreamStepsResponse, old: list[int]) -> None:
         if old:

@@ -1,11 +1,12 @@
 """A run in memory: its tuner, and the steps that the store has not got yet."""
 
+from dataclasses import replace
 from time import time_ns
 
 from mechanicd import store
 from mechanicd.service import _convert
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import Commit, RunRow, StepRow
+from mechanicd.store import Commit, EventRow, RunRow, StepRow
 from mechanicd.tuner import ReductionsError, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -24,22 +25,27 @@ class OpenRun:
         begun_after: the step after which the session began.
         durable_step: the last step that the store has.
         fenced_by: the session that took the run over, 0 while this one holds it.
+        vitals: after the durable step; `away` and `returns` in them as of now.
     """
 
     __slots__ = (
         "_committing_after",
+        "_events",
+        "_first_scale",
         "_groups",
         "_interval",
         "_last",
         "_pending",
         "_step_time",
         "_stepped",
+        "_touched",
         "_tuner",
         "begun_after",
         "durable_step",
         "fenced_by",
         "row",
         "state",
+        "vitals",
     )
 
     def __init__(self, row: RunRow, begun_after: int, last: StepRow | None) -> None:
@@ -48,6 +54,10 @@ class OpenRun:
         self.state = TunerState.from_bytes(row.state, row.config)
         self.durable_step = row.last_step
         self.fenced_by = 0
+        self.vitals = row.vitals
+        self._first_scale = store.first_scale(row.config)
+        self._events: list[EventRow] = []
+        self._touched = False
         self._tuner = Tuner(row.config)
         self._groups = len(row.config.scale_groups)
         self._pending: list[bytes] = []
@@ -57,10 +67,14 @@ class OpenRun:
         self._stepped = False
         self._last = None if last is None else rebuilt(row.session, last)
 
+    def now(self) -> RunRow:
+        """The run's row as it will be with all steps so far."""
+        return replace(self.row, last_step=self.state.step, step_time=self._step_time, interval=self._interval)
+
     @property
     def dirty(self) -> bool:
-        """Whether steps wait for their commit."""
-        return bool(self._pending)
+        """Whether steps wait for their commit, or something to note."""
+        return bool(self._pending) or self._touched
 
     def step(self, request: StepRequest) -> StepResult:
         """Takes one step, or gives the stored result of the last one again.
@@ -114,9 +128,23 @@ class OpenRun:
             {"expected": self.state.step + 1, "received": request.step},
         )
 
+    def came_back(self, time: int, events: list[EventRow]) -> None:
+        """The session is back at `time` (ns since 1970), over another connection."""
+        self.vitals = self.vitals.came_back(time)
+        self._events += events
+        self._touched = True
+
+    def left(self, time: int) -> None:
+        """The trainer's connection ended, and the session is open."""
+        self.vitals = replace(self.vitals, away=time)
+        self._touched = True
+
     def collect(self) -> Commit:
-        """What the store has not got yet. Follow it by `committed` or `restore`."""
-        records, self._pending = b"".join(self._pending), []
+        """What the store has not got yet. Follow it by `sealed`, then by `committed` or `restore`."""
+        if self._pending and self.vitals.away < self._step_time:
+            self.vitals = replace(self.vitals, away=0)
+        records, self._pending, self._touched = b"".join(self._pending), [], False
+        events, self._events = tuple(self._events), []
         after, self._committing_after = self._committing_after, self.state.step
         return Commit(
             run_id=self.row.id,
@@ -128,16 +156,26 @@ class OpenRun:
             scale=self.state.scale,
             step_time=self._step_time,
             interval=self._interval,
+            vitals=self.vitals,
+            events=events,
             records=records,
         )
+
+    def sealed(self, commit: Commit) -> Commit:
+        """The commit with the vitals after its steps. Changes nothing here: any thread may call it."""
+        return replace(commit, vitals=commit.vitals.after(self._groups, self._first_scale, commit.records))
 
     def committed(self, commit: Commit) -> None:
         """The commit is on disk."""
         self.durable_step = commit.last_step
+        self.vitals = replace(commit.vitals, away=self.vitals.away, returns=self.vitals.returns)
 
     def restore(self, commit: Commit) -> None:
         """The commit failed: its steps wait again."""
-        self._pending.insert(0, commit.records)
+        if commit.records:
+            self._pending.insert(0, commit.records)
+        self._events[:0] = commit.events
+        self._touched = True
         self._committing_after = commit.after_step
 
 

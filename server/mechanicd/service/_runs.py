@@ -4,18 +4,17 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from time import time_ns
 from typing import Final
 
-from mechanicd.service import _convert, _filter
+from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import SILENT, RunRow, Silence, judged
+from mechanicd.service._table import Table
+from mechanicd.store import Need, RunRow, Silence, judged, needs
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
-_SCAN: Final = 500
 
 
 class Runs:
@@ -31,46 +30,54 @@ class Runs:
         self._silence = silence or Silence()
         self._store = engine.store
         self._call = engine.writer.call
+        self._table = Table(engine.store, engine.writer.call)
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """See RunService.GetRun."""
-        return run_service_pb2.GetRunResponse(run=_convert.run_out(await self._get(request.name)))
+        row = await self._get(request.name)
+        events = await self._call(self._store.events, row.id)
+        run = _convert.run_out(row, self._needs(row), command=True)
+        return run_service_pb2.GetRunResponse(run=run, events=map(_convert.event_out, events))
 
     async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
         """See RunService.ListRuns."""
         project = _convert.project_in(request.parent)
-        matches = _filter.parse(request.filter)
+        matches = _convert.filter_in(request.filter)
         size = _page_size(request.page_size, 100, 1000)
         about = ("runs", request.parent, request.filter)
         token = _token_in(request.page_token, *about)
-        after = (token[0], token[1]) if token else None
-        found: list[RunRow] = []
-        while len(found) <= size:
-            rows = await self._call(self._store.list_runs, project, after, _SCAN)
-            found += filter(matches, map(self._judged, rows))
-            if len(rows) < _SCAN:
+        after = (token[0], token[1]) if token else ("", "")
+        rows = [row for row in await self._table.read() if _is_in(row, project) and (row.project, row.run) > after]
+        found = []
+        for row in sorted(rows, key=lambda row: (row.project, row.run)):
+            seen = self._seen(row)
+            if matches(*seen):
+                found.append(seen)
+            if len(found) > size:
                 break
-            after = (rows[-1].project, rows[-1].run)
         page = found[:size]
-        more = len(found) > size
+        last = page[-1][0] if len(found) > size else None
         return run_service_pb2.ListRunsResponse(
-            runs=map(_convert.run_out, page),
-            next_page_token=_token_out([page[-1].project, page[-1].run], *about) if more else "",
+            runs=(_convert.run_out(*seen) for seen in page),
+            next_page_token=_token_out([last.project, last.run], *about) if last else "",
         )
 
     async def watch_runs(self, request: run_service_pb2.WatchRunsRequest) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
         """See RunService.WatchRuns. Looks every `WATCH_SECONDS`."""
         project = _convert.project_in(request.parent)
-        matches = _filter.parse(request.filter)
-        seen: dict[str, RunRow] = {}
+        matches = _convert.filter_in(request.filter)
+        shown: dict[int, tuple[RunRow, list[Need]]] = {}
         first = True
         while True:
-            now = {str(names.RunName(row.project, row.run)): row async for row in self._all(project) if matches(row)}
-            changed = [row for name, row in now.items() if _differs(seen.get(name), row)]
-            gone = sorted(seen.keys() - now.keys())
+            now = {
+                row.id: seen for row in await self._table.read() if _is_in(row, project) and matches(*(seen := self._seen(row)))
+            }
+            changed = [seen for id_, seen in now.items() if _differs(shown.get(id_), seen)]
+            gone = sorted(_name(shown[id_][0]) for id_ in shown.keys() - now.keys())
             if changed or gone or first:
-                yield run_service_pb2.WatchRunsResponse(runs=map(_convert.run_out, changed), gone=gone)
-            seen, first = now, False
+                changed.sort(key=lambda seen: (seen[0].project, seen[0].run))
+                yield run_service_pb2.WatchRunsResponse(runs=(_convert.run_out(*seen) for seen in changed), gone=gone)
+            shown, first = now, False
             await asyncio.sleep(WATCH_SECONDS)
 
     async def update_run(self, request: run_service_pb2.UpdateRunRequest) -> run_service_pb2.UpdateRunResponse:
@@ -96,7 +103,8 @@ class Runs:
             else:
                 labels.pop(key, None)
         await self._call(self._store.set_labels, row.id, _convert.labels_in(labels))
-        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(await self._get(request.run.name)))
+        row = await self._get(request.run.name)
+        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(row, self._needs(row)))
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """See RunService.DeleteRun."""
@@ -141,22 +149,29 @@ class Runs:
     def _judged(self, row: RunRow) -> RunRow:
         return judged(row, time_ns(), self._silence)
 
-    async def _all(self, project: str | None) -> AsyncIterator[RunRow]:
-        after = None
-        while True:
-            rows = await self._call(self._store.list_runs, project, after, _SCAN)
-            for row in rows:
-                yield self._judged(row)
-            if len(rows) < _SCAN:
-                return
-            after = (rows[-1].project, rows[-1].run)
+    def _needs(self, row: RunRow) -> list[Need]:
+        return needs(row, time_ns(), self._silence)
+
+    def _seen(self, row: RunRow) -> tuple[RunRow, list[Need]]:
+        return self._judged(row), self._needs(row)
 
 
-def _differs(before: RunRow | None, now: RunRow) -> bool:
-    """Whether a watcher should hear of it. A silent run's message counts the time, which is no news."""
-    if before is not None and before.status == now.status == SILENT:
-        before = replace(before, status_message=now.status_message)
-    return before != now
+def _is_in(row: RunRow, project: str | None) -> bool:
+    return project is None or row.project == project
+
+
+def _name(row: RunRow) -> str:
+    return str(names.RunName(row.project, row.run))
+
+
+def _differs(before: tuple[RunRow, list[Need]] | None, now: tuple[RunRow, list[Need]]) -> bool:
+    """Whether a watcher should hear of it. Messages that only count the time on are no news."""
+    if before is None:
+        return True
+    (old, old_needs), (new, new_needs) = before, now
+    if old.revision != new.revision or old.status != new.status:
+        return True
+    return [(need.kind, need.step) for need in old_needs] != [(need.kind, need.step) for need in new_needs]
 
 
 def _page_size(asked: int, default: int, most: int) -> int:

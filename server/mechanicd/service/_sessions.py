@@ -1,10 +1,10 @@
 """Where a new session starts: a pure decision, with its reason in words."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import RunRow
+from mechanicd.store import RunRow, Vitals
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import tuner_service_pb2
 
@@ -76,6 +76,12 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     return Decision(
         REWOUND, after_step, None, f"asked to start after step {after_step}, the server had {last}: the run rewinds"
     )
+
+
+def vitals(row: RunRow, decision: Decision) -> Vitals:
+    """The vitals that a session begins with: where it does not go on after the last step, they begin anew."""
+    goes_on = decision.outcome in (CREATED, RESUMED)
+    return replace(row.vitals, away=0) if goes_on else Vitals(since=decision.after_step)
 
 
 def check_new(start: Start) -> None:

@@ -18,7 +18,9 @@ log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
 
 RETRY_SECONDS: Final = 0.5
-FOLD_BYTES: Final = 4 * 2**20
+FOLD_BYTES: Final = 16 * 2**20
+FOLD_SECONDS: Final = 30.0
+"""The journal is folded when it is this large, or this old: a fold rewrites the newest chunk of each run in it."""
 TEND_SECONDS: Final = 1.0
 RETAIN_SECONDS: Final = 60.0
 
@@ -78,6 +80,7 @@ class Writer:
         self._metrics = metrics or Metrics()
         self._retention = retention
         self._retained = 0.0
+        self._folded, self._folding = monotonic(), False
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -159,8 +162,13 @@ class Writer:
     async def _tend(self) -> bool:
         """One portion of the store's upkeep; whether there is more to do. Also how a lost store is noticed without steps."""
         try:
-            if await self._in_thread(self.store.fold):
-                return True
+            if self._folding or self.store.unfolded > FOLD_BYTES or monotonic() - self._folded >= FOLD_SECONDS:
+                self._folding = await self._in_thread(self.store.fold)
+                self._folded = monotonic()
+                if self._folding:
+                    return True
+            else:
+                await self._in_thread(self.store.ping)
             if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
                 oldest = self._retention.oldest(time_ns())
                 if await self._in_thread(self.store.retain, self._retention.keep_steps, oldest):
@@ -184,7 +192,7 @@ class Writer:
             commits: list[Commit] = [run.collect() for run in runs]
             begun = monotonic()
             try:
-                kept = await self._in_thread(self.store.commit, commits, [])
+                commits, kept = await self._in_thread(self._keep, runs, commits)
             except Exception as error:  # not StoreError alone: whatever it is, the writer must go on, and health must tell
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
@@ -201,6 +209,11 @@ class Writer:
             self._settle(lost={run for run, ok in zip(runs, kept, strict=True) if not ok})
         self._well()
         return True
+
+    def _keep(self, runs: list[OpenRun], commits: list[Commit]) -> tuple[list[Commit], list[bool]]:
+        """On the store's thread: the vitals, and the commit itself."""
+        sealed = [run.sealed(commit) for run, commit in zip(runs, commits, strict=True)]
+        return sealed, self.store.commit(sealed, [])
 
     def _well(self) -> None:
         if not self.healthy:

@@ -47,13 +47,13 @@ def copy(source: SQLStore, target: SQLStore, progress: Callable[[int, int], None
 
 
 def _rows(db: Database, table: str) -> Iterator[dict[str, Any]]:
-    """Every row of a table in the order of its key, a portion at a time."""
+    """Every row of a table, a portion at a time."""
     columns = TABLES[table]
-    key = {"runs": "id", "sessions": "session", "journal": "id"}.get(table)
+    key = {"runs": "id", "sessions": "session", "events": "id", "journal": "id"}.get(table)
     if key is None:
         for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
             for row in db.execute(
-                f"SELECT {', '.join(columns)} FROM {table} WHERE run_id = :run_id ORDER BY branch, number", {"run_id": run_id}
+                f"SELECT {', '.join(columns)} FROM {table} WHERE run_id = :run_id", {"run_id": run_id}
             ).fetchall():
                 yield dict(zip(columns, row, strict=True))
         return

@@ -2,10 +2,11 @@
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from mechanicd.store._model import RunRow
+from mechanicd.store._needs import KINDS, Need
 from mechanicd.v1 import names
 
 _COMPARISON: Final = re.compile(
@@ -27,11 +28,8 @@ _TEXT_FIELDS: Final = {"name", "status"}
 _NUMBER_FIELDS: Final = {"step", "scale"}
 
 
-Matches = Callable[[RunRow], bool]
-
-
 class FilterError(ValueError):
-    """A filter that can't be read, with the text and the position in it."""
+    """A filter that can't be read, with its text and the position of the mistake."""
 
     def __init__(self, text: str, position: int, what: str) -> None:
         super().__init__(f"filter {text!r}, at character {position}: {what}")
@@ -46,8 +44,10 @@ class Comparison(NamedTuple):
     operator: str
     value: str
 
-    def __call__(self, row: RunRow) -> bool:
+    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
         """Whether the run matches. A run without the label matches only `!=`."""
+        if self.field == "needs":
+            return any(self.value in (need.kind, "*") for need in needs)
         if self.field in _NUMBER_FIELDS:
             have = float(row.last_step) if self.field == "step" else max(row.scale)
             return _OPERATORS[self.operator](have, float(self.value))
@@ -66,8 +66,18 @@ class Comparison(NamedTuple):
         return row.labels.get(self.field.removeprefix("labels."))
 
 
-def parse_filter(text: str) -> Matches:
-    """A predicate over runs; an empty filter matches all.
+class Filter(NamedTuple):
+    """A predicate over runs and their needs."""
+
+    comparisons: tuple[Comparison, ...]
+
+    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
+        """Whether the run matches every comparison."""
+        return all(comparison(row, needs) for comparison in self.comparisons)
+
+
+def parse_filter(text: str) -> Filter:
+    """A predicate; an empty filter matches all.
 
     Raises:
         FilterError
@@ -85,7 +95,7 @@ def parse_filter(text: str) -> Matches:
             raise FilterError(text, position, 'expected FIELD OPERATOR VALUE, as in labels.batch = "256"')
         comparisons.append(_checked(text, match))
         position = match.end()
-    return lambda row: all(comparison(row) for comparison in comparisons)
+    return Filter(tuple(comparisons))
 
 
 def _checked(text: str, match: re.Match[str]) -> Comparison:
@@ -99,8 +109,16 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
             raise FilterError(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
         if operator_ == ":":
             raise FilterError(text, match.start("operator"), f"{field} is a number; ':' is for text")
+    elif field == "needs":
+        value = value.lower()
+        if operator_ != ":":
+            raise FilterError(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
+        if value not in (*KINDS, "*"):
+            raise FilterError(text, match.start("value"), f"no need {value!r}; there are {', '.join(KINDS)}, and * for any")
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):
-        raise FilterError(text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, labels.KEY")
+        raise FilterError(
+            text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, needs, labels.KEY"
+        )
     return Comparison(field, operator_, value)

@@ -1,9 +1,9 @@
 """The history of steps in the database: a journal of flushes, folded into chunks of one run each.
 
 A flush is one row of the journal, whatever the number of its runs. Folding moves the steps into chunks, each of which spans
-`chunk_steps` steps of one branch of one run, and carries its part of the pyramid. A segment of the journal counts for its run
-while it is of the run's epoch and above the run's folded step, so that folding may stop and begin again anywhere: whoever
-begins a new epoch folds the run first.
+`chunk_steps` steps of one branch of one run, and carries its part of the pyramid; what lies above them is `_tiers`. A segment
+of the journal counts for its run while it is of the run's epoch and above the run's folded step, so that folding may stop and
+begin again anywhere: whoever begins a new epoch folds the run first.
 
 Each function works inside the caller's transaction.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanicd.store import _journal, _records, _summary
+from mechanicd.store import _records, _summary, _tiers
 from mechanicd.store._journal import Segment
 from mechanicd.store._model import StepRow
 from mechanicd.store._sql import Database, insert
@@ -38,38 +38,37 @@ class _Chunk:
     records: bytes
 
 
-def segments(db: Database, run_id: int, epoch: int, folded_step: int) -> list[Segment]:
-    """What the journal holds for a run, in step order."""
-    found = [
-        segment
-        for _, data in db.execute("SELECT id, data FROM journal ORDER BY id").fetchall()
-        for segment in _journal.unpack(data, run_id)
-    ]
-    return _valid(found, epoch, folded_step)
+def valid(found: Iterable[Segment], epoch: int, folded_step: int) -> list[Segment]:
+    """Those of a run's segments in the journal that count, in step order."""
+    counting = [segment for segment in found if segment.epoch == epoch and segment.last_step > folded_step]
+    return sorted(counting, key=lambda segment: segment.first_step)
 
 
-def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment] | None = None) -> None:
+def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment]) -> None:
     """Moves a run's steps from the journal into its chunks.
 
     Args:
-        found: its segments, if they are known; those that count no longer are passed over.
+        found: what the journal holds for it; segments that count no longer are passed over.
     """
     row = db.execute(f"SELECT epoch, folded_step FROM runs WHERE id = :id{db.for_update}", {"id": run_id}).fetchone()
     if row is None:
         return
-    epoch, folded_step = row
-    valid = segments(db, run_id, epoch, folded_step) if found is None else _valid(found, epoch, folded_step)
-    if not valid:
+    counting = valid(found, *row)
+    if not counting:
         return
-    for number, records in split(groups, b"".join(segment.records for segment in valid)):
+    fresh = False
+    for number, records in split(groups, b"".join(segment.records for segment in counting)):
         new = _summary.of_steps(groups, records)
         chunk = _chunk(db, run_id, groups, 0, number)
         if chunk is None:
             _write(db, run_id, groups, _Chunk(0, number, False, new, records))
+            fresh = True
         else:
             fine = _summary.merge(np.concatenate((chunk.fine, new)), _summary.FINEST)
             _write(db, run_id, groups, _Chunk(0, number, chunk.thinned, fine, chunk.records + records))
-    db.execute("UPDATE runs SET folded_step = :step WHERE id = :id", {"step": valid[-1].last_step, "id": run_id})
+    if fresh:
+        _tiers.rise(db, run_id, groups, 0)
+    db.execute("UPDATE runs SET folded_step = :step WHERE id = :id", {"step": counting[-1].last_step, "id": run_id})
 
 
 def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
@@ -77,6 +76,12 @@ def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: 
 
     Where its exact steps were thinned out, the bucket of the cut goes to both sides whole.
     """
+    _tiers.cut(db, run_id, groups, after_step)
+    _cut_chunks(db, run_id, groups, after_step, branch)
+    _tiers.rise(db, run_id, groups, branch)
+
+
+def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
     number = (after_step - 1) // _summary.chunk_steps(groups)
     chunk = _chunk(db, run_id, groups, 0, number) if after_step else None
     above = {"run_id": run_id, "branch": branch, "after_step": after_step}
@@ -107,11 +112,12 @@ def steps(
     if limit <= 0:
         return
     given = 0
-    key = {"run_id": run_id, "branch": branch, "first": first, "last": last}
+    key = {"run_id": run_id, "branch": branch}
+    span = _summary.chunk_steps(groups)
     numbers = db.execute(
-        "SELECT number FROM chunks WHERE run_id = :run_id AND branch = :branch AND last_step >= :first AND first_step <= :last"
+        "SELECT number FROM chunks WHERE run_id = :run_id AND branch = :branch AND number BETWEEN :low AND :high"
         " ORDER BY number",
-        key,
+        {**key, "low": (first - 1) // span, "high": (last - 1) // span},
     ).fetchall()
 
     def blobs() -> Iterator[bytes]:
@@ -141,16 +147,18 @@ def summary(
 ) -> _summary.Buckets:
     """Buckets of `size` steps that meet first…last, in order; of fewer steps where no larger ones are needed.
 
-    Reads the level of the pyramid that fits; only the journal's end is summed up here.
+    Reads the level of the pyramid that fits; only its end is summed up here.
     """
-    stored = min(size, _summary.chunk_steps(groups))
+    span = _summary.chunk_steps(groups)
+    stored = min(size, span)
     column = "records, fine, thinned" if stored == 1 else "fine" if stored == _summary.FINEST else "coarse"
+    key = {"run_id": run_id, "branch": branch}
+    parts, covered = _tiers.read(db, run_id, groups, branch, first, last, size)
     rows = db.execute(
-        f"SELECT {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND last_step >= :first"
-        " AND first_step <= :last ORDER BY number",
-        {"run_id": run_id, "branch": branch, "first": first, "last": last},
+        f"SELECT {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number > :covered"
+        " AND number BETWEEN :low AND :high ORDER BY number",
+        {**key, "covered": covered, "low": (first - 1) // span, "high": (last - 1) // span},
     ).fetchall()
-    parts = [np.empty(0, _summary.dtype(groups))]
     for row in rows:
         if stored == 1:
             records, fine, thinned = row
@@ -163,7 +171,7 @@ def summary(
         for segment in found
         if segment.last_step >= first and segment.first_step <= last
     ]
-    buckets = np.concatenate(parts)
+    buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])
     if size > 1:
         buckets = _summary.merge(buckets, size)
     return buckets[(buckets["last_step"] >= first) & (buckets["first_step"] <= last)]
@@ -182,11 +190,6 @@ def thin(db: Database, keep_steps: int, most: int) -> int:
             [{"run_id": row[0], "branch": row[1], "number": row[2], "empty": b""} for row in rows],
         )
     return len(rows)
-
-
-def _valid(found: Iterable[Segment], epoch: int, folded_step: int) -> list[Segment]:
-    valid = [segment for segment in found if segment.epoch == epoch and segment.last_step > folded_step]
-    return sorted(valid, key=lambda segment: segment.first_step)
 
 
 def split(groups: int, records: bytes) -> Iterator[tuple[int, bytes]]:
@@ -224,7 +227,7 @@ def chunk_values(
         "first_step": int(fine["first_step"][0]),
         "last_step": int(fine["last_step"][-1]),
         "thinned": int(thinned),
-        "coarse": _summary.upper(groups, fine).tobytes(),
+        "coarse": _summary.upper(groups, fine, _summary.FINEST, _summary.chunk_steps(groups)).tobytes(),
         "fine": fine.tobytes(),
         "records": records,
     }

@@ -1,10 +1,11 @@
 """What the service asks of a store. Every method may block: it runs on the store's own thread."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from mechanicd.store._model import Claim, Commit, Release, RunRow, SessionRow, StepRow
+from mechanicd.store._model import Claim, Commit, EventRow, Release, RunRow, SessionRow, StepRow, SummaryRequest
 from mechanicd.store._summary import Buckets
+from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
 
 
@@ -26,6 +27,15 @@ class Store(Protocol):
     def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> Sequence[RunRow]:
         """Runs in the order of (project, run), beginning after the given pair."""
 
+    def pulse(self) -> dict[int, int]:
+        """The id of every run with its revision: what a watcher asks often, to read the rows that changed."""
+
+    def rows(self, ids: Iterable[int]) -> Sequence[RunRow]:
+        """The runs of these ids in their order; those that are gone are missing."""
+
+    def events(self, run_id: int) -> Sequence[EventRow]:
+        """What happened to a run, the oldest first; the last 1,000."""
+
     def set_labels(self, run_id: int, labels: dict[str, str]) -> None:
         """Replaces all labels."""
 
@@ -35,7 +45,14 @@ class Store(Protocol):
     def claim(self, claim: Claim) -> RunRow:
         """Gives the run to a new session. Raises OwnershipLost."""
 
-    def take_over(self, run_id: int, expected_epoch: int, session: int) -> RunRow:
+    def take_over(
+        self,
+        run_id: int,
+        expected_epoch: int,
+        session: int,
+        vitals: Vitals | None = None,
+        events: Sequence[EventRow] = (),
+    ) -> RunRow:
         """The next epoch for the session that holds the run: another server's commits count no more. Raises OwnershipLost."""
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
@@ -46,6 +63,9 @@ class Store(Protocol):
 
     def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> Buckets:
         """Min, max, last and count over first…last in about `most` buckets or fewer; a bucket a step where that is enough."""
+
+    def summaries(self, requests: Sequence[SummaryRequest]) -> list[Buckets]:
+        """`summary` of many runs, as of one moment."""
 
     @property
     def unfolded(self) -> int:
@@ -61,6 +81,9 @@ class Store(Protocol):
             keep_steps: exact steps are kept of the last `keep_steps` steps of a run; of earlier ones buckets remain.
             oldest: runs whose last step is before this time (ns since 1970) are deleted.
         """
+
+    def ping(self) -> None:
+        """Returns where the database answers."""
 
     def integrity(self) -> list[str]:
         """What the engine itself finds wrong with the database."""

@@ -4,6 +4,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from mechanicd.store._sql import Database
+
 _HEADER: Final = struct.Struct("<qqqqQ")
 
 
@@ -26,12 +28,60 @@ def pack(segments: Iterable[Segment]) -> bytes:
     return b"".join(parts)
 
 
-def unpack(data: bytes, run_id: int | None = None) -> Iterator[Segment]:
-    """The segments of a blob in order; of one run alone if it is given."""
+def unpack(data: bytes) -> Iterator[Segment]:
+    """The segments of a blob in order."""
     at = 0
     while at < len(data):
         run, epoch, first, last, length = _HEADER.unpack_from(data, at)
         at += _HEADER.size
-        if run_id is None or run == run_id:
-            yield Segment(run, epoch, first, last, data[at : at + length])
+        yield Segment(run, epoch, first, last, data[at : at + length])
         at += length
+
+
+class Index:
+    """The journal as this process has read it: each of its rows is read once, and found by run."""
+
+    def __init__(self) -> None:
+        self._runs_of: dict[int, tuple[int, ...]] = {}
+        self._by_run: dict[int, dict[int, list[Segment]]] = {}
+
+    def refresh(self, db: Database) -> None:
+        """Reads what is new, and forgets what was folded."""
+        there = {int(id_) for (id_,) in db.execute("SELECT id FROM journal").fetchall()}
+        self.forget(self._runs_of.keys() - there)
+        new = there - self._runs_of.keys()
+        if not new:
+            return
+        # Ids are given out in order; with many writers one may show itself a little later than the next.
+        rows = db.execute("SELECT id, data FROM journal WHERE id >= :id ORDER BY id", {"id": min(new)}).fetchall()
+        for id_, data in rows:
+            if id_ in new:
+                found: dict[int, list[Segment]] = {}
+                for segment in unpack(bytes(data)):
+                    found.setdefault(segment.run_id, []).append(segment)
+                self._runs_of[id_] = tuple(found)
+                for run_id, segments in found.items():
+                    self._by_run.setdefault(run_id, {})[id_] = segments
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """These rows are no more."""
+        for id_ in ids:
+            for run_id in self._runs_of.pop(id_, ()):
+                of_run = self._by_run[run_id]
+                del of_run[id_]
+                if not of_run:
+                    del self._by_run[run_id]
+
+    def of(self, run_id: int) -> list[Segment]:
+        """What the journal holds for a run, whether it still counts or not."""
+        return [segment for segments in self._by_run.get(run_id, {}).values() for segment in segments]
+
+    @property
+    def rows(self) -> list[int]:
+        """The ids of its rows."""
+        return list(self._runs_of)
+
+    @property
+    def runs(self) -> list[int]:
+        """The runs that it holds something for."""
+        return list(self._by_run)

@@ -1,18 +1,25 @@
 """From each schema to the next, inside one transaction: a file that an older mechanicd wrote is brought up to date when opened.
 
 Version 1 (SQLite alone): a chunk per flush, no pyramid, no journal. Version 2: journal, chunks of fixed span, pyramid.
+Version 3: revision, command, vitals, events, tiers above the chunks.
 """
 
 import sqlite3
 from typing import Final
 
-from mechanicd.store import _history, _summary
+from mechanicd.store import _history, _summary, _tiers
 from mechanicd.store._records import layout
-from mechanicd.store._sql import insert
+from mechanicd.store._sql import TABLES, Database, insert
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 TABLES_V1: Final = ("runs", "sessions", "chunks")
+TABLES_V2: Final = (*TABLES_V1, "journal")
+
+_KEPT: Final = tuple(column for column in TABLES["runs"] if column not in ("revision", "command", "vitals"))
+"""What version 2 had of a run."""
+VITALS_FROM_NOW: Final = "'{\"since\": ' || last_step || '}'"
+"""The vitals of a run that older versions kept: they tell of the steps that come."""
 
 
 def run_script(db: sqlite3.Connection, script: str) -> None:
@@ -22,10 +29,41 @@ def run_script(db: sqlite3.Connection, script: str) -> None:
             db.execute(statement)
 
 
-def migrate(db: sqlite3.Connection, version: int, schema: str) -> None:
-    """Brings a SQLite database from `version` to the present schema. `schema` makes the present tables."""
+def migrate(db: sqlite3.Connection, to: Database, version: int, schema: str) -> None:
+    """Brings a SQLite database from `version` to the present schema. `schema` makes the present tables; `to` is `db` too."""
     if version == 1:
         _from_1(db, schema)
+    else:
+        _from_2(db, schema)
+    raise_tiers(to)
+
+
+def raise_tiers(db: Database) -> None:
+    """Makes the tiers of every run from its chunks."""
+    branches = db.execute("SELECT DISTINCT run_id, branch FROM chunks ORDER BY run_id, branch").fetchall()
+    groups = dict(db.execute("SELECT id, length(scale) / 8 FROM runs").fetchall())
+    for run_id, branch in branches:
+        _tiers.rise(db, run_id, int(groups[run_id]), branch)
+
+
+def _from_2(db: sqlite3.Connection, schema: str) -> None:
+    """Puts new tables of runs and of the journal in the place of the old ones; the chunks stay where they are."""
+    (counted,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'runs'").fetchone()
+    kept = ", ".join(_KEPT)
+    for statement in schema.split(";\n"):
+        for table in ("runs", "journal"):
+            statement = statement.replace(f"CREATE TABLE {table} (", f"CREATE TABLE new_{table} (")
+        if not any(f" {table} " in statement.partition("(")[0] for table in ("sessions", "sessions_of_run", "chunks")):
+            run_script(db, statement)
+    db.execute(
+        f"INSERT INTO new_runs ({kept}, revision, command, vitals)"
+        f" SELECT {kept}, 0, '', {VITALS_FROM_NOW} FROM runs ORDER BY id"
+    )
+    db.execute("INSERT INTO new_journal SELECT id, data FROM journal ORDER BY id")
+    for table in ("runs", "journal"):
+        db.execute(f"DROP TABLE {table}")
+        db.execute(f"ALTER TABLE new_{table} RENAME TO {table}")
+    db.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'runs'", (counted,))
 
 
 def _from_1(db: sqlite3.Connection, schema: str) -> None:
@@ -34,11 +72,12 @@ def _from_1(db: sqlite3.Connection, schema: str) -> None:
     for index in ("sessions_of_run", "chunks_of_run"):
         db.execute(f"DROP INDEX IF EXISTS {index}")
     run_script(db, schema)
+    kept = ", ".join(_KEPT)
     db.execute(
-        "INSERT INTO runs SELECT id, project, run, labels, config, status, status_message, epoch, session, last_step, state,"
-        " scale, create_time,"
+        f"INSERT INTO runs ({kept}, revision, command, vitals) SELECT"
+        " id, project, run, labels, config, status, status_message, epoch, session, last_step, state, scale, create_time,"
         " coalesce((SELECT max(open_time) FROM old_sessions WHERE run_id = old_runs.id), 0),"
-        " step_time, 0, epoch, rewinds, last_step FROM old_runs"
+        f" step_time, 0, epoch, rewinds, last_step, 0, '', {VITALS_FROM_NOW} FROM old_runs"
     )
     db.execute("INSERT INTO sessions SELECT session, run_id, after_step, open_time FROM old_sessions")
     for run_id, scale in db.execute("SELECT id, length(scale) / 8 FROM runs").fetchall():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
 
 RUNNING: Final = "running"
@@ -16,6 +17,26 @@ TUNED: Final = 1
 NON_FINITE: Final = 2
 HELD: Final = 3
 
+OPENED: Final = "opened"
+RESUMED: Final = "resumed"
+REATTACHED: Final = "reattached"
+REWOUND: Final = "rewound"
+ADOPTED: Final = "adopted"
+FENCED: Final = "fenced"
+CLOSED: Final = "closed"
+OUTAGE: Final = "outage"
+FORKED: Final = "forked"
+REWOUND_BY_HAND: Final = "rewound_by_hand"
+
+
+class EventRow(NamedTuple):
+    """Something that happened to a run at `time` (ns since 1970), its last step then `step`; `kind` is one of those above."""
+
+    time: int
+    step: int
+    kind: str
+    message: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
@@ -23,7 +44,8 @@ class RunRow:
 
     (`epoch`, `session`, `last_step`) is what a commit is conditional on: a writer that does not know them has lost the run.
     `epoch` grows whenever a session or a server takes hold of the run, `session_count` with each new session alone.
-    `interval` is the usual time between two steps in nanoseconds, 0 where it is not known yet.
+    `interval` is the usual time between two steps in nanoseconds, 0 where it is not known yet. `command` is how the last
+    session's trainer was started. `revision` grows whenever anything else here changes.
     """
 
     id: int
@@ -44,6 +66,9 @@ class RunRow:
     interval: int
     session_count: int
     rewinds: int
+    command: str = ""
+    vitals: Vitals = field(default_factory=Vitals)
+    revision: int = field(default=0, compare=False)
 
 
 class StepRow(NamedTuple):
@@ -87,11 +112,14 @@ class Claim:
     scale: tuple[float, ...]
     labels: dict[str, str]
     time: int
+    command: str = ""
+    vitals: Vitals = field(default_factory=Vitals)
+    events: tuple[EventRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """The steps of one run since its last commit. Conditional on (epoch, session, after_step)."""
+    """The steps of one run since its last commit, or its events alone. Conditional on (epoch, session, after_step)."""
 
     run_id: int
     epoch: int
@@ -102,6 +130,8 @@ class Commit:
     scale: tuple[float, ...]
     step_time: int
     interval: int = 0
+    vitals: Vitals = field(default_factory=Vitals)
+    events: tuple[EventRow, ...] = ()
     records: bytes = field(repr=False)
 
 
@@ -114,3 +144,14 @@ class Release:
     session: int
     status: str
     message: str
+    events: tuple[EventRow, ...] = ()
+
+
+class SummaryRequest(NamedTuple):
+    """Which summary is wanted; see `Store.summary`."""
+
+    run: RunRow
+    branch: int
+    first: int
+    last: int
+    most: int

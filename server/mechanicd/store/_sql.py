@@ -40,12 +40,14 @@ class Database(Protocol):
 
 TABLES = {
     "runs": (
-        *("id", "project", "run", "labels", "config", "status", "status_message", "epoch", "session", "last_step"),
-        *("state", "scale", "create_time", "open_time", "step_time", "step_interval", "session_count", "rewinds"),
-        "folded_step",
+        *("id", "revision", "project", "run", "labels", "config", "status", "status_message", "epoch", "session", "last_step"),
+        *("state", "scale", "create_time", "open_time", "step_time", "step_interval", "session_count", "rewinds", "command"),
+        *("vitals", "folded_step"),
     ),
     "sessions": ("session", "run_id", "after_step", "open_time"),
+    "events": ("id", "run_id", "time", "step", "kind", "message"),
     "chunks": ("run_id", "branch", "number", "first_step", "last_step", "thinned", "coarse", "fine", "records"),
+    "tiers": ("run_id", "branch", "tier", "number", "first_step", "last_step", "coarse", "fine"),
     "journal": ("id", "data"),
 }
 """Every table and its columns, the same in every engine; `_sqlite` and `_postgres` say the types."""

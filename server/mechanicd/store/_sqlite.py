@@ -15,6 +15,7 @@ from mechanicd.store._store import SQLStore
 SCHEMA: Final = """
 CREATE TABLE runs (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    revision       INTEGER NOT NULL,            -- grows with every change that a reader can see; in front: often read
     project        TEXT NOT NULL,
     run            TEXT NOT NULL,
     labels         TEXT NOT NULL,               -- JSON object
@@ -32,6 +33,8 @@ CREATE TABLE runs (
     step_interval  INTEGER NOT NULL,            -- ns, usual between two steps
     session_count  INTEGER NOT NULL,
     rewinds        INTEGER NOT NULL,            -- how many branches of abandoned steps there are
+    command        TEXT NOT NULL,               -- how the last session's trainer was started
+    vitals         TEXT NOT NULL,               -- JSON object, see _vitals
     folded_step    INTEGER NOT NULL,            -- the last step in chunks; later ones are in the journal
     UNIQUE (project, run)
 ) STRICT;
@@ -42,6 +45,15 @@ CREATE TABLE sessions (
     open_time  INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX sessions_of_run ON sessions (run_id);
+CREATE TABLE events (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id  INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    time    INTEGER NOT NULL,                   -- ns since 1970
+    step    INTEGER NOT NULL,                   -- the run's last step then
+    kind    TEXT NOT NULL,                      -- see _model
+    message TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_of_run ON events (run_id);
 CREATE TABLE chunks (
     run_id     INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     branch     INTEGER NOT NULL,                -- 0: the run's own history
@@ -54,8 +66,19 @@ CREATE TABLE chunks (
     records    BLOB NOT NULL,                   -- see _records
     PRIMARY KEY (run_id, branch, number)
 ) STRICT;
+CREATE TABLE tiers (
+    run_id     INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    branch     INTEGER NOT NULL,
+    tier       INTEGER NOT NULL,                -- see _tiers
+    number     INTEGER NOT NULL,                -- (step - 1) / steps in a row of this tier
+    first_step INTEGER NOT NULL,
+    last_step  INTEGER NOT NULL,
+    coarse     BLOB NOT NULL,                   -- as in chunks
+    fine       BLOB NOT NULL,
+    PRIMARY KEY (run_id, branch, tier, number)
+) STRICT;
 CREATE TABLE journal (
-    id   INTEGER PRIMARY KEY,
+    id   INTEGER PRIMARY KEY AUTOINCREMENT,     -- never used again, so that a reader may remember what it has read
     data BLOB NOT NULL                          -- see _journal
 ) STRICT;
 """
@@ -142,7 +165,7 @@ class SQLiteStore(SQLStore):
                 "start the newer mechanicd that wrote it, or name another file"
             )
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema")}
-        expected = _migrations.TABLES_V1 if version == 1 else TABLES
+        expected = {1: _migrations.TABLES_V1, 2: _migrations.TABLES_V2}.get(version, tuple(TABLES))
         if tables if version == 0 else version < 0 or not tables.issuperset(expected):
             raise StoreNotWritable(f"{self.path} is another program's database; name another file")
         return int(version)
@@ -152,7 +175,7 @@ class SQLiteStore(SQLStore):
             if version == 0:
                 _migrations.run_script(self._db, SCHEMA)
             elif version < _migrations.SCHEMA_VERSION:
-                _migrations.migrate(self._db, version, SCHEMA)
+                _migrations.migrate(self._db, _SQLite(self._db), version, SCHEMA)
             # Also tells now, not at the first step, whether the file can be written.
             self._db.execute(f"PRAGMA user_version = {_migrations.SCHEMA_VERSION}")
 
@@ -210,14 +233,14 @@ class _SQLite:
         for row in rows:
             cursor = self._db.execute(
                 "UPDATE runs SET last_step = :last_step, state = :state, scale = :scale, step_time = :step_time,"
-                " step_interval = :step_interval"
+                " step_interval = :step_interval, vitals = :vitals, revision = revision + 1"
                 " WHERE id = :id AND epoch = :epoch AND session = :session AND last_step = :after_step",
                 row,
             )
             if cursor.rowcount == 1:
                 moved.add(row["id"])
                 segments.append(row["segment"])
-        if segments:
+        if any(segments):
             self._db.execute("INSERT INTO journal (data) VALUES (?)", (b"".join(segments),))
         return moved
 

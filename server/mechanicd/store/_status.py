@@ -21,11 +21,12 @@ def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
     usual = row.interval / 1e9
     if quiet <= max(silence.seconds, silence.factor * usual):
         return row
-    rhythm = f"one comes every {_duration(usual)}" if usual else "none has come in a rhythm yet"
-    return replace(row, status=SILENT, status_message=f"no step for {_duration(quiet)}; usually {rhythm}")
+    rhythm = f"one comes every {duration(usual)}" if usual else "none has come in a rhythm yet"
+    return replace(row, status=SILENT, status_message=f"no step for {duration(quiet)}; usually {rhythm}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people, as in 3.2 min."""
     for unit, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

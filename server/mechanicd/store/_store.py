@@ -2,23 +2,27 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, Final
 
 from mechanicd.store import _history, _journal, _summary
 from mechanicd.store._errors import OwnershipLost, RunExists
 from mechanicd.store._journal import Segment
-from mechanicd.store._model import RUNNING, Claim, Commit, Release, RunRow, SessionRow, StepRow
+from mechanicd.store._model import RUNNING, Claim, Commit, EventRow, Release, RunRow, SessionRow, StepRow, SummaryRequest
 from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
+from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
 
 _RUN: Final = ", ".join(f"runs.{column}" for column in TABLES["runs"][:-1])
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 _PLAIN: Final = tuple(
-    column for column in TABLES["runs"][:-1] if column not in ("labels", "config", "state", "scale", "step_interval")
+    column for column in TABLES["runs"][:-1] if column not in ("labels", "config", "state", "scale", "step_interval", "vitals")
 )
+_PORTION: Final = 500
+_MOST_EVENTS: Final = 1000
 
 
 class SQLStore(ABC):
@@ -26,6 +30,7 @@ class SQLStore(ABC):
 
     def __init__(self) -> None:
         self.unfolded = 0
+        self._journal = _journal.Index()
         self._folding: tuple[list[int], dict[int, list[Segment]]] | None = None
 
     @abstractmethod
@@ -75,6 +80,8 @@ class SQLStore(ABC):
             "config": json.dumps(asdict(config)),
             "status": RUNNING,
             "status_message": "",
+            "command": "",
+            "vitals": "",
             "state": state,
             "scale": floats_out(scale),
             "create_time": time,
@@ -115,9 +122,34 @@ class SQLStore(ABC):
             ).fetchall()
             return [_run_in(row) for row in rows]
 
+    def pulse(self) -> dict[int, int]:
+        with self.reading() as db:
+            return {int(id_): int(revision) for id_, revision in db.execute("SELECT id, revision FROM runs").fetchall()}
+
+    def rows(self, ids: Iterable[int]) -> list[RunRow]:
+        wanted = sorted({int(id_) for id_ in ids})
+        found: list[RunRow] = []
+        with self.reading() as db:
+            for begin in range(0, len(wanted), _PORTION):
+                listed = ", ".join(map(str, wanted[begin : begin + _PORTION]))
+                rows = db.execute(f"SELECT {_RUN} FROM runs WHERE id IN ({listed}) ORDER BY id").fetchall()
+                found += map(_run_in, rows)
+        return found
+
+    def events(self, run_id: int) -> list[EventRow]:
+        with self.reading() as db:
+            rows = db.execute(
+                f"SELECT time, step, kind, message FROM events WHERE run_id = :id ORDER BY id DESC LIMIT {_MOST_EVENTS}",
+                {"id": run_id},
+            ).fetchall()
+            return [EventRow(*row) for row in reversed(rows)]
+
     def set_labels(self, run_id: int, labels: dict[str, str]) -> None:
         with self.transaction() as db:
-            db.execute("UPDATE runs SET labels = :labels WHERE id = :id", {"labels": json.dumps(labels), "id": run_id})
+            db.execute(
+                "UPDATE runs SET labels = :labels, revision = revision + 1 WHERE id = :id",
+                {"labels": json.dumps(labels), "id": run_id},
+            )
 
     def delete(self, run_id: int) -> None:
         with self.transaction() as db:
@@ -128,7 +160,7 @@ class SQLStore(ABC):
     def claim(self, claim: Claim) -> RunRow:
         with self.transaction() as db:
             before = self._held(db, claim.run_id, claim.expected_epoch)
-            _history.fold(db, before.id, len(before.config.scale_groups))
+            self._fold_one(db, before)
             rewinds = before.rewinds
             if claim.after_step < before.last_step:
                 rewinds += 1
@@ -136,7 +168,8 @@ class SQLStore(ABC):
             db.execute(
                 "UPDATE runs SET epoch = epoch + 1, session_count = session_count + 1, session = :session,"
                 " last_step = :after_step, folded_step = :after_step, state = :state, scale = :scale, labels = :labels,"
-                " status = :status, status_message = '', open_time = :time, rewinds = :rewinds WHERE id = :id",
+                " status = :status, status_message = '', open_time = :time, rewinds = :rewinds, command = :command,"
+                " vitals = :vitals, revision = revision + 1 WHERE id = :id",
                 {
                     "id": claim.run_id,
                     "session": claim.session,
@@ -147,35 +180,52 @@ class SQLStore(ABC):
                     "status": RUNNING,
                     "time": claim.time,
                     "rewinds": rewinds,
+                    "command": claim.command,
+                    "vitals": claim.vitals.to_text(),
                 },
             )
             db.execute(
                 insert("sessions"),
                 {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": claim.time},
             )
+            _note(db, claim.run_id, claim.events)
             return _by_id(db, claim.run_id)
 
-    def take_over(self, run_id: int, expected_epoch: int, session: int) -> RunRow:
+    def take_over(
+        self,
+        run_id: int,
+        expected_epoch: int,
+        session: int,
+        vitals: Vitals | None = None,
+        events: Sequence[EventRow] = (),
+    ) -> RunRow:
         with self.transaction() as db:
             before = self._held(db, run_id, expected_epoch)
             if before.session != session:
                 raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has another session now")
-            _history.fold(db, run_id, len(before.config.scale_groups))
-            db.execute("UPDATE runs SET epoch = epoch + 1 WHERE id = :id", {"id": run_id})
+            self._fold_one(db, before)
+            db.execute(
+                "UPDATE runs SET epoch = epoch + 1, vitals = :vitals, revision = revision + 1 WHERE id = :id",
+                {"id": run_id, "vitals": (vitals or before.vitals).to_text()},
+            )
+            _note(db, run_id, events)
             return _by_id(db, run_id)
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         kept: list[bool] = []
         rows = [_moved(commit) for commit in commits]
-        with self.transaction() if releases else self.at_once() as db:
+        alone = not releases and not any(commit.events for commit in commits)
+        with self.at_once() if alone else self.transaction() as db:
             moved = db.advance(rows) if rows else set()
-            for row in rows:
+            for row, commit in zip(rows, commits, strict=True):
                 kept.append(row["id"] in moved)
+                if kept[-1]:
+                    _note(db, commit.run_id, commit.events)
                 moved.discard(row["id"])
                 self.unfolded += len(row["segment"])
             for release in releases:
-                db.execute(
-                    "UPDATE runs SET session = 0, status = :status, status_message = :message"
+                released = db.execute(
+                    "UPDATE runs SET session = 0, status = :status, status_message = :message, revision = revision + 1"
                     " WHERE id = :id AND epoch = :epoch AND session = :session",
                     {
                         "id": release.run_id,
@@ -185,6 +235,8 @@ class SQLStore(ABC):
                         "message": release.message,
                     },
                 )
+                if released.rowcount:
+                    _note(db, release.run_id, release.events)
         return kept
 
     # --- history -----------------------------------------------------------------------------------------------------
@@ -192,34 +244,25 @@ class SQLStore(ABC):
     def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
         groups = len(run.config.scale_groups)
         with self.reading() as db:
-            journal = self._journal_of(db, run.id) if branch == 0 else []
+            journal = self._segments(db, run.id, branch)
             return list(_history.steps(db, run.id, groups, branch, first, last, limit, journal))
 
     def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> _summary.Buckets:
-        groups = len(run.config.scale_groups)
+        return self.summaries([SummaryRequest(run, branch, first, last, most)])[0]
+
+    def summaries(self, requests: Sequence[SummaryRequest]) -> list[_summary.Buckets]:
         with self.reading() as db:
-            (end,) = db.execute(
-                "SELECT coalesce(max(last_step), 0) FROM chunks WHERE run_id = :id AND branch = :branch",
-                {"id": run.id, "branch": branch},
-            ).fetchone()
-            journal = self._journal_of(db, run.id) if branch == 0 else []
-            if journal:
-                end = journal[-1].last_step
-            size = _summary.size_for(min(last, end) - first + 1, most)
-            return _history.summary(db, run.id, groups, branch, first, last, size, journal)
+            self._journal.refresh(db)
+            return [self._summary(db, request) for request in requests]
 
     def fold(self, most_runs: int = 16) -> bool:
         if self._folding is None:
             if not self._folding_alone():
                 return False
             with self.reading() as db:
-                ids: list[int] = []
-                found: dict[int, list[Segment]] = {}
-                for id_, data in db.execute("SELECT id, data FROM journal ORDER BY id").fetchall():
-                    ids.append(id_)
-                    for segment in _journal.unpack(data):
-                        found.setdefault(segment.run_id, []).append(segment)
-            self._folding, self.unfolded = (ids, found), 0
+                self._journal.refresh(db)
+            of_run = {run_id: self._journal.of(run_id) for run_id in self._journal.runs}
+            self._folding, self.unfolded = (self._journal.rows, of_run), 0
         ids, found = self._folding
         try:
             with self.transaction() as db:
@@ -228,16 +271,18 @@ class SQLStore(ABC):
                     row = db.execute("SELECT config FROM runs WHERE id = :id", {"id": run_id}).fetchone()
                     if row is not None:  # else it was deleted
                         _history.fold(db, run_id, len(_config_in(row[0]).scale_groups), found[run_id])
-                if len(chosen) == len(found) and ids:
+                done = len(chosen) == len(found)
+                if done and ids:
                     db.executemany("DELETE FROM journal WHERE id = :id", [{"id": id_} for id_ in ids])
         except BaseException:
             self._stop_folding()
             raise
         for run_id in chosen:
             del found[run_id]
-        if not found:
+        if done:
+            self._journal.forget(ids)
             self._stop_folding()
-        return bool(found)
+        return not done
 
     def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64) -> bool:
         done = 0
@@ -255,15 +300,44 @@ class SQLStore(ABC):
                 done += len(old)
         return done > 0
 
+    def ping(self) -> None:
+        with self.reading() as db:
+            db.execute("SELECT 1 FROM runs LIMIT 1").fetchone()
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _stop_folding(self) -> None:
         self._folding = None
         self._folded()
 
-    def _journal_of(self, db: Database, run_id: int) -> list[Segment]:
+    def _segments(self, db: Database, run_id: int, branch: int, *, fresh: bool = False) -> list[Segment]:
+        """What counts of the journal for a branch: its own history alone has steps there.
+
+        Args:
+            fresh: the journal was looked at in this transaction already.
+        """
         row = db.execute("SELECT epoch, folded_step FROM runs WHERE id = :id", {"id": run_id}).fetchone()
-        return [] if row is None else _history.segments(db, run_id, *row)
+        if branch or row is None:
+            return []
+        if not fresh:
+            self._journal.refresh(db)
+        return _history.valid(self._journal.of(run_id), *row)
+
+    def _summary(self, db: Database, request: SummaryRequest) -> _summary.Buckets:
+        run, branch, first, last, most = request
+        groups = len(run.config.scale_groups)
+        newest = db.execute(
+            "SELECT last_step FROM chunks WHERE run_id = :id AND branch = :branch ORDER BY number DESC LIMIT 1",
+            {"id": run.id, "branch": branch},
+        ).fetchone()
+        journal = self._segments(db, run.id, branch, fresh=True)
+        end = journal[-1].last_step if journal else newest[0] if newest else 0
+        size = _summary.size_for(min(last, end) - first + 1, most)
+        return _history.summary(db, run.id, groups, branch, first, last, size, journal)
+
+    def _fold_one(self, db: Database, row: RunRow) -> None:
+        self._journal.refresh(db)
+        _history.fold(db, row.id, len(row.config.scale_groups), self._journal.of(row.id))
 
     @staticmethod
     def _held(db: Database, run_id: int, expected_epoch: int) -> RunRow:
@@ -271,6 +345,13 @@ class SQLStore(ABC):
         if row.epoch != expected_epoch:
             raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
         return row
+
+
+def _note(db: Database, run_id: int, events: Sequence[EventRow]) -> None:
+    if events:
+        db.executemany(
+            insert("events", ("run_id", *EventRow._fields)), [{"run_id": run_id, **event._asdict()} for event in events]
+        )
 
 
 def _moved(commit: Commit) -> dict[str, Any]:
@@ -286,7 +367,8 @@ def _moved(commit: Commit) -> dict[str, Any]:
         "scale": floats_out(commit.scale),
         "step_time": commit.step_time,
         "step_interval": commit.interval,
-        "segment": _journal.pack([segment]),
+        "vitals": commit.vitals.to_text(),
+        "segment": _journal.pack([segment]) if commit.records else b"",
     }
 
 
@@ -297,6 +379,7 @@ def _by_id(db: Database, run_id: int, hold: str = "") -> RunRow:
     return _run_in(row)
 
 
+@lru_cache(maxsize=256)
 def _config_in(text: str) -> TunerConfig:
     return TunerConfig(**json.loads(text))
 
@@ -309,5 +392,6 @@ def _run_in(row: Sequence[Any]) -> RunRow:
         state=bytes(values["state"]),
         scale=floats_in(values["scale"]),
         interval=values["step_interval"],
+        vitals=Vitals.from_text(values["vitals"]),
         **{name: values[name] for name in _PLAIN},
     )

@@ -95,15 +95,14 @@ def merge(buckets: Buckets, size: int) -> Buckets:
     return merged
 
 
-def upper(groups: int, fine: Buckets) -> Buckets:
-    """All levels above the finest of one chunk, the lowest level first."""
-    levels = []
-    size = FINEST
-    while size < chunk_steps(groups):
+def upper(groups: int, fine: Buckets, size: int, span: int) -> Buckets:
+    """All levels above one of `size` steps, up to buckets of `span` steps, the lowest level first."""
+    levels = [np.empty(0, dtype(groups))]
+    while size < span:
         size *= FACTOR
         fine = merge(fine, size)
         levels.append(fine)
-    return np.concatenate(levels) if levels else np.empty(0, dtype(groups))
+    return np.concatenate(levels)
 
 
 def size_for(span: int, most: int) -> int:

@@ -1,0 +1,210 @@
+"""What somebody should look at: pure judgements of a run's row at a moment, each with its reason in words.
+
+They read the vitals that are kept with the row, never the history. Each threshold says why it is where it is; a healthy run
+gives no need (`tests/store/test_needs.py` holds them to real tuner sequences).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from mechanicd.store._model import SILENT, RunRow
+from mechanicd.store._status import Silence, duration, judged
+from mechanicd.store._vitals import LEFT, SWING, first_scale
+
+SILENT_: Final = "silent"
+STUCK: Final = "stuck"
+COLLAPSED: Final = "collapsed"
+RUNNING_AWAY: Final = "running_away"
+NON_FINITE: Final = "non_finite"
+OSCILLATING: Final = "oscillating"
+OUTAGE: Final = "outage"
+KINDS: Final = (SILENT_, STUCK, COLLAPSED, RUNNING_AWAY, NON_FINITE, OSCILLATING, OUTAGE)
+
+STUCK_STEPS: Final = 1000
+"""S grows exponentially while ⟨Δ,g⟩ is negative on average (the paper, section 3): a factor e takes about 1/(signal-to-noise
+ratio of h) steps, so the scale that S seeks is log(1/s_init) times that away, and `LEFT` a sixth of it at s_init = 1e-8. With a
+batch of one sample S leaves by step 50; pure noise moves it by a factor of 12 at most."""
+STUCK_BELOW: Final = 1e-5
+"""s_init is meant to be an underestimate. Above this it may be the right scale already, and S has no reason to leave."""
+COLLAPSE: Final = 1e-3
+"""S may overshoot and come back by a factor of ten or thirty; a thousand leaves a learning rate that trains nothing."""
+COLLAPSE_OF: Final = 100.0
+"""S that never was this many times its first scale had not found anything that it could lose."""
+AWAY_GROWTH: Final = 10.0
+"""Growth, of S and of ‖x‖ both, between the last two marks (64 steps): in the ramp S grows so, while ‖x‖ hardly moves."""
+AWAY_LR: Final = 1.0
+"""In the ramp of a model that begins at x = 0, ‖x‖ grows with S; but S·lr is mostly far below this then."""
+AWAY_DECAY: Final = 0.5
+"""Where the loss falls along Δ without end, the decay term of h alone holds S, at about 1/λ. A BASE whose learning rate is so
+small that S has to come near that is held there too, and told so."""
+BOUND: Final = 1e30
+"""Far above any learning rate, and below the bound at which the tuner saturates."""
+NON_FINITE_SHARE: Final = 0.2
+NON_FINITE_STEPS: Final = 60
+"""Loss scaling in half precision skips about one step in 2,000, and up to a dozen at its start."""
+NON_FINITE_STREAK: Final = 20
+OSCILLATIONS: Final = 6
+OSCILLATING_STEPS: Final = 2000
+"""Small batches and restarts of a schedule turn S by a factor of 3 now and then, by `SWING` four times at most in thousands
+of steps; a direction that keeps turning does it at each turn."""
+GONE_SECONDS: Final = 10.0
+RETURNS: Final = 3
+RETURNS_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that somebody should look at. `step`: since which, or at which, it was seen; None where it is of no step."""
+
+    kind: str
+    message: str
+    step: int | None = None
+
+
+def needs(row: RunRow, now: int, silence: Silence) -> list[Need]:
+    """What somebody should look at in this run, in the order of `KINDS`.
+
+    Args:
+        row: as stored, or as `judged`.
+        now: ns since 1970.
+        silence: when a run counts as silent.
+    """
+    seen = judged(row, now, silence)
+    found = (detect(seen, now) for detect in _DETECTORS)
+    return [need for need in found if need is not None]
+
+
+def _silent(row: RunRow, now: int) -> Need | None:
+    if row.status != SILENT:
+        return None
+    return Need(SILENT_, f"{row.status_message}: killed, hanging, cut off, or in a long evaluation", row.last_step)
+
+
+def _stuck(row: RunRow, _: int) -> Need | None:
+    vitals, begun = row.vitals, first_scale(row.config)
+    if vitals.left_step or vitals.tuned < STUCK_STEPS or begun > STUCK_BELOW or vitals.base_lr == 0:
+        return None
+    scale = max(row.scale)
+    if scale > LEFT * begun:
+        return None
+    why = "no update moves the parameters (is the learning rate 0, are the gradients?)" if scale == 0 else "S finds no descent"
+    return Need(
+        STUCK,
+        f"S is {scale:.3g} after {vitals.tuned} steps and never left the scale of s_init = {row.config.s_init:.3g}: {why}; "
+        "⟨Δ,g⟩ must be negative more often than not",
+        vitals.since + 1,
+    )
+
+
+def _collapsed(row: RunRow, _: int) -> Need | None:
+    vitals, scale = row.vitals, max(row.scale)
+    marked = vitals.marks[-1].scale if vitals.marks else scale
+    if vitals.peak < COLLAPSE_OF * first_scale(row.config) or max(scale, marked) > COLLAPSE * vitals.peak:
+        return None
+    return Need(
+        COLLAPSED,
+        f"S is {scale:.3g}, and was {vitals.peak:.3g} at step {vitals.peak_step}: the updates have turned against the descent, "
+        "or the loss broke after that step",
+        vitals.peak_step,
+    )
+
+
+def _running_away(row: RunRow, _: int) -> Need | None:
+    vitals, scale, decay = row.vitals, max(row.scale), row.config.s_decay
+    if scale > BOUND:
+        return Need(
+            RUNNING_AWAY, f"S is {scale:.3g}: it grows without end, no learning rate is so large", vitals.left_step or None
+        )
+    if len(vitals.marks) < 2:
+        return None
+    before, after = vitals.marks
+    if decay and min(scale, after.scale) > AWAY_DECAY / decay:
+        return Need(
+            RUNNING_AWAY,
+            f"S is {scale:.3g}, where s_decay = {decay:g} alone holds it: the loss falls along Δ without end, or BASE's "
+            "learning rate is far too small (1.0 times a schedule is meant)",
+            after.step,
+        )
+    lr = 1.0 if vitals.base_lr is None else vitals.base_lr
+    if scale * lr < AWAY_LR or after.scale < AWAY_GROWTH * before.scale or after.x_norm < AWAY_GROWTH * before.x_norm:
+        return None
+    return Need(
+        RUNNING_AWAY,
+        f"from step {before.step} to {after.step} S grew from {before.scale:.3g} to {after.scale:.3g}, and ‖x‖ from "
+        f"{before.x_norm:.3g} to {after.x_norm:.3g}: the loss falls along Δ without end, or its gradient has a wrong sign",
+        before.step,
+    )
+
+
+def _non_finite(row: RunRow, _: int) -> Need | None:
+    vitals = row.vitals
+    streak = vitals.non_finite_streak
+    if streak >= NON_FINITE_STREAK:
+        first = row.last_step - streak + 1
+        return Need(
+            NON_FINITE,
+            f"the last {streak} steps came with NaN or infinite scalars, from step {first}: the tuner stands still, and the "
+            "parameters or the gradients are lost",
+            first,
+        )
+    if not vitals.marks:
+        return None
+    since = vitals.marks[0]
+    steps, bad = row.last_step - since.step, vitals.non_finite - since.non_finite
+    if steps < NON_FINITE_STEPS or bad < NON_FINITE_SHARE * steps:
+        return None
+    return Need(
+        NON_FINITE,
+        f"{bad} of the last {steps} steps came with NaN or infinite scalars, the last one step {vitals.non_finite_step}: the "
+        "tuner stands still at such steps",
+        vitals.non_finite_step,
+    )
+
+
+def _oscillating(row: RunRow, _: int) -> Need | None:
+    turns = row.vitals.turns[-OSCILLATIONS:]
+    if not row.vitals.left_step:
+        return None  # noise about the first scale: that is STUCK
+    if len(turns) < OSCILLATIONS or row.last_step - turns[0] > OSCILLATING_STEPS:
+        return None
+    return Need(
+        OSCILLATING,
+        f"S has turned {len(turns)} times since step {turns[0]}, by a factor of {SWING:g} or more each: it finds no scale; "
+        "a larger batch, or a gentler schedule, may calm it",
+        turns[0],
+    )
+
+
+def _outage(row: RunRow, now: int) -> Need | None:
+    vitals = row.vitals
+    if not row.session:
+        return None
+    if vitals.away and (now - vitals.away) / 1e9 > GONE_SECONDS:
+        quiet = duration((now - vitals.away) / 1e9)
+        return Need(
+            OUTAGE,
+            f"the trainer's connection ended {quiet} ago and its session is still open: it is cut off and goes on without the "
+            "server, or it was killed; the server can't tell which",
+            row.last_step,
+        )
+    recent = [time for time in vitals.returns if (now - time) / 1e9 < RETURNS_SECONDS]
+    if len(recent) < RETURNS:
+        return None
+    return Need(
+        OUTAGE,
+        f"the session was lost and came back {len(recent)} times in the last {duration(RETURNS_SECONDS)}: the network, or the "
+        "server, comes and goes; no step is lost by it",
+        row.last_step,
+    )
+
+
+_DETECTORS: Final[Iterable[Callable[[RunRow, int], Need | None]]] = (
+    _silent,
+    _stuck,
+    _collapsed,
+    _running_away,
+    _non_finite,
+    _oscillating,
+    _outage,
+)

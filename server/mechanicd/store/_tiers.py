@@ -1,0 +1,149 @@
+"""The pyramid above the chunks: rows that each hold the buckets of many chunks, so that any zoom of a long run reads few rows.
+
+A row of tier 1 holds a bucket for each of up to 64 chunks, of tier 2 a bucket for each of up to 64 rows of tier 1, and so on.
+A tier holds what is complete in the level under it: all of its rows but the last, the only one that may still grow. A
+reader takes the highest tier that is fine enough, and what it lacks at the end of the run from the levels under it.
+
+Each function works inside the caller's transaction.
+"""
+
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from mechanicd.store import _summary
+from mechanicd.store._sql import Database, insert
+
+FAN: Final = 64
+_WRITE: Final = insert("tiers") + (
+    " ON CONFLICT (run_id, branch, tier, number) DO UPDATE SET first_step = excluded.first_step,"
+    " last_step = excluded.last_step, coarse = excluded.coarse, fine = excluded.fine"
+)
+_PORTION: Final = 64
+
+
+@lru_cache(maxsize=256)
+def fan(groups: int) -> int:
+    """How many buckets a row holds at most: 64, fewer where a run has more than about 90 scale groups."""
+    count = _summary.FACTOR
+    while count < FAN and count * _summary.FACTOR * _summary.dtype(groups).itemsize <= _summary.CHUNK_BYTES:
+        count *= _summary.FACTOR
+    return count
+
+
+def bucket_steps(groups: int, tier: int) -> int:
+    """How many steps a bucket of a tier spans. Tier 1 begins with buckets of one chunk."""
+    return int(_summary.chunk_steps(groups) * fan(groups) ** (tier - 1))
+
+
+def rise(db: Database, run_id: int, groups: int, branch: int) -> None:
+    """Takes into the tiers of a branch what has become complete under them."""
+    tier = 1
+    while _raised(db, run_id, groups, branch, tier):
+        tier += 1
+
+
+def cut(db: Database, run_id: int, groups: int, after_step: int) -> None:
+    """Takes out of the tiers of the run's own history what holds steps above `after_step`, or can get some after it."""
+    key = {"run_id": run_id}
+    (highest,) = db.execute("SELECT coalesce(max(tier), 0) FROM tiers WHERE run_id = :run_id AND branch = 0", key).fetchone()
+    for tier in range(1, highest + 1):
+        size = bucket_steps(groups, tier)
+        whole = after_step // size
+        at = {**key, "tier": tier, "number": whole // fan(groups)}
+        row = db.execute(
+            "SELECT fine FROM tiers WHERE run_id = :run_id AND branch = 0 AND tier = :tier AND number = :number", at
+        ).fetchone()
+        db.execute("DELETE FROM tiers WHERE run_id = :run_id AND branch = 0 AND tier = :tier AND number >= :number", at)
+        if row is not None:
+            fine = np.frombuffer(row[0], _summary.dtype(groups))
+            _write(db, run_id, groups, 0, tier, fine[(fine["first_step"] - 1) // size < whole])
+
+
+def read(
+    db: Database, run_id: int, groups: int, branch: int, first: int, last: int, size: int
+) -> tuple[list[_summary.Buckets], int]:
+    """The buckets that the tiers have for a zoom, of at most `size` steps each, in order.
+
+    Returns:
+        Those that meet first…last, and some beside them; and the number of the last chunk that they hold, −1 if none.
+    """
+    dtype, width = _summary.dtype(groups), fan(groups)
+    key = {"run_id": run_id, "branch": branch}
+    parts: list[_summary.Buckets] = []
+    covered = -1
+    for tier in reversed(range(1, _highest(groups, size) + 1)):
+        least = bucket_steps(groups, tier)
+        span = least * width
+        stored = min(size, span)
+        column = "fine" if stored == least else "coarse"
+        rows = db.execute(
+            f"SELECT number, {column}, last_step FROM tiers WHERE run_id = :run_id AND branch = :branch AND tier = :tier"
+            " AND number > :covered AND number BETWEEN :low AND :high ORDER BY number",
+            {**key, "tier": tier, "covered": covered, "low": (first - 1) // span, "high": (last - 1) // span},
+        ).fetchall()
+        for row in rows:
+            level = np.frombuffer(row[1], dtype)
+            parts.append(level[level["size"] == stored])
+        covered = (rows[-1][2] - 1) // least if rows else (covered + 1) * width - 1
+    return parts, covered
+
+
+def _highest(groups: int, size: int) -> int:
+    """The highest tier whose buckets are no larger than `size`; 0 where the chunks are needed."""
+    tier = 0
+    while bucket_steps(groups, tier + 1) <= size:
+        tier += 1
+    return tier
+
+
+def _raised(db: Database, run_id: int, groups: int, branch: int, tier: int) -> bool:
+    """Brings one tier up to the level under it; whether that gave it anything."""
+    size, raised = bucket_steps(groups, tier), False
+    key = {"run_id": run_id, "branch": branch, "tier": tier, "below": tier - 1}
+    newest = db.execute(
+        "SELECT last_step, fine FROM tiers WHERE run_id = :run_id AND branch = :branch AND tier = :tier"
+        " ORDER BY number DESC LIMIT 1",
+        key,
+    ).fetchone()
+    covered = -1 if newest is None else (newest[0] - 1) // size
+    row = np.empty(0, _summary.dtype(groups)) if newest is None else np.frombuffer(newest[1], _summary.dtype(groups))
+    source = "chunks WHERE" if tier == 1 else "tiers WHERE tier = :below AND"
+    while True:
+        below = db.execute(
+            f"SELECT number, fine FROM {source} run_id = :run_id AND branch = :branch AND number > :covered"
+            f" ORDER BY number LIMIT {_PORTION + 1}",
+            {**key, "covered": covered},
+        ).fetchall()[:-1]
+        if not below:
+            return raised
+        new = [_summary.merge(np.frombuffer(fine, _summary.dtype(groups)), size) for _, fine in below]
+        rows = _rows(np.concatenate((row, *new)), size * fan(groups))
+        for each in rows:
+            _write(db, run_id, groups, branch, tier, each)
+        row, covered, raised = rows[-1], below[-1][0], True
+
+
+def _rows(buckets: _summary.Buckets, span: int) -> list[_summary.Buckets]:
+    """Buckets in order, as the rows of a tier that they lie in."""
+    numbers = (buckets["first_step"] - 1) // span
+    return list(np.split(buckets, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1))
+
+
+def _write(db: Database, run_id: int, groups: int, branch: int, tier: int, fine: _summary.Buckets) -> None:
+    if not len(fine):
+        return
+    size = bucket_steps(groups, tier)
+    span = size * fan(groups)
+    values: dict[str, Any] = {
+        "run_id": run_id,
+        "branch": branch,
+        "tier": tier,
+        "number": int(fine["first_step"][0] - 1) // span,
+        "first_step": int(fine["first_step"][0]),
+        "last_step": int(fine["last_step"][-1]),
+        "coarse": _summary.upper(groups, fine, size, span).tobytes(),
+        "fine": fine.tobytes(),
+    }
+    db.execute(_WRITE, values)

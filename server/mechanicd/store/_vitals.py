@@ -1,0 +1,187 @@
+"""What the steps of a run amount to, in a few numbers kept with its row: judging a run then reads no history. Pure.
+
+S here is the largest of the scale groups.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechanicd.store import _records
+from mechanicd.tuner import TunerConfig
+
+LEFT: Final = 30.0
+"""S has left its first scale where it is this many times it."""
+SWING: Final = 10.0
+"""S has turned where it is this factor away from its last extreme."""
+TURNS: Final = 8
+MARK_STEPS: Final = 64
+RETURNS: Final = 8
+
+_TUNED, _NON_FINITE, _HELD = 1, 2, 3
+
+
+class Mark(NamedTuple):
+    """How the run stood at a step: S, ‖x‖ (of all groups together), and how many non-finite steps it had had."""
+
+    step: int
+    scale: float
+    x_norm: float
+    non_finite: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """The vital signs of a run after its last step.
+
+    Attributes:
+        since: they tell of the steps after this one: a rewind and an adopted state begin anew.
+        base_lr: BASE's learning rate, the last that was sent.
+        tuned, non_finite, held: how many steps there were of each outcome.
+        non_finite_step: the last non-finite step; 0: none.
+        non_finite_streak, held_streak: how many of the last steps, without a break, were so.
+        left_step: the first step at which S was above `LEFT` times its first scale; 0: none.
+        peak, peak_step: the largest S, and where.
+        trough, trough_step: the smallest positive S since then, and where.
+        turns: the last `TURNS` steps at which S was at an extreme, and then went `SWING` times away from it.
+        heading: 1 while S rises from the last turn, −1 while it falls, 0 before it moved by `SWING`.
+        pivot, pivot_step: the extreme of S since the last turn, and where.
+        marks: the run at the last two multiples of `MARK_STEPS`, and at the first step.
+        away: when the trainer's connection ended without the session being closed (ns since 1970); 0 while it is there.
+        returns: when the session came back (ns since 1970), the last `RETURNS` times.
+    """
+
+    since: int = 0
+    base_lr: float | None = None
+    tuned: int = 0
+    non_finite: int = 0
+    held: int = 0
+    non_finite_step: int = 0
+    non_finite_streak: int = 0
+    held_streak: int = 0
+    left_step: int = 0
+    peak: float = 0.0
+    peak_step: int = 0
+    trough: float = 0.0
+    trough_step: int = 0
+    turns: tuple[int, ...] = ()
+    heading: int = 0
+    pivot: float = 0.0
+    pivot_step: int = 0
+    marks: tuple[Mark, ...] = ()
+    away: int = 0
+    returns: tuple[int, ...] = ()
+
+    def after(self, groups: int, first_scale: float, records: bytes) -> "Vitals":
+        """The vitals after the steps of packed records, the next ones in order.
+
+        Args:
+            first_scale: see `first_scale`.
+        """
+        rows = np.frombuffer(records, _records.dtype(groups))
+        if not len(rows):
+            return self
+        steps, outcome, values = rows["step"], rows["outcome"], rows["values"]
+        scale = values[:, 5, :].max(axis=1)
+        lr = np.flatnonzero(rows["has_lr"])
+        non_finite, held = outcome == _NON_FINITE, outcome == _HELD
+        count, bad = len(rows), np.flatnonzero(non_finite)
+        new: dict[str, Any] = {
+            "tuned": self.tuned + int(np.count_nonzero(outcome == _TUNED)),
+            "non_finite": self.non_finite + len(bad),
+            "held": self.held + int(np.count_nonzero(held)),
+            "non_finite_streak": _streak(self.non_finite_streak, non_finite),
+            "held_streak": _streak(self.held_streak, held),
+        }
+        if len(lr):
+            new["base_lr"] = float(rows["base_lr"][lr[-1]])
+        if len(bad):
+            new["non_finite_step"] = int(steps[bad[-1]])
+        if not self.left_step:
+            left = np.flatnonzero(scale > LEFT * first_scale)
+            if len(left):
+                new["left_step"] = int(steps[left[0]])
+        top = int(scale.argmax())
+        begin = 0
+        if scale[top] > self.peak:
+            new.update(peak=float(scale[top]), peak_step=int(steps[top]), trough=float(scale[top]), trough_step=int(steps[top]))
+            begin = top
+        tail = scale[begin:]
+        low = begin + int(np.where(tail > 0, tail, np.inf).argmin())
+        trough = new.get("trough", self.trough)
+        if 0 < scale[low] < trough or (scale[low] > 0 and not trough):
+            new.update(trough=float(scale[low]), trough_step=int(steps[low]))
+        new["marks"] = self._marked(steps, scale, values, non_finite)
+        return replace(self, **new, **self._turned(steps[:count], scale))
+
+    def came_back(self, time: int) -> "Vitals":
+        """The session is back at `time` (ns since 1970)."""
+        return replace(self, away=0, returns=(*self.returns, time)[-RETURNS:])
+
+    def _marked(self, steps: NDArray[Any], scale: NDArray[Any], values: NDArray[Any], bad: NDArray[Any]) -> tuple[Mark, ...]:
+        marked = np.flatnonzero(steps % MARK_STEPS == 0)[-2:].tolist()
+        if not self.marks and (not marked or marked[0]):
+            marked.insert(0, 0)
+        if not marked:
+            return self.marks
+        total = self.non_finite + np.cumsum(bad)
+        new = [
+            Mark(int(steps[i]), float(scale[i]), math.sqrt(max(0.0, float(values[i, 3, :].sum()))), int(total[i]))
+            for i in marked
+        ]
+        return (*self.marks, *new)[-2:]
+
+    def _turned(self, steps: NDArray[Any], scale: NDArray[Any]) -> dict[str, Any]:
+        """The turning points of S: only the local extremes of a flush need a look."""
+        if len(scale) > 2:
+            slope = np.sign(np.diff(scale))
+            chosen = np.concatenate(([True], slope[1:] != slope[:-1], [True]))
+            steps, scale = steps[chosen], scale[chosen]
+        turns, heading, pivot, pivot_step = self.turns, self.heading, self.pivot, self.pivot_step
+        for step, value in zip(steps.tolist(), scale.tolist(), strict=True):
+            if value <= 0:
+                continue
+            if not pivot:
+                pivot, pivot_step = value, step
+            elif heading >= 0 and value * SWING < pivot:
+                turns = (*turns, pivot_step)[-TURNS:] if heading else turns
+                heading, pivot, pivot_step = -1, value, step
+            elif heading <= 0 and value > pivot * SWING:
+                turns = (*turns, pivot_step)[-TURNS:] if heading else turns
+                heading, pivot, pivot_step = 1, value, step
+            elif (heading > 0 and value > pivot) or (heading < 0 and value < pivot):
+                pivot, pivot_step = value, step
+        return {"turns": turns, "heading": heading, "pivot": pivot, "pivot_step": pivot_step}
+
+    def to_text(self) -> str:
+        """JSON; only what is not as at the start."""
+        return json.dumps({name: value for name, new in _NEW.items() if (value := getattr(self, name)) != new})
+
+    @classmethod
+    def from_text(cls, text: str) -> "Vitals":
+        """The reverse of `to_text`. Fields that this mechanicd does not know are passed over."""
+        values = {name: value for name, value in json.loads(text or "{}").items() if name in _NEW}
+        for name in ("turns", "returns"):
+            if name in values:
+                values[name] = tuple(values[name])
+        if "marks" in values:
+            values["marks"] = tuple(Mark(*mark) for mark in values["marks"])
+        return cls(**values)
+
+
+def first_scale(config: TunerConfig) -> float:
+    """The S that a run begins at, about; 0 for the convention "theory", where it depends on the scale of h."""
+    return {"theory": 0.0, "optax": config.s_init * len(config.betas)}.get(config.convention, config.s_init)
+
+
+_NEW: Final = {each.name: each.default for each in fields(Vitals)}
+
+
+def _streak(before: int, which: NDArray[Any]) -> int:
+    """How many of the last steps are so."""
+    others = np.flatnonzero(~which)
+    return len(which) - 1 - int(others[-1]) if len(others) else before + len(which)
