@@ -75,7 +75,7 @@ function Header() {
 /** Said loudly, because everything below it is old. */
 function Banner() {
   const state = connection.value;
-  if (state.state !== "lost") return null;
+  if (state.state !== "lost") return <Trouble />;
   const seconds = Math.max(0, Math.ceil((state.retryAt - Date.now()) / 1000));
   void now.value;
   return (
@@ -89,6 +89,20 @@ function Banner() {
       <button type="button" class="button" onClick={retryNow}>
         Try now
       </button>
+    </div>
+  );
+}
+
+/** The page is connected, and its server can't read the store. */
+function Trouble() {
+  const trouble = server.value?.trouble;
+  if (!trouble) return null;
+  return (
+    <div class="banner" role="alert">
+      <Icon name="alert" />
+      <span>
+        <b>What you see may be old.</b> {trouble}. The server tries again by itself; its log says more.
+      </span>
     </div>
   );
 }

@@ -2,7 +2,7 @@
 
 export const NONE = "–";
 
-/** 3.2e-4, 0.012, 1.5, 1,200, 3.4e+7; `digits` significant ones. */
+/** 3.2e-4, 0.012, 1.5, 1,200, 3.4e7: always `digits` significant ones, so that columns of them line up. */
 export function number(value: number | null | undefined, digits = 2): string {
   if (value === null || value === undefined) return NONE;
   if (Number.isNaN(value)) return "NaN";
@@ -11,12 +11,7 @@ export function number(value: number | null | undefined, digits = 2): string {
   const rounded = Number(value.toPrecision(digits));
   const size = Math.abs(rounded);
   if (size < 0.01 || size >= 100_000) {
-    return minus(
-      rounded
-        .toExponential(Math.max(0, digits - 1))
-        .replace(/\.?0+e/, "e")
-        .replace("e+", "e"),
-    );
+    return minus(rounded.toExponential(digits - 1).replace("e+", "e"));
   }
   if (size >= 1000) return minus(commas(Math.round(rounded)));
   const decimals = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
@@ -51,10 +46,11 @@ export function tick(value: number): string {
   return minus(plain ? String(exact) : exact.toExponential().replace("e+", "e"));
 }
 
-/** 0.4 s, 12 s, 5 min, 3 h, 2 d */
+/** 8 ms, 12 s, 5 min, 3 h, 2 d */
 export function span(milliseconds: number): string {
   const seconds = Math.max(0, milliseconds / 1000);
-  if (seconds < 10) return `${Number(seconds.toFixed(seconds < 1 ? 2 : 1))} s`;
+  if (seconds < 1) return `${Number((seconds * 1000).toPrecision(2))} ms`;
+  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
   if (seconds < 90) return `${Math.round(seconds)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   if (seconds < 48 * 3600) return `${Math.round(seconds / 3600)} h`;

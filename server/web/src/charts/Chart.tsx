@@ -276,8 +276,8 @@ function draw(u: uPlot, drawn: Drawn): void {
   if (drawn.bands?.length) for (const band of drawn.bands) paintBand(context, band, to, ratio);
   else {
     for (const curve of drawn.curves) {
-      const shape = paintCurve(context, curve, to, drawn.smoothing, ratio);
-      paintRug(context, shape, u.bbox, ratio);
+      const shape = paintCurve(context, curve, to, drawn.smoothing, ratio, drawn.curves.length);
+      paintRug(context, shape, u.bbox, ratio, drawn.curves.length > 1 ? curve.ink.property : "--event-bad");
     }
   }
   context.restore();

@@ -2,7 +2,7 @@
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { HeatmapReply } from "../data/types";
-import { compact, count, number } from "../format";
+import { count, number } from "../format";
 import { colour, dark } from "../theme";
 
 interface Props {
@@ -78,7 +78,7 @@ export function Heatmap({ data, chosen, onChoose }: Props) {
         <span />
         <div class="heat-steps">
           {[0, 0.25, 0.5, 0.75, 1].map((part) => (
-            <span key={part}>{compact(data.first[Math.round(part * (data.first.length - 1))] ?? 0)}</span>
+            <span key={part}>{count(data.first[Math.round(part * (data.first.length - 1))] ?? 0)}</span>
           ))}
         </div>
       </div>

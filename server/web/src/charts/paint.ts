@@ -10,6 +10,8 @@ export interface Curve {
   readonly label: string;
   readonly ink: Ink;
   readonly columns: Columns;
+  /** Its bars span the scale groups, which is no noise of one value: they are drawn paler. */
+  readonly spread?: boolean;
   /** Drawn thin and pale, as an abandoned branch. */
   readonly pale?: boolean;
 }
@@ -42,6 +44,7 @@ export function paintCurve(
   to: Projection,
   smoothing: number,
   ratio: number,
+  curves: number,
 ): Geometry {
   const smoothed = smoothing > 0 ? smooth(curve.columns, smoothing, to.log) : null;
   const shape = geometry(curve.columns, to, smoothed);
@@ -54,7 +57,8 @@ export function paintCurve(
     context.globalAlpha = 0.22 * strength; // the raw curve, as a ghost
     strokeLine(context, geometry(curve.columns, to).line, ratio, []);
   }
-  context.globalAlpha = (smoothed ? 0.2 : 0.55) * strength;
+  context.globalAlpha =
+    ((smoothed ? 0.2 : 0.55) * strength * (curve.spread ? 0.5 : 1)) / Math.sqrt(Math.max(1, curves / 2));
   strokeBars(context, shape.bars, ratio);
   context.globalAlpha = strength;
   strokeLine(
@@ -186,8 +190,14 @@ export function eventColour(kind: string): string {
   return "--event-session";
 }
 
-/** Steps that were not finite (crosses) and held (dashes), along the upper edge. */
-export function paintRug(context: CanvasRenderingContext2D, shape: Geometry, box: Box, ratio: number): void {
+/** Steps that were not finite (crosses) and held (dashes), along the upper edge; in the ink of their run where there are several. */
+export function paintRug(
+  context: CanvasRenderingContext2D,
+  shape: Geometry,
+  box: Box,
+  ratio: number,
+  ink: string,
+): void {
   const y = box.top + 5 * ratio;
   const size = 3 * ratio;
   context.lineWidth = 1.5 * ratio;
@@ -198,7 +208,7 @@ export function paintRug(context: CanvasRenderingContext2D, shape: Geometry, box
     context.lineTo(x, y + 4 * size);
   }
   context.stroke();
-  context.strokeStyle = colour("--event-bad");
+  context.strokeStyle = colour(ink);
   context.beginPath();
   for (const x of shape.nonFinite) {
     context.moveTo(x - size, y - size);

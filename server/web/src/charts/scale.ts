@@ -55,9 +55,12 @@ export function logTicks(low: number, high: number, most: number): number[] {
     const stride = Math.ceil(decades / most);
     return range(Math.ceil(a / stride) * stride, b, stride).map(power);
   }
-  const fine = range(Math.floor(a), b, 1).flatMap((e) => [power(e), 2 * power(e), 5 * power(e)]);
-  const within = fine.filter((tick) => tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9));
-  return within.length >= 3 && within.length <= most + 2 ? within : evenTicks(low, high, most);
+  for (const steps of [[1, 2, 5], [1, 3], [1]]) {
+    const fine = range(Math.floor(a), b, 1).flatMap((e) => steps.map((step) => Number(`${step}e${e}`)));
+    const within = fine.filter((tick) => tick >= low * (1 - 1e-9) && tick <= high * (1 + 1e-9));
+    if (within.length >= 2 && within.length <= most + 1) return within;
+  }
+  return evenTicks(low, high, most);
 }
 
 /** 10^e, exactly as it is written. */

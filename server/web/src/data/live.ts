@@ -21,7 +21,7 @@ export const anyRuns = computed(() => runs.value.size > 0);
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 15_000;
 /** The server says something every 10 s; the page can't hear comments, so after this it asks. */
-const QUIET = 30_000;
+const QUIET = 15_000;
 
 let source: EventSource | null = null;
 let cursor = "";

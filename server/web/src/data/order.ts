@@ -1,6 +1,6 @@
 /** Which rows the table has, and in which order. Pure. */
 
-import { type RunItem, STATUSES } from "./types";
+import { type Need, type RunItem, STATUSES } from "./types";
 
 export const SORTS = ["needs", "name", "status", "step", "S", "lr", "age", "created"] as const;
 export type SortKey = (typeof SORTS)[number];
@@ -35,6 +35,15 @@ export function compareRuns(sort: Sort): (a: RunItem, b: RunItem) => number {
   };
   const chosen = first[sort.key];
   return (a, b) => chosen(a, b) || byName(a, b);
+}
+
+/** What S does says more than that nobody hears of it, which the status says as well. */
+const KINDS = ["non_finite", "collapsed", "running_away", "stuck", "oscillating"];
+
+/** A run's needs, the telling ones first. */
+export function byWeight(needs: readonly Need[]): Need[] {
+  const weight = (need: Need): number => (KINDS.indexOf(need.kind) + KINDS.length + 1) % (KINDS.length + 1);
+  return [...needs].sort((a, b) => weight(a) - weight(b));
 }
 
 export type Row =

@@ -34,6 +34,8 @@ export interface ServerInfo {
   readonly version: string;
   readonly started: number;
   readonly store: string;
+  /** Why what is shown may be old, in words; "" where it is not. */
+  readonly trouble?: string;
 }
 
 export interface RunsReply {
@@ -54,8 +56,8 @@ export const SERIES = {
   effective_lr: { title: "effective lr", says: "S · BASE's learning rate", signed: false },
   base_lr: { title: "BASE lr", says: "BASE's learning rate, from its schedule", signed: false },
   h: { title: "h", says: "what the tuner is fed at each step", signed: true },
-  grad_norm: { title: "‖g‖", says: "norm of the gradient, after clipping", signed: false },
-  param_norm: { title: "‖x‖", says: "norm of the parameters", signed: false },
+  grad_norm: { title: "gradient norm", says: "‖g‖, after clipping", signed: false },
+  param_norm: { title: "parameter norm", says: "‖x‖", signed: false },
   delta_dot_g: { title: "⟨Δ, g⟩", says: "negative where going further along Δ would help", signed: true },
   delta_dot_x: { title: "⟨Δ, x⟩", says: "how far Δ and the parameters point the same way", signed: true },
 } as const;

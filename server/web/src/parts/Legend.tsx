@@ -7,6 +7,7 @@ import type { Ink } from "../charts/palette";
 import type { Columns, XAxis } from "../data/types";
 import { NONE, number } from "../format";
 import { Icon } from "./icons";
+import { RunName } from "./RunName";
 
 export interface Entry {
   readonly id: string;
@@ -35,11 +36,11 @@ export function Legend({ entries, cursor, x, onRemove }: Props) {
             <Swatch ink={entry.ink} />
             {entry.href ? (
               <a class="legend-name" href={entry.href} title={entry.label}>
-                {entry.label}
+                <RunName run={entry.label} />
               </a>
             ) : (
               <span class="legend-name" title={entry.label}>
-                {entry.label}
+                <RunName run={entry.label} />
               </span>
             )}
             <span class="legend-value">{entry.note ?? valueAt(entry.columns, at)}</span>

@@ -29,7 +29,8 @@ export function useInks(names: readonly string[]): ReadonlyMap<string, Ink> {
 
 /** Requests are made in steps of this many pixels, so that a window that is dragged asks seldom. */
 const GRAIN = 100;
-export const roundPixels = (pixels: number): number => Math.max(GRAIN, Math.ceil(pixels / GRAIN) * GRAIN);
+export const roundPixels = (pixels: number): number =>
+  Math.min(4000, Math.max(GRAIN, Math.ceil(pixels / GRAIN) * GRAIN));
 
 export interface Groups {
   readonly key: string;
@@ -149,9 +150,13 @@ export function toCurves(
   return names.flatMap((name) => {
     const line = lines.get(name);
     const its = inks.get(name);
-    return line && its && !line.missing ? [{ id: name, label: labelOf(name), ink: its, columns: line.columns }] : [];
+    return line && its && !line.missing
+      ? [{ id: name, label: labelOf(name), ink: its, columns: line.columns, spread: hasGroups(name) }]
+      : [];
   });
 }
+
+const hasGroups = (name: string): boolean => (runs.value.get(name)?.groups ?? 1) > 1;
 
 const labelOf = (name: string): string => runs.value.get(name)?.run ?? name;
 
@@ -207,9 +212,13 @@ export function grain(curves: readonly Curve[], lines: ReadonlyMap<string, Serie
     }
   }
   if (curves.length === 0) return "";
+  const spread = curves.some((curve) => curve.spread)
+    ? " · bars reach from the smallest scale group to the largest"
+    : "";
   const exact = curves.every((curve) => lines.get(curve.id)?.exact ?? widest === 1);
   const what = exact ? "every step" : `min, max and last of up to ${plural(widest, "step")} a column`;
-  return hidden ? `${what} · ▾ ${plural(hidden, "column")} with values ≤ 0, which a log axis has no place for` : what;
+  const below = hidden ? ` · ▾ ${plural(hidden, "column")} with values ≤ 0, which a log axis has no place for` : "";
+  return what + spread + below;
 }
 
 function SaveMenu({

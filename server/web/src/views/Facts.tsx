@@ -1,6 +1,6 @@
 /** Names and values, as they are. */
 
-import { NONE, number } from "../format";
+import { NONE, tick } from "../format";
 
 export function Facts({ facts }: { facts: readonly (readonly [string, unknown])[] }) {
   return (
@@ -18,7 +18,7 @@ export function Facts({ facts }: { facts: readonly (readonly [string, unknown])[
 /** A value of a configuration in words; long lists are cut, and say so. */
 export function plain(value: unknown): string {
   if (value === null || value === undefined) return NONE;
-  if (typeof value === "number") return number(value, 6);
+  if (typeof value === "number") return tick(value);
   if (typeof value === "string") return value;
   if (Array.isArray(value)) {
     const shown = value.slice(0, 12).map(plain).join(", ");

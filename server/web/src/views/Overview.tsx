@@ -2,13 +2,14 @@
 
 import { useMemo } from "preact/hooks";
 import { connection, now, runs } from "../data/live";
-import { compareRuns, facets, groupRuns, layOut } from "../data/order";
+import { byWeight, compareRuns, facets, groupRuns, layOut } from "../data/order";
 import { hasWord, parseQuery, toggleWord } from "../data/query";
 import { type RunItem, STATUSES } from "../data/types";
 import { count, plural } from "../format";
 import { CopyButton } from "../parts/CopyButton";
 import { Icon, StatusIcon } from "../parts/icons";
 import { Menu } from "../parts/Menu";
+import { RunName } from "../parts/RunName";
 import { runAddress, show, view } from "../view";
 import { shownRows } from "./actions";
 import { ChartPanel, useInks } from "./ChartPanel";
@@ -115,19 +116,24 @@ function Attention({ runs: all }: { runs: readonly RunItem[] }) {
         </p>
       ) : (
         <ul class="needs">
-          {needy.slice(0, 3).map((run) => (
-            <li key={run.name}>
-              <a href={runAddress(run.name)}>
-                <Icon name="alert" />
-                <span>
-                  <strong>{run.run}</strong>
-                  <small title={run.needs[0]!.message}>
-                    <em>{words(run.needs[0]!.kind)}</em> {run.needs[0]!.message}
-                  </small>
-                </span>
-              </a>
-            </li>
-          ))}
+          {needy
+            .slice(0, 3)
+            .map((run) => ({ run, need: byWeight(run.needs)[0]! }))
+            .map(({ run, need }) => (
+              <li key={run.name}>
+                <a href={runAddress(run.name)}>
+                  <Icon name="alert" />
+                  <span>
+                    <strong>
+                      <RunName run={run.run} />
+                    </strong>
+                    <small title={need.message}>
+                      <em>{words(need.kind)}</em> {need.message}
+                    </small>
+                  </span>
+                </a>
+              </li>
+            ))}
           <li class="all">
             <button
               type="button"

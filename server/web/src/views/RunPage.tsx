@@ -188,7 +188,16 @@ function MainChart({ detail, run, cursor, width, onWidth }: MainProps) {
   const line = lines.get(run.name);
   const abandoned = useBranches(detail, run.name, width);
   const curves: Curve[] = line
-    ? [...abandoned, { id: run.name, label: run.run, ink: ink(0), columns: line.columns }]
+    ? [
+        ...abandoned,
+        {
+          id: run.name,
+          label: run.run,
+          ink: ink(0),
+          columns: line.columns,
+          spread: run.groups > 1 && shown.scale === null,
+        },
+      ]
     : [];
   const marks = useMarks(detail, line, shown.x);
   const group = shown.scale === null ? null : (detail.group_names[shown.scale] ?? null);
@@ -397,7 +406,19 @@ function Small({ series, run, detail }: { series: Series; run: RunItem; detail: 
       </figcaption>
       <Chart
         series={series}
-        curves={line ? [{ id: series, label: series, ink: ink(0), columns: line.columns }] : []}
+        curves={
+          line
+            ? [
+                {
+                  id: series,
+                  label: series,
+                  ink: ink(0),
+                  columns: line.columns,
+                  spread: run.groups > 1 && shown.scale === null,
+                },
+              ]
+            : []
+        }
         marks={marks}
         x={shown.x}
         y={y}

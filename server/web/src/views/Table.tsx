@@ -5,7 +5,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Ink } from "../charts/palette";
 import { runs } from "../data/live";
-import type { Row, SortKey } from "../data/order";
+import { byWeight, type Row, type SortKey } from "../data/order";
 import { hasWord, labelWord, toggleWord } from "../data/query";
 import { sparks, want } from "../data/sparks";
 import { type RunItem, type Spark, STATUSES } from "../data/types";
@@ -14,6 +14,7 @@ import { Ago } from "../parts/Ago";
 import { Icon, StatusIcon } from "../parts/icons";
 import { Swatch } from "../parts/Legend";
 import { memo } from "../parts/memo";
+import { RunName } from "../parts/RunName";
 import { Sparkline } from "../parts/Sparkline";
 import { runAddress, show, view } from "../view";
 import { focused, selectAll, toggleClosed, togglePinned, toggleSelected } from "./actions";
@@ -187,7 +188,8 @@ interface RunRowProps {
 }
 
 const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, query, top, index }: RunRowProps) {
-  const need = run.needs[0];
+  const needs = byWeight(run.needs);
+  const need = needs[0];
   const row = useRef<HTMLDivElement>(null);
   useEffect(() => {
     if (active && mayTakeFocus()) row.current?.querySelector("a")?.focus({ preventScroll: true });
@@ -223,14 +225,16 @@ const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, q
         </span>
         <a href={runAddress(run.name)} title={run.name}>
           {projects.value > 1 && <span class="project">{run.project}/</span>}
-          {run.run}
+          <RunName run={run.run} />
         </a>
       </span>
       <span role="cell" class="c-needs">
         {need ? (
-          <span class="need" title={run.needs.map((one) => one.message).join("\n")}>
-            <b>{words(need.kind)}</b>
-            {run.needs.length > 1 && <i>+{run.needs.length - 1}</i>}
+          <span class="need" title={needs.map((one) => one.message).join("\n")}>
+            {needs.slice(0, 2).map((one) => (
+              <b key={one.kind}>{words(one.kind)}</b>
+            ))}
+            {needs.length > 2 && <i>+{needs.length - 2}</i>}
             <span>{need.message}</span>
           </span>
         ) : (
@@ -253,9 +257,11 @@ const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, q
         <Ago time={run.step_time} />
       </span>
       <span role="cell" class="c-labels">
-        {Object.entries(run.labels).map(([key, value]) => (
-          <LabelChip key={key} name={key} value={value} query={query} />
-        ))}
+        {Object.entries(run.labels)
+          .sort()
+          .map(([key, value]) => (
+            <LabelChip key={key} name={key} value={value} query={query} />
+          ))}
       </span>
       <span role="cell" class="c-pin">
         <button
