@@ -10,7 +10,7 @@ export interface Curve {
   readonly label: string;
   readonly ink: Ink;
   readonly columns: Columns;
-  /** Its bars span the scale groups, which is no noise of one value: they are drawn paler. */
+  /** Its extremes are those of the scale groups: a band is drawn from the smallest to the largest. */
   readonly spread?: boolean;
   /** Drawn thin and pale, as an abandoned branch. */
   readonly pale?: boolean;
@@ -57,9 +57,9 @@ export function paintCurve(
     context.globalAlpha = 0.22 * strength; // the raw curve, as a ghost
     strokeLine(context, geometry(curve.columns, to).line, ratio, []);
   }
-  context.globalAlpha =
-    ((smoothed ? 0.2 : 0.55) * strength * (curve.spread ? 0.5 : 1)) / Math.sqrt(Math.max(1, curves / 2));
-  strokeBars(context, shape.bars, ratio);
+  context.globalAlpha = ((smoothed ? 0.2 : 0.55) * strength) / Math.sqrt(Math.max(1, curves / 2));
+  if (curve.spread) paintSpread(context, shape.bars, ratio);
+  else strokeBars(context, shape.bars, ratio);
   context.globalAlpha = strength;
   strokeLine(
     context,
@@ -111,6 +111,30 @@ function strokeBars(context: CanvasRenderingContext2D, bars: Float64Array, ratio
     context.lineTo(bars[i]!, bottom);
   }
   context.stroke();
+}
+
+/** A band from max to min, with its edges. */
+function paintSpread(context: CanvasRenderingContext2D, bars: Float64Array, ratio: number): void {
+  const alpha = context.globalAlpha;
+  const edge = (of: 1 | 2): Float64Array => {
+    const line = new Float64Array((bars.length / 3) * 2);
+    for (let i = 0; i < bars.length / 3; i += 1) {
+      line[2 * i] = bars[3 * i]!;
+      line[2 * i + 1] = bars[3 * i + of]!;
+    }
+    return line;
+  };
+  const [top, bottom] = [edge(1), edge(2)];
+  context.beginPath();
+  for (let i = 0; i < top.length; i += 2) if (!Number.isNaN(top[i + 1]!)) context.lineTo(top[i]!, top[i + 1]!);
+  for (let i = bottom.length - 2; i >= 0; i -= 2) {
+    if (!Number.isNaN(bottom[i + 1]!)) context.lineTo(bottom[i]!, bottom[i + 1]!);
+  }
+  context.globalAlpha = alpha * 0.25;
+  context.fill();
+  context.globalAlpha = alpha * 0.8;
+  strokeLine(context, top, 0.8 * ratio, []);
+  strokeLine(context, bottom, 0.8 * ratio, []);
 }
 
 function triangle(context: CanvasRenderingContext2D, x: number, y: number, size: number): void {

@@ -20,6 +20,7 @@ const had = new Map<string, Had>();
 let inView: readonly string[] = [];
 let busy = false;
 let timer: ReturnType<typeof setTimeout> | undefined;
+let due = Number.POSITIVE_INFINITY;
 
 /** The table tells which runs it shows. */
 export function want(names: readonly string[]): void {
@@ -29,9 +30,16 @@ export function want(names: readonly string[]): void {
 
 touched.subscribe(() => later(1000));
 
+/** Looks after `wait` ms; a look that is due earlier stays. */
 function later(wait: number): void {
+  const at = Date.now() + wait;
+  if (at >= due) return;
   clearTimeout(timer);
-  timer = setTimeout(() => void look(), wait);
+  due = at;
+  timer = setTimeout(() => {
+    due = Number.POSITIVE_INFINITY;
+    void look();
+  }, wait);
 }
 
 async function look(): Promise<void> {

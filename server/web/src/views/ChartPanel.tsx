@@ -213,7 +213,7 @@ export function grain(curves: readonly Curve[], lines: ReadonlyMap<string, Serie
   }
   if (curves.length === 0) return "";
   const spread = curves.some((curve) => curve.spread)
-    ? " · bars reach from the smallest scale group to the largest"
+    ? " · bands reach from the smallest scale group to the largest"
     : "";
   const exact = curves.every((curve) => lines.get(curve.id)?.exact ?? widest === 1);
   const what = exact ? "every step" : `min, max and last of up to ${plural(widest, "step")} a column`;
