@@ -45,7 +45,7 @@ format: $(VENV)/dev.stamp $(NODE_MODULES)  ## put all sources into the one forma
 	npm --prefix $(WEB) run --silent format
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
-	for script in tests/benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 proto: $(VENV)/demo.stamp  ## generate the stubs anew (any other target does it too when a .proto changed)
 
@@ -72,6 +72,7 @@ $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	  || echo 'tests/web needs Chromium: install it so that `chromium` runs, or set CHROMIUM to its path.'
+	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
 	@touch $@ $(VENV)/demo.stamp
 
 $(NODE_MODULES): $(WEB)/package-lock.json

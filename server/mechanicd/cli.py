@@ -1,4 +1,4 @@
-"""The command line: `mechanicd serve | demo | runs … | store …`. Errors go to stderr with a reason; each takes --json."""
+"""The command line: `mechanicd serve | demo | runs … | store … | top`. Errors go to stderr with a reason; each takes --json."""
 
 import asyncio
 import importlib
@@ -29,6 +29,7 @@ class LazyGroup(click.Group):
         "demo": "mechanicd.demo:demo",
         "runs": "mechanicd.cli_runs:runs",
         "store": "mechanicd.cli_store:store",
+        "top": "mechanicd.cli_runs:top",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -63,7 +64,11 @@ def fail(reason: str, message: str, as_json: bool = False) -> None:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mechanicd")
 def main() -> None:
-    """MECHANIC, the learning-rate tuner, as a service: it gives every run its scale S, and keeps its state."""
+    """MECHANIC, the learning-rate tuner, as a service: it gives every run its scale S, and keeps its state.
+
+    Exit codes: 0, it is done (Ctrl-C ends `watch` and `top` so, too); 1, it failed, or the question was answered with no, and
+    stderr has the reason; 2, it was called in a way that can't be.
+    """
 
 
 @main.command()
@@ -207,6 +212,7 @@ def serve(
             silence=config.silence,
             guarded=not insecure,
             metrics_per_run=metrics_per_run,
+            log_level=log_level.upper(),
             webhook=webhook,
             started=time_ns(),
         )

@@ -32,10 +32,13 @@ def test_the_commands_are_these() -> None:
         "runs show",
         "runs watch",
         "runs export",
+        "runs rewind",
+        "runs fork",
         "runs delete",
         "store check",
         "store backup",
         "store vacuum",
+        "top",
     }
 
 

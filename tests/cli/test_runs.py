@@ -23,6 +23,7 @@ RUN_KEYS = [
     "needs",
     "step",
     "scale",
+    "base_lr",
     "labels",
     "create_time",
     "step_time",
@@ -84,7 +85,16 @@ def test_a_list_shows_each_run_with_its_status_step_scale_and_labels(
     train("b", labels={"note": HOSTILE})
     text = succeeded(run_cli("runs", "list", "--target", server.target, "--project", project))
     lines = text.splitlines()
-    assert lines[0].split() == ["run", "status", "step", "S", "last", "step", "needs", "labels"]
+    assert re.split(r"\s{2,}", lines[0].strip()) == [
+        "run",
+        "status",
+        "step",
+        "S",
+        "S over the steps",
+        "last step",
+        "needs",
+        "labels",
+    ]
     first = next(line for line in lines if "finished" in line)
     scale = ask("GetRun", name=train("a", after_step=15)).run.scale[0]
     assert "15" in first
@@ -116,6 +126,57 @@ def test_a_filter_keeps_what_it_names(train: New, runs: New) -> None:
     train("c", 5)
     listed = strict(succeeded(runs("list", "--json", "--filter", "labels.batch = 256 AND status = RUNNING AND step > 4")))
     assert [run["name"].split("/")[-1] for run in listed] == ["b"]
+
+
+def test_a_list_has_a_sketch_of_each_run_unless_it_is_not_wanted(train: New, runs: New) -> None:
+    train("a", 40)
+    sketch = succeeded(runs("show", "a")).splitlines()[-1]
+    (line,) = (line for line in succeeded(runs("list")).splitlines() if ": a " in line)
+    (spark,) = re.findall("[▁▂▃▄▅▆▇█]+", line)
+    assert (len(spark), max(spark), min(spark)) == (24, max(sketch), min(sketch))
+    assert re.search("[▁▂▃▄▅▆▇█]", succeeded(runs("list", "--no-sketch"))) is None
+
+
+def test_a_list_in_a_pipe_has_a_line_a_run_however_long_its_name_is(train: New, runs: New) -> None:
+    train("/".join(["x" * 60] * 4), 3, labels={"note": "y" * 200})
+    heading, line = succeeded(runs("list")).splitlines()
+    assert "x" * 60 + "/" in line
+    assert "y" * 200 in line
+    assert heading.startswith("run")
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ("name", "abc"),
+        ("-name", "cba"),
+        ("step", "bca"),
+        ("-step", "acb"),
+        ("age", "cab"),
+        ("created", "bac"),
+        ("status", "acb"),
+    ],
+)
+def test_a_list_is_in_the_order_that_was_asked_for(train: New, runs: New, sort: str, order: str) -> None:
+    train("b", close="RUN_STATUS_PREEMPTED")
+    train("a", 9, close="RUN_STATUS_FAILED")
+    train("c", 3, close="RUN_STATUS_FINISHED")
+    listed = strict(succeeded(runs("list", "--json", "--sort", sort)))
+    assert "".join(run["name"][-1] for run in listed) == order
+
+
+def test_a_list_in_jsonl_and_in_csv_is_the_list_in_json(train: New, runs: New) -> None:
+    train("a", 3, labels={"batch": "256", "note": HOSTILE})
+    train("b", groups=("one", "two"))
+    listed = strict(succeeded(runs("list", "--json")))
+    assert [strict(line) for line in succeeded(runs("list", "--format", "jsonl")).splitlines()] == listed
+    assert strict(succeeded(runs("list", "--format", "json"))) == listed
+    rows = list(csv.DictReader(io.StringIO(succeeded(runs("list", "--format", "csv")), newline="")))
+    for row, run in zip(rows, listed, strict=True):
+        assert (row["name"], row["status"], int(row["step"])) == (run["name"], run["status"], run["step"])
+        assert (float(row["scale_min"]), float(row["scale_max"])) == (min(run["scale"]), max(run["scale"]))
+        labels = {key: row[f"labels.{key}"] for key in ("batch", "note")}
+        assert labels == {"batch": "", "note": "", **run["labels"]}
 
 
 def test_a_list_of_nothing_says_how_there_would_be_something(runs: New, server: Any) -> None:
@@ -153,6 +214,8 @@ def test_show_has_everything_about_a_run_and_a_sketch_of_its_scale(train: New, r
 def test_show_in_json_is_one_of_the_list(train: New, runs: New) -> None:
     name = train("a", 3)
     shown = strict(succeeded(runs("show", name, "--json")))
+    assert list(shown) == [*RUN_KEYS, "command", "events"]
+    del shown["command"], shown["events"]
     assert [shown] == strict(succeeded(runs("list", "--json")))
 
 
@@ -264,6 +327,21 @@ def test_an_export_of_a_branch_has_the_steps_given_up(train: New, runs: New) -> 
     )
     assert (own, branch) == ([1, 2, 3, 4, 5, 6, 7, 8], [7, 8, 9, 10])
     assert "branch 2: the run has 1" in failed(runs("export", "a", "--branch", "2"), "INVALID_RANGE")
+
+
+def test_an_export_of_a_range_has_both_its_ends(train: New, runs: New) -> None:
+    train("a", 10)
+    rows = csv.DictReader(io.StringIO(succeeded(runs("export", "a", "--first", "3", "--last", "5"))))
+    assert [int(row["step"]) for row in rows] == [3, 4, 5]
+    assert "first_step 5 is above last_step 3" in failed(runs("export", "a", "--first", "5", "--last", "3"), "INVALID_RANGE")
+
+
+def test_an_export_in_json_format_is_one_array_of_the_lines(train: New, runs: New) -> None:
+    train("a", 700, bad={3: math.nan})
+    lines = [strict(line) for line in succeeded(runs("export", "a", "--format", "jsonl")).splitlines()]
+    assert strict(succeeded(runs("export", "a", "--format", "json"))) == lines
+    train("b")
+    assert strict(succeeded(runs("export", "b", "--format", "json"))) == []
 
 
 def test_an_export_of_a_run_without_steps_has_the_heading_alone(train: New, runs: New) -> None:

@@ -15,7 +15,12 @@ class Trainer:
     """Takes steps of one run over gRPC, with reductions that are random and known."""
 
     def __init__(
-        self, target: str, name: str, labels: dict[str, str] | None = None, groups: tuple[str, ...] = ("all",)
+        self,
+        target: str,
+        name: str,
+        labels: dict[str, str] | None = None,
+        groups: tuple[str, ...] = ("all",),
+        after_step: int | None = None,
     ) -> None:
         self.name = name
         self.groups = groups
@@ -25,7 +30,8 @@ class Trainer:
         self._rng = random.Random(name)
         self._client = connect(target)
         config = resources_pb2.TunerConfig(scale_groups=groups)
-        opened = self._call("OpenSession", name=name, config=config, labels=labels or {})
+        start = {} if after_step is None else {"after_step": after_step}
+        opened = self._call("OpenSession", name=name, config=config, labels=labels or {}, **start)
         self.session, self.step = opened.session, opened.last_step
 
     def take(self, steps: int, *, lr: float | None = None, bad: bool = False, spike: float = 1.0) -> "Trainer":

@@ -134,6 +134,51 @@ def test_sparklines_bands_and_heat_map(http: httpx.Client, runs: list[Any], seen
             assert max(scale[group] for step, scale in b.taken if first <= step <= last) == S
 
 
+def test_a_run_in_full(http: httpx.Client, shared: Any, new_trainer: New, seen: Seen) -> None:
+    first = new_trainer(shared, "a", groups=("head", "body")).take(30)
+    second = new_trainer(shared, "a", groups=("head", "body"), after_step=20).take(5)
+    second.end("RUN_STATUS_PREEMPTED", "told to stop")
+    seen(http, first.name, step=25, status="preempted")
+    answer = http.get("/api/v1/run", params={"name": first.name}).json()
+    assert answer["run"]["step"] == 25
+    assert answer["group_names"] == ["head", "body"]
+    assert (answer["config"]["convention"], answer["config"]["s_init"]) == ("paper", 1e-8)
+    assert answer["events"][0]["kind"] == "opened"
+    assert {event["kind"] for event in answer["events"]} >= {"opened", "rewound", "closed"}
+    assert all(
+        answer["run"]["create_time"] <= event["time"] <= answer["run"]["step_time"] + 60_000 for event in answer["events"]
+    )
+    assert answer["branches"] == [
+        {"branch": 0, "first_step": 1, "last_step": 25},
+        {"branch": 1, "first_step": 21, "last_step": 30},
+    ]
+    assert "run='a'" in answer["resume"]
+    assert shared.target in answer["resume"]
+    abandoned = http.post("/api/v1/series", json={"runs": [first.name], "branch": 1}).json()["runs"][0]
+    assert (abandoned["first_step"], abandoned["last_step"]) == (21, 30)
+    assert abandoned["columns"]["max"] == [max(S) for step, S in first.taken if step > 20]
+
+
+def test_an_export_is_what_the_command_line_exports(
+    http: httpx.Client, shared: Any, runs: list[Any], seen: Seen, run_cli: New
+) -> None:
+    for trainer, steps in zip(runs, (300, 40), strict=True):
+        seen(http, trainer.name, step=steps)
+        told = run_cli("runs", "export", "--target", shared.target, trainer.name).stdout
+        answer = http.get("/api/v1/export", params={"run": trainer.name})
+        assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+        assert "attachment" in answer.headers["content-disposition"]
+        assert answer.text.splitlines() == told.splitlines()
+    name = runs[1].name
+    asked = {"run": name, "format": "json", "x0": "20", "x1": "22"}
+    rows = http.get("/api/v1/export", params=asked).json()
+    assert [row["step"] for row in rows] == [20, 20, 21, 21, 22, 22]
+    assert rows[2]["h"] == rows[3]["h"] == "NaN"
+    assert [(row["scale_group"], row["scale"]) for row in rows[:2]] == list(
+        zip(("head", "body"), runs[1].taken[19][1], strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "reason", "said"),
     [
@@ -141,6 +186,10 @@ def test_sparklines_bands_and_heat_map(http: httpx.Client, runs: list[Any], seen
         ("/api/v1/series", None, 405, "METHOD_NOT_ALLOWED", "GET"),
         ("/api/v1/runs?filter=step", None, 400, "INVALID_FILTER", "at character 0"),
         ("/api/v1/heatmap?run=projects/p/runs/r", None, 404, "RUN_NOT_FOUND", "no such run"),
+        ("/api/v1/run?name=projects/p/runs/r", None, 404, "RUN_NOT_FOUND", "no such run"),
+        ("/api/v1/export?run=projects/p/runs/r", None, 404, "RUN_NOT_FOUND", "no such run"),
+        ("/api/v1/export?run=r&format=xml", None, 400, "MALFORMED_REQUEST", "one of csv"),
+        ("/api/v1/export?run=r&x2=1", None, 400, "MALFORMED_REQUEST", "unknown fields 'x2'"),
         ("/api/v1/heatmap", None, 400, "MALFORMED_REQUEST", "run None: expected a text"),
         ("/api/v1/heatmap?run=r&columns=none", None, 400, "MALFORMED_REQUEST", "a number from 1 to 8192"),
         ("/api/v1/heatmap?run=r&x0=2&x1=1", None, 400, "INVALID_RANGE", "x0 2 is above x1 1"),
@@ -166,7 +215,9 @@ def test_what_is_refused_says_why(
     assert said in error["message"]
 
 
-def test_more_runs_than_fit_are_refused(http: httpx.Client) -> None:
+def test_more_than_fits_is_refused(http: httpx.Client) -> None:
+    answer = http.post("/api/v1/series", content=b" " * 2_000_000)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "MALFORMED_REQUEST")
     names = [f"projects/p/runs/r{number}" for number in range(201)]
     assert http.post("/api/v1/series", json={"runs": names}).json()["error"]["reason"] == "MALFORMED_REQUEST"
     answer = http.get("/api/v1/sparklines", params={"run": names[:101]})

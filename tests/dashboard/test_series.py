@@ -5,15 +5,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanicd.dashboard._bands import grid, quantiles
+from mechanicd.dashboard._curves import Curves
+from mechanicd.dashboard._request import SeriesRequest
 from mechanicd.dashboard._series import SERIES, Axis, columns, heat
-from mechanicd.store import TUNED, StepRow, pack
+from mechanicd.store import TUNED, Claim, Commit, StepRow, open_store, pack
 from mechanicd.store._summary import of_steps
+from mechanicd.tuner import TunerConfig, TunerState
 
 COLUMN = {"S": 5, "h": 4, "grad_norm": 2, "param_norm": 3, "delta_dot_g": 0, "delta_dot_x": 1}
+ORIGIN = 10**18
 VALUES = st.floats(allow_nan=True, allow_infinity=False, width=64) | st.sampled_from([0.0, 1e-300, 1e300, -1e300])
 
 
@@ -123,3 +127,76 @@ def test_bands_are_quantiles_over_the_runs_that_there_are_at_a_point() -> None:
     assert found["q"].tolist() == [[1.0, 1.0, 2.0, 5.0, 6.0], [1.0, 3.0, 3.5, 5.0, 6.0], [1.0, 5.0, 5.0, 5.0, 6.0]]
     assert grid([], None, None, 5).tolist() == []
     assert quantiles([], np.array([1.0]), (0.5,))["n"].tolist() == [0]
+
+
+# --- from a stretch of the x axis to buckets, over a real store --------------------------------------------------------
+
+
+STEPS = 40_000
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A store with one run of many steps, one a second, partly folded; its S is a random walk with spikes."""
+    store = open_store(f"sqlite:///{tmp_path_factory.mktemp('long') / 'x.db'}")
+    rng = np.random.default_rng(5)
+    S = np.exp(np.cumsum(rng.normal(scale=0.02, size=STEPS)))
+    S[rng.integers(0, STEPS, 40)] *= 1e4
+    row = store.create("p", "r", TunerConfig(), TunerState.initial(TunerConfig()).to_bytes(), (0.0,), ORIGIN)
+    row = store.claim(
+        Claim(run_id=row.id, expected_epoch=0, session=1, after_step=0, state=row.state, scale=(0.0,), labels={}, time=ORIGIN)
+    )
+    for first in range(0, STEPS, 10_000):
+        records = b"".join(
+            pack(1, StepRow(step + 1, ORIGIN + 10**9 * step, TUNED, *([(1.0,)] * 5), (float(S[step]),), None))
+            for step in range(first, first + 10_000)
+        )
+        commit = Commit(
+            run_id=row.id,
+            epoch=row.epoch,
+            session=1,
+            after_step=first,
+            last_step=first + 10_000,
+            state=row.state,
+            scale=(float(S[first + 9_999]),),
+            step_time=ORIGIN + 10**9 * (first + 9_999),
+            records=records,
+        )
+        assert store.commit([commit], []) == [True]
+        if first == 20_000:
+            while store.fold():
+                pass
+    (row,) = store.rows([row.id])
+    yield store, row, S
+    store.close()
+
+
+@given(
+    ends=st.tuples(st.integers(-10, STEPS + 10), st.integers(0, STEPS)),
+    pixels=st.integers(2, 1500),
+    x=st.sampled_from(["step", "relative", "time"]),
+)
+@settings(deadline=None)
+def test_any_stretch_shows_its_exact_extremes_in_as_many_columns_as_there_is_room_for(
+    long: Any, ends: tuple[int, int], pixels: int, x: Any
+) -> None:
+    store, row, S = long
+    low, high = ends[0], ends[0] + ends[1]
+    offset, unit = {"step": (1, 1), "relative": (0, 1), "time": (ORIGIN // 10**9, 1000)}[x]
+    request = SeriesRequest(runs=("r",), x=x, x0=(low + offset) * unit, x1=(high + offset) * unit, pixels=pixels)
+    (answer,) = Curves().series(store, [("r", row)], request)["runs"]
+    columns = answer["columns"]
+    inside = np.arange(max(low, 0), min(high, STEPS - 1) + 1)
+    if not len(inside):
+        assert not len(columns["x"])
+        return
+    assert len(columns["x"]) <= pixels
+    assert len(columns["x"]) >= min(len(inside), pixels // 2)
+    assert columns["first"][0] <= inside[0] + 1
+    assert columns["last"][-1] >= inside[-1] + 1
+    slack = 2 * (columns["last"] - columns["first"]).max() + 1
+    assert columns["first"][0] >= inside[0] + 1 - slack
+    assert columns["last"][-1] <= inside[-1] + 1 + slack
+    for at in range(len(columns["x"])):
+        part = S[columns["first"][at] - 1 : columns["last"][at]]
+        assert (columns["min"][at], columns["max"][at], columns["end"][at]) == (part.min(), part.max(), part[-1])

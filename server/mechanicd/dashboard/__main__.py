@@ -6,14 +6,15 @@ It ends when its stdin does, so it never outlives the server, however that ends.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import orjson
 import uvicorn
+import uvloop
 
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
@@ -35,7 +36,9 @@ async def _main(listening: socket.socket) -> None:
     first = await reader.readline()
     if not first:
         return
-    child = Child(PageConfig.from_line(first))
+    config = PageConfig.from_line(first)
+    logging.getLogger("mechanicd").setLevel(config.log_level)
+    child = Child(config)
     server = _Server(
         uvicorn.Config(
             make_app(child),
@@ -64,15 +67,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; this process ends with it
     logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel("WARNING")
-    run: Any = asyncio.Runner
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        runner = run()
-    else:
-        runner = run(loop_factory=uvloop.new_event_loop)
-    with runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
+    logging.shutdown()
+    os._exit(0)  # a thread that waits for a store or a webhook holds up nobody
 
 
 if __name__ == "__main__":

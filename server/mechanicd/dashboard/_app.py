@@ -1,8 +1,7 @@
 """The page's routes."""
 
 import asyncio
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
 from time import monotonic, time_ns
 from types import TracebackType
@@ -17,17 +16,21 @@ from starlette.routing import Route
 from mechanicd.dashboard import _files
 from mechanicd.dashboard._config import PageConfig
 from mechanicd.dashboard._curves import Curves, Named
+from mechanicd.dashboard._detail import detail
 from mechanicd.dashboard._errors import HANDLERS, ApiError, Json, encode
+from mechanicd.dashboard._export import MEDIA_TYPES, export
 from mechanicd.dashboard._guard import Guard
 from mechanicd.dashboard._live import Live
 from mechanicd.dashboard._metrics import Facts, text
 from mechanicd.dashboard._reader import Reader
-from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, HeatRequest, SeriesRequest
+from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._table import Table
 from mechanicd.dashboard._watch import Watch
+from mechanicd.dashboard._webhook import tell
 from mechanicd.store import RunRow, parse_filter, without_password
 
 _API: Final = "/api/v1"
+_MOST_BYTES: Final = 2**20
 
 
 class Child:
@@ -44,17 +47,18 @@ class Child:
         self.curves = Curves()
         self.live = Live(self.watch, self.whole)
         self._version = version("mechanicd")
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self.watch.run(), name="watch")
+        self._tasks.append(asyncio.create_task(self.watch.run(), name="watch"))
+        if self.config.webhook:
+            self._tasks.append(asyncio.create_task(tell(self.config, self.watch), name="webhook"))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for reader in self._readers:
             reader.close()
 
@@ -118,7 +122,7 @@ def make_app(child: Child) -> Starlette:
         return StreamingResponse(child.live.stream(cursor), media_type="text/event-stream", headers=headers)
 
     async def series(request: Request) -> Response:
-        asked = SeriesRequest.of(await request.body())
+        asked = SeriesRequest.of(await _body(request))
         found = child.named(asked.runs)
         return Json(await child.query(lambda store: encode(child.curves.series(store, found, asked))))
 
@@ -130,7 +134,7 @@ def make_app(child: Child) -> Starlette:
         return Json(await child.query(lambda store: encode(child.curves.sparklines(store, found))))
 
     async def bands(request: Request) -> Response:
-        asked = BandsRequest.of(await request.body())
+        asked = BandsRequest.of(await _body(request))
         found = [(label, child.named(names)) for label, names in asked.groups]
         return Json(await child.query(lambda store: encode(child.curves.bands(store, found, asked))))
 
@@ -138,6 +142,22 @@ def make_app(child: Child) -> Starlette:
         asked = HeatRequest.of(request.query_params)
         row = child.row(asked.run)
         return Json(await child.query(lambda store: encode(child.curves.heat(store, row, asked))))
+
+    async def run(request: Request) -> Response:
+        row = child.row(request.query_params.get("name", ""))
+        item, targets = child.table.item(row.id), child.config.grpc
+        return Json(await child.query(lambda store: encode(detail(store, child.curves, row, item, targets))))
+
+    async def export_(request: Request) -> Response:
+        asked = ExportRequest.of(request.query_params)
+        row = child.row(asked.run)
+        if asked.branch > row.rewinds:
+            raise ApiError("INVALID_RANGE", f"branch {asked.branch}: the run has {row.rewinds}")
+        name = f"{row.project}_{row.run}.{asked.format}".replace("/", "_")
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+        portions = export(Reader(child.config.store, "export"), row, asked)
+        first = await anext(portions, "")  # a store that is away is told before the answer has begun
+        return StreamingResponse(_chained(first, portions), media_type=MEDIA_TYPES[asked.format], headers=headers)
 
     async def healthz(_: Request) -> Response:
         trouble = child.watch.trouble
@@ -147,7 +167,7 @@ def make_app(child: Child) -> Starlette:
         content, media_type = text(child.facts(), request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 
-    api = {"runs": runs, "events": events, "sparklines": sparklines, "heatmap": heatmap}
+    api = {"runs": runs, "events": events, "sparklines": sparklines, "run": run, "heatmap": heatmap, "export": export_}
     posts = {"series": series, "bands": bands}
     return Starlette(
         routes=[
@@ -160,3 +180,18 @@ def make_app(child: Child) -> Starlette:
         middleware=[Middleware(Guard, hosts=child.config.guarded)],
         exception_handlers=HANDLERS,
     )
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_BYTES:
+            raise ApiError("MALFORMED_REQUEST", f"the body is larger than {_MOST_BYTES} bytes")
+    return bytes(body)
+
+
+async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for portion in rest:
+        yield portion

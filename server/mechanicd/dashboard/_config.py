@@ -17,7 +17,9 @@ class PageConfig:
         guarded: refuse requests for another host than this machine (a foreign page that calls itself so by DNS).
         grpc: where trainers connect, for the commands that the page shows.
         metrics_per_run: whether /metrics tells of each run.
+        log_level: how much to say on stderr.
         webhook: where to POST what runs need; "" nowhere.
+        told: what the webhook has been told of already: (run, kind of need).
         started: when the server was started, ns since 1970.
     """
 
@@ -26,7 +28,9 @@ class PageConfig:
     guarded: bool = True
     grpc: tuple[str, ...] = ()
     metrics_per_run: bool = False
+    log_level: str = "INFO"
     webhook: str = ""
+    told: tuple[tuple[str, str], ...] = ()
     started: int = 0
 
     def to_line(self) -> bytes:
@@ -37,4 +41,7 @@ class PageConfig:
     def from_line(cls, line: bytes) -> Self:
         """The reverse of `to_line`."""
         given = json.loads(line)
-        return cls(**{**given, "silence": Silence(**given["silence"]), "grpc": tuple(given["grpc"])})
+        given["silence"] = Silence(**given["silence"])
+        given["grpc"] = tuple(given["grpc"])
+        given["told"] = tuple(map(tuple, given["told"]))
+        return cls(**given)

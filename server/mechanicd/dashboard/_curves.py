@@ -1,7 +1,7 @@
 """Answers about curves: what the store has of some runs, as columns. Everything here runs on the store's thread."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mechanicd.dashboard import _bands, _series
 from mechanicd.dashboard._request import BandsRequest, HeatRequest, SeriesRequest
@@ -20,7 +20,7 @@ class Curves:
     """Remembers where each run begins, which does not change while one session holds it."""
 
     def __init__(self) -> None:
-        self._begins: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._spans: dict[tuple[int, int, int], _Span] = {}
 
     def series(self, store: Store, runs: Sequence[Named], request: SeriesRequest) -> dict[str, Any]:
         """The answer to POST /series."""
@@ -28,11 +28,10 @@ class Curves:
         for name, zoom in self._zooms(store, runs, request, request.group):
             assert zoom.buckets is not None
             found = _series.columns(zoom.buckets, request.series, request.group, request.pixels, zoom.axis)
-            first, last = self._span(store, zoom.run, request.branch)
             answers[name] = {
                 "name": name,
-                "first_step": first,
-                "last_step": last,
+                "first_step": self._span(zoom.run, request.branch).first,
+                "last_step": zoom.end,
                 "exact": found.exact,
                 "columns": found.as_dict(),
                 "missing": False,
@@ -69,7 +68,9 @@ class Curves:
 
     def heat(self, store: Store, run: RunRow, request: HeatRequest) -> dict[str, Any]:
         """The answer to GET /heatmap."""
-        zoom = Zoom(run, request.branch, Axis(), request.x0, request.x1, request.columns)
+        self._learn(store, [run], request.branch)
+        end = self._span(run, request.branch).last
+        zoom = Zoom(run, request.branch, Axis(), request.x0, request.x1, request.columns, end)
         for done in fill(store, [zoom]):
             assert done.buckets is not None
             return _series.heat(done.buckets, run.config.scale_groups, request.columns, HEAT_ROWS)
@@ -79,9 +80,10 @@ class Curves:
         """The run's own history, and what was given up at each rewind."""
         found = []
         for branch in range(run.rewinds + 1):
-            first, last = self._span(store, run, branch)
-            if last or not branch:
-                found.append({"branch": branch, "first_step": first, "last_step": last})
+            self._learn(store, [run], branch)
+            span = self._span(run, branch)
+            if span.last or not branch:
+                found.append({"branch": branch, "first_step": span.first, "last_step": span.last})
         return found
 
     def _zooms(
@@ -91,33 +93,35 @@ class Curves:
         zooms: dict[str, Zoom] = {}
         for name, run in runs:
             if run is not None and (group is None or group < len(run.config.scale_groups)):
-                origin = self._begin(store, run, request.branch)[1] if request.x == "relative" else 0
-                axis = Axis(request.x, origin)
-                zooms[name] = Zoom(run, request.branch, axis, request.x0, request.x1, request.pixels)
+                span = self._span(run, request.branch)
+                axis = Axis(request.x, span.time)
+                zooms[name] = Zoom(run, request.branch, axis, request.x0, request.x1, request.pixels, span.last)
         yield from zip(zooms, fill(store, list(zooms.values())), strict=True)
 
-    def _span(self, store: Store, run: RunRow, branch: int) -> tuple[int, int]:
-        """The first and the last step of a branch; (0, 0) where it has none."""
-        if branch == 0:
-            first = self._begin(store, run, 0)[0]
-            return first, run.last_step if first else 0
-        buckets = store.summary(run, branch, 1, END, 1)
-        return (int(buckets["first_step"][0]), int(buckets["last_step"][-1])) if len(buckets) else (0, 0)
-
-    def _begin(self, store: Store, run: RunRow, branch: int) -> tuple[int, int]:
-        """The first step of a branch, and its time in ns since 1970; (0, 0) where it has none."""
-        self._learn(store, [run], branch)
-        return self._begins.get((run.id, branch, run.epoch), (0, 0))
+    def _span(self, run: RunRow, branch: int) -> "_Span":
+        """Where a branch begins and ends, once it was learnt."""
+        span = self._spans.get((run.id, branch, run.epoch), _Span(0, 0, 0))
+        return span._replace(last=run.last_step) if span.first and not branch else span
 
     def _learn(self, store: Store, runs: Sequence[RunRow], branch: int) -> None:
-        """Finds out where runs begin of which it is not known yet."""
-        new = [run for run in runs if (run.id, branch, run.epoch) not in self._begins]
+        """Finds out where branches begin of which it is not known yet; where the run's own ends, its row says."""
+        new = [run for run in runs if (run.id, branch, run.epoch) not in self._spans]
         found = store.summaries([SummaryRequest(run, branch, 1, END, 1) for run in new]) if new else []
         for run, buckets in zip(new, found, strict=True):
             if len(buckets):
-                self._begins[run.id, branch, run.epoch] = int(buckets["first_step"][0]), int(buckets["first_time"][0])
-        while len(self._begins) > _KNOWN:
-            self._begins.pop(next(iter(self._begins)))
+                first, last = buckets[0], buckets[-1]
+                span = _Span(int(first["first_step"]), int(last["last_step"]), int(first["first_time"]))
+                self._spans[run.id, branch, run.epoch] = span
+        while len(self._spans) > _KNOWN:
+            self._spans.pop(next(iter(self._spans)))
+
+
+class _Span(NamedTuple):
+    """The first and the last step of a branch, and the time of the first, ns since 1970; all 0 where it has none."""
+
+    first: int
+    last: int
+    time: int
 
 
 def _missing(name: str) -> dict[str, Any]:

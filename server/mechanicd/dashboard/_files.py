@@ -17,7 +17,7 @@ _NOT_BUILT: Final = """<!doctype html>
 <p>This mechanicd was installed from its sources without Node, so the page's files are missing. The server works; only this page
 does not.</p>
 <ol>
-<li>Install Node 20 or newer, with npm.</li>
+<li>Install Node 20.19 or newer, with npm.</li>
 <li>Install again from the sources: <code>pip install --force-reinstall --no-deps -e .</code></li>
 <li>Start <code>mechanicd serve</code> again.</li>
 </ol>

@@ -21,6 +21,7 @@ log = logging.getLogger("mechanicd.dashboard")
 DEFAULT: Final = "127.0.0.1:8080"
 _NEEDS: Final = ("orjson", "prometheus_client", "starlette", "uvicorn")
 _BEAT_SECONDS: Final = 1.0
+_LONGEST_LINE: Final = 2**26
 _MOST_WAITING: Final = 2**18
 _LONGEST_PAUSE: Final = 30.0
 _WELL_SECONDS: Final = 60.0
@@ -91,8 +92,9 @@ class Page:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "mechanicd.dashboard", str(self._socket.fileno())),
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
             pass_fds=[self._socket.fileno()],
+            limit=_LONGEST_LINE,
         )
         self._write(self._config.to_line())
 
@@ -101,7 +103,7 @@ class Page:
         pause = 0.0
         while True:
             assert self._process is not None
-            begun, ended = monotonic(), asyncio.ensure_future(self._process.wait())
+            begun, ended = monotonic(), asyncio.ensure_future(self._hear(self._process))
             try:
                 while not ended.done():
                     self._write(json.dumps(snapshot()).encode() + b"\n")
@@ -112,6 +114,13 @@ class Page:
             log.warning("the page's process ended with %s; a new one in %.1f s", self._process.returncode, pause)
             await asyncio.sleep(pause)
             await self._start()
+
+    async def _hear(self, process: asyncio.subprocess.Process) -> None:
+        """Remembers for the next child what this one says, until it ends."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self._config = replace(self._config, told=tuple(map(tuple, json.loads(line)["told"])))
+        await process.wait()
 
     def _write(self, line: bytes) -> None:
         pipe = self._process.stdin if self._process is not None else None

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mechanicd.store import Store, StoreError, open_store
 
 T = TypeVar("T")
+
+ANSWER_SECONDS: Final = 30.0
 
 
 class Reader:
@@ -27,18 +29,24 @@ class Reader:
         """Runs a function of the store on its thread.
 
         Raises:
-            StoreError: the store can't be reached or read.
+            StoreError: the store can't be reached or read, or does not answer.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, function)
+        answer = asyncio.get_running_loop().run_in_executor(self._thread, self._run, function)
+        try:
+            return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        except TimeoutError:
+            raise StoreError(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
 
     def close(self) -> None:
-        """Does not wait for what is running: a store that is away may take its time."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Releases the connection, without waiting for what is running: a store that is away may take its time."""
+        self._thread.submit(self._close)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._store is not None:
+            self._store.close()
 
     def _run(self, function: Callable[[Store], T]) -> T:
         if self._store is None:
             self._store = open_store(self._url, readonly=True)
         return function(self._store)
-
-
-__all__ = ["Reader", "StoreError"]

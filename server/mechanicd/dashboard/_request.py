@@ -9,6 +9,7 @@ import orjson
 
 from mechanicd.dashboard._errors import ApiError
 from mechanicd.dashboard._series import SERIES, X_AXES, XAxis
+from mechanicd.store import EXPORT_FORMATS
 
 MOST_RUNS: Final = 200
 MOST_SPARKLINES: Final = 100
@@ -73,7 +74,7 @@ class BandsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatRequest:
-    """GET /heatmap, and the stretch of GET /export."""
+    """GET /heatmap: S of each scale group from step x0 to x1."""
 
     run: str
     branch: int = 0
@@ -86,13 +87,38 @@ class HeatRequest:
         """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
         fields = _Fields({key: value for key, value in query.items() if value != ""})
         x0, x1 = _range(fields.parsed("x0"), fields.parsed("x1"))
-        return cls(
+        request = cls(
             run=fields.text("run"),
             branch=int(fields.parsed("branch", 0, 0, 2**31) or 0),
             x0=x0,
             x1=x1,
             columns=int(fields.parsed("columns", 300, 1, MOST_PIXELS) or 300),
         )
+        fields.end()
+        return request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """GET /export: the exact steps x0 to x1."""
+
+    run: str
+    format: str = "csv"
+    branch: int = 0
+    x0: float | None = None
+    x1: float | None = None
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Self:
+        """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
+        fields = _Fields({key: value for key, value in query.items() if value != ""})
+        x0, x1 = _range(fields.parsed("x0"), fields.parsed("x1"))
+        branch = int(fields.parsed("branch", 0, 0, 2**31) or 0)
+        request = cls(
+            run=fields.text("run"), format=fields.choice("format", "csv", EXPORT_FORMATS), branch=branch, x0=x0, x1=x1
+        )
+        fields.end()
+        return request
 
 
 def _where(fields: "_Fields") -> dict[str, Any]:

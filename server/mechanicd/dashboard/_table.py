@@ -62,6 +62,10 @@ class Table:
         entries = sorted(self._entries.values(), key=lambda entry: (entry.row.project, entry.row.run))
         return [(entry.seen, entry.needs, entry.item) for entry in entries]
 
+    def item(self, id_: int) -> Item:
+        """One run."""
+        return self._entries[id_].item
+
     def items(self) -> list[Item]:
         """All runs, in no order."""
         return [entry.item for entry in self._entries.values()]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import urllib.error
 import urllib.request
 from collections import deque
@@ -12,10 +13,13 @@ from typing import Any, Final
 
 import orjson
 
+from mechanicd.dashboard._config import PageConfig
 from mechanicd.dashboard._item import Item
+from mechanicd.dashboard._watch import Watch
 
 log = logging.getLogger("mechanicd.dashboard")
 
+LOOK_SECONDS: Final = 5.0
 TIMEOUT_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 60.0
@@ -25,6 +29,24 @@ MOST_WAITING: Final = 1000
 
 Key = tuple[str, str]
 """A run's full name, and the kind of its need."""
+
+
+async def tell(config: PageConfig, watch: Watch) -> None:
+    """Tells `config.webhook` of the needs in the table until it is cancelled.
+
+    Whenever what has been told changes, the serving process hears of it on stdout, and gives it to the next process here.
+    """
+    webhook = Webhook(config.webhook, config.told)
+    sending = asyncio.create_task(webhook.run(), name="webhook-sending")
+    try:
+        while True:
+            if not watch.trouble and webhook.look(watch.table.items()):
+                sys.stdout.write(f"{orjson.dumps({'told': webhook.told}).decode()}\n")
+                sys.stdout.flush()
+            await watch.change(LOOK_SECONDS)
+    finally:
+        sending.cancel()
+        webhook.close()
 
 
 class Webhook:
@@ -99,11 +121,21 @@ class Webhook:
         log.error("webhook: %s; given up: %s %s of %s", failure, event["need"]["kind"], event["event"], event["run"])
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Elsewhere is an error: what is POSTed there would arrive as a GET."""
+
+    def redirect_request(self, *args: object) -> None:
+        return None
+
+
+_OPENER: Final = urllib.request.build_opener(_NoRedirect)
+
+
 def _post(url: str, body: bytes) -> str:
     """Sends once; what went wrong, "" if nothing."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "mechanicd"}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
             answer.read(65536)
     except urllib.error.HTTPError as error:
         with error:

@@ -21,6 +21,7 @@ class Zoom:
     Attributes:
         x0, x1: bounds on the axis, None for none.
         columns: how many are wanted at most.
+        end: the last step of the branch.
         first, last: the steps that are looked at now.
         buckets: what was found; None before, and when its turn is over.
     """
@@ -31,6 +32,7 @@ class Zoom:
     x0: float | None
     x1: float | None
     columns: int
+    end: int
     first: int = 1
     last: int = END
     buckets: Buckets | None = None
@@ -49,9 +51,8 @@ class Zoom:
 
         The levels of the pyramid are 4 times as wide each, but the lowest: it is 16 steps.
         """
-        end = min(self.last, self.run.last_step) if self.branch == 0 else self.last
         fine = 8 * self.columns
-        wanted = fine if end - self.first < fine else 2 * self.columns
+        wanted = fine if min(self.last, self.end) - self.first < fine else 2 * self.columns
         return max(16, min(wanted, _BYTES // bucket_bytes(self.run)))
 
     def take(self, buckets: Buckets) -> None:
@@ -62,7 +63,7 @@ class Zoom:
             self.done = True
             return
         first, last = int(buckets["first_step"][0]), int(buckets["last_step"][-1])
-        nearer = last - first < min(self.last, self.run.last_step if self.branch == 0 else END) - self.first
+        nearer = last - first < min(self.last, self.end) - self.first
         self.done = self.axis.kind == "step" or not nearer or int(buckets["size"].max()) == 1
         self.first, self.last = first, last
 

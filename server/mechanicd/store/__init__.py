@@ -4,7 +4,7 @@
 (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps (`_records`) with their pyramid (`_summary`, and
 `_tiers` above the chunks). `_model` is what a store keeps, `_vitals` what the steps of a run amount to; `_status`, `_needs` and
 `_filter` judge runs. `_errors` is what can be refused, `_migrations` how old files are brought up to date, `_check` and `_copy`
-a store's care.
+a store's care, `_export` is a history as text.
 """
 
 from mechanicd.store._check import Finding, check
@@ -19,6 +19,9 @@ from mechanicd.store._errors import (
     StoreNotWritable,
     StorePackageMissing,
 )
+from mechanicd.store._export import COLUMNS as EXPORT_COLUMNS
+from mechanicd.store._export import FORMATS as EXPORT_FORMATS
+from mechanicd.store._export import rows as export_rows
 from mechanicd.store._filter import Filter, FilterError, parse_filter
 from mechanicd.store._interface import Store
 from mechanicd.store._migrations import SCHEMA_VERSION
@@ -44,7 +47,9 @@ from mechanicd.store._model import (
     Claim,
     Commit,
     EventRow,
+    Fork,
     Release,
+    Rewind,
     RunRow,
     SessionRow,
     StepRow,
@@ -63,6 +68,8 @@ from mechanicd.store._vitals import LEFT, SWING, Mark, Vitals, first_scale
 __all__ = [
     "ADOPTED",
     "CLOSED",
+    "EXPORT_COLUMNS",
+    "EXPORT_FORMATS",
     "FAILED",
     "FENCED",
     "FINISHED",
@@ -91,10 +98,12 @@ __all__ = [
     "Filter",
     "FilterError",
     "Finding",
+    "Fork",
     "Mark",
     "Need",
     "OwnershipLost",
     "Release",
+    "Rewind",
     "RunExists",
     "RunRow",
     "SQLStore",
@@ -114,6 +123,7 @@ __all__ = [
     "check",
     "copy",
     "duration",
+    "export_rows",
     "first_scale",
     "judged",
     "needs",

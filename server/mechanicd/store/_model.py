@@ -155,3 +155,32 @@ class SummaryRequest(NamedTuple):
     first: int
     last: int
     most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewind:
+    """A run that no session holds goes back to an earlier step; `message` says so to people. Conditional on the epoch."""
+
+    run_id: int
+    expected_epoch: int
+    after_step: int
+    state: bytes
+    scale: tuple[float, ...]
+    message: str
+    events: tuple[EventRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """A new run that begins as another one was after a step; `message` says so to people. Conditional on the other's epoch."""
+
+    source_id: int
+    expected_epoch: int
+    after_step: int
+    project: str
+    run: str
+    state: bytes
+    scale: tuple[float, ...]
+    time: int
+    message: str
+    events: tuple[EventRow, ...] = ()

@@ -1,7 +1,7 @@
 """What somebody should look at: pure judgements of a run's row at a moment, each with its reason in words.
 
 They read the vitals that are kept with the row, never the history. Each threshold says why it is where it is; a healthy run
-gives no need (`tests/store/test_needs.py` holds them to real tuner sequences).
+gives no need (`tests/service/test_needs.py` holds them to real tuner sequences).
 """
 
 from collections.abc import Callable, Iterable

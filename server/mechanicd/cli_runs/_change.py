@@ -1,0 +1,71 @@
+"""`mechanicd runs rewind | fork | delete`: changing runs. What can't be taken back asks first."""
+
+import json
+
+import click
+
+from mechanicd.cli import json_option
+from mechanicd.cli_runs import _options, _text
+from mechanicd.client import connect
+from mechanicd.v1 import run_service_pb2
+
+
+@click.command()
+@_options.target_option
+@_options.project_option
+@_options.run_argument
+@click.argument("step", type=click.IntRange(0))
+@_options.yes_option
+@json_option
+@_options.reports_errors
+def rewind(target: str, project: str, run: str, step: int, yes: bool, as_json: bool) -> None:
+    """Take a run that no session holds back to STEP. The steps above it are kept, as a branch of its history."""
+    name = _options.full_name(project, run)
+    with connect(target) as client:
+        found = _options.get_run(client, name)
+        if not yes and step < found.durable_step:
+            question = f"Take {name} back from step {found.durable_step} to {step}? The steps between become a branch."
+            click.confirm(question, abort=True, err=True)
+        now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step), 60.0).run
+    if as_json:
+        click.echo(json.dumps(_text.run_dict(now)))
+    else:
+        click.echo(f"{name} is at step {now.durable_step}; S {_text.scale(now)}")
+
+
+@click.command()
+@_options.target_option
+@_options.project_option
+@_options.run_argument
+@click.argument("new")
+@click.option("--step", type=click.IntRange(0), help="Where the new run begins. Default: at the last step that is durable.")
+@json_option
+@_options.reports_errors
+def fork(target: str, project: str, run: str, new: str, step: int | None, as_json: bool) -> None:
+    """Make the run NEW, with the history of RUN up to a step. RUN stays as it is, and may be training."""
+    source, name = _options.full_name(project, run), _options.full_name(project, new)
+    with connect(target) as client:
+        after_step = _options.get_run(client, source).durable_step if step is None else step
+        request = run_service_pb2.ForkRunRequest(source=source, after_step=after_step, name=name)
+        made = client.call("ForkRun", request, 60.0).run
+    if as_json:
+        click.echo(json.dumps(_text.run_dict(made)))
+    else:
+        click.echo(f"{name} begins as {source} was at step {made.durable_step}; S {_text.scale(made)}")
+
+
+@click.command()
+@_options.target_option
+@_options.project_option
+@_options.run_argument
+@_options.yes_option
+@json_option
+@_options.reports_errors
+def delete(target: str, project: str, run: str, yes: bool, as_json: bool) -> None:
+    """Delete a run with its whole history."""
+    name = _options.full_name(project, run)
+    if not yes:
+        click.confirm(f"Delete {name} with its whole history?", abort=True, err=True)
+    with connect(target) as client:
+        client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name))
+    click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")

@@ -1,0 +1,215 @@
+"""`mechanicd runs list | show | watch | export`: looking at runs, over the same contract as everybody else."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mechanicd.cli import json_option
+from mechanicd.cli_runs import _options, _text
+from mechanicd.client import Client, connect
+from mechanicd.store import EXPORT_FORMATS, StepRow, export_rows
+from mechanicd.v1 import resources_pb2, run_service_pb2
+
+_SKETCHED_RUNS = 100
+_SKETCH_WIDTH = 24
+_WIDE = 10_000
+
+
+@click.command("list")
+@_options.target_option
+@_options.any_project_option
+@_options.filter_option
+@click.option(
+    "--sort",
+    type=click.Choice([sign + name for name in _text.SORTS for sign in ("", "-")]),
+    default="name",
+    show_default=True,
+    metavar="[-]FIELD",
+    help=f"One of {', '.join(_text.SORTS)}: the smallest, the youngest, the neediest first; with a - the other way round.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "csv", "json", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="jsonl: an object a line. csv: a column a label, after those that all runs have.",
+)
+@click.option("--sketch/--no-sketch", default=None, help="A sparkline of S a run. Default: where there are at most 100 runs.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@_options.reports_errors
+def list_(target: str, project: str | None, filter_: str, sort: str, format_: str, sketch: bool | None, as_json: bool) -> None:
+    """The runs, with their status, step, S, and what somebody should look at."""
+    with connect(target) as client:
+        found = _text.ordered(_options.all_runs(client, project, filter_), sort)
+        if as_json or format_ != "table":
+            _print(found, "json" if as_json else format_)
+            return
+        if not found:
+            matching = " that match the filter" if filter_ else ""
+            click.echo(f"no runs{matching} at {target}; a training that calls mechanize(…, target='{target}') makes one")
+            return
+        wanted = len(found) <= _SKETCHED_RUNS if sketch is None else sketch
+        sketches = {run.name: sketch_of(client, run.name, _SKETCH_WIDTH) for run in found} if wanted else None
+    console().print(_text.table(found, sketches))
+
+
+@click.command()
+@_options.target_option
+@_options.project_option
+@_options.run_argument
+@json_option
+@_options.reports_errors
+def show(target: str, project: str, run: str, as_json: bool) -> None:
+    """One run: what it needs, what happened to it, and a sketch of its S over the steps."""
+    name = _options.full_name(project, run)
+    with connect(target) as client:
+        response = client.call("GetRun", run_service_pb2.GetRunRequest(name=name))
+        found, events = response.run, [_text.event_dict(event) for event in response.events]
+        shown = {**_text.run_dict(found), "command": found.command, "events": events}
+        buckets = [] if as_json else _buckets(client, name, 200)
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    out = console()
+    grid = Table.grid(padding=(0, 2))
+    for key, value in shown.items():
+        if key == "events":
+            continue
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else "" if value is None else str(value)
+        grid.add_row(Text(key, style="dim"), Text(text))
+    out.print(grid)
+    if events:
+        happened = Table.grid(padding=(0, 2))
+        for event in events[-20:]:
+            happened.add_row(event["time"], f"step {event['step']}", event["kind"], Text(event["message"]))
+        out.print("\nwhat happened:" if len(events) <= 20 else f"\nthe last 20 of {len(events)} things that happened:")
+        out.print(happened)
+    for need in found.needs:
+        out.print(Text(f"\nneeds you: {need.message} [{_text.kind(need)}]", style="bold yellow"))
+    if buckets:
+        scales = [max(bucket.scale.max) for bucket in buckets]
+        least = min(min(bucket.scale.min) for bucket in buckets)
+        steps = f"steps {buckets[0].first_step} to {buckets[-1].last_step}"
+        out.print(f"\nS, log scale, {steps}:  {least:.3g} … {max(scales):.3g}", highlight=False)
+        out.print(_text.sparkline(scales, 100 if out.width == _WIDE else min(100, out.width - 2)))
+
+
+@click.command()
+@_options.target_option
+@_options.any_project_option
+@_options.filter_option
+@json_option
+@_options.reports_errors
+def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None:
+    """The runs, again whenever one changes, until Ctrl-C."""
+    request = run_service_pb2.WatchRunsRequest(parent=_options.parent_of(project), filter=filter_)
+    with connect(target) as client:
+        try:
+            for response in client.watch(request):
+                for run in response.runs:
+                    click.echo(json.dumps(_text.run_dict(run)) if as_json else _change(run))
+                for name in response.gone:
+                    click.echo(json.dumps({"gone": name}) if as_json else f"{name}  gone")
+        except KeyboardInterrupt:
+            return
+
+
+@click.command()
+@_options.target_option
+@_options.project_option
+@_options.run_argument
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(list(EXPORT_FORMATS)),
+    default="csv",
+    show_default=True,
+    help='jsonl: an object a line; in it and in json a number that is not finite is a string, such as "NaN".',
+)
+@click.option("--branch", default=0, show_default=True, help="0: the run's own history; n: steps given up at the n-th rewind.")
+@click.option("--first", type=click.IntRange(1), default=1, show_default=True, metavar="STEP", help="The first step wanted.")
+@click.option("--last", type=click.IntRange(1), metavar="STEP", help="The last step wanted. Default: the last there is.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
+@_options.reports_errors
+def export(target: str, project: str, run: str, format_: str, branch: int, first: int, last: int | None, as_json: bool) -> None:
+    """Every step of a run, exact, to stdout: one row per step and scale group."""
+    name = _options.full_name(project, run)
+    with connect(target) as client:
+        found = _options.get_run(client, name)
+        rows = export_rows(_steps(client, name, branch, first, last), list(found.config.scale_groups))
+        for text in EXPORT_FORMATS["jsonl" if as_json else format_](rows):
+            click.echo(text, nl=False)
+
+
+def console() -> Console:
+    """Stdout: as wide as the terminal, or, in a pipe, as wide as the text."""
+    out = Console()
+    return out if out.is_terminal else Console(width=_WIDE)
+
+
+def sketch_of(client: Client, name: str, width: int) -> str:
+    """A sparkline of a run's largest S over all its steps. Raises MechanicdError."""
+    return _text.sparkline([max(bucket.scale.max) for bucket in _buckets(client, name, 4 * width)], width)
+
+
+def _buckets(client: Client, name: str, most: int) -> list[run_service_pb2.SeriesBucket]:
+    request = run_service_pb2.QuerySeriesRequest(name=name, max_buckets=most)
+    return list(client.call("QuerySeries", request).buckets)
+
+
+def _print(found: list[resources_pb2.Run], format_: str) -> None:
+    runs = [_text.run_dict(run) for run in found]
+    if format_ == "json":
+        click.echo(json.dumps(runs, indent=2))
+    elif format_ == "jsonl":
+        click.echo("".join(f"{json.dumps(run)}\n" for run in runs), nl=False)
+    else:
+        labels = sorted({key for run in found for key in run.labels})
+        plain = ("name", "status", "step", "scale_min", "scale_max", "base_lr", "create_time", "step_time", "needs")
+        writer = csv.writer(sys.stdout)
+        writer.writerow([*plain, *(f"labels.{key}" for key in labels)])
+        for run, shown in zip(found, runs, strict=True):
+            values = {**shown, "scale_min": min(run.scale), "scale_max": max(run.scale)}
+            values["needs"] = " ".join(need["kind"] for need in shown["needs"])
+            writer.writerow([*(values[key] for key in plain), *(run.labels.get(key, "") for key in labels)])
+
+
+def _change(run: resources_pb2.Run) -> str:
+    needs = "".join(f"  needs you: {need.message}" for need in run.needs)
+    return f"{_text.short(run.name)}  {_text.status(run)}  step {run.durable_step}  S {_text.scale(run)}{needs}"
+
+
+def _steps(client: Client, name: str, branch: int, first: int, last: int | None) -> Iterator[StepRow]:
+    token = ""
+    while True:
+        page = client.call(
+            "QuerySeries",
+            run_service_pb2.QuerySeriesRequest(
+                name=name, branch=branch, first_step=first, last_step=last or 0, page_token=token, page_size=10_000
+            ),
+        )
+        for record in page.records:
+            sent = record.reductions
+            yield StepRow(
+                step=record.step,
+                time=record.time.ToNanoseconds(),
+                outcome=int(record.outcome),
+                delta_dot_g=tuple(sent.delta_dot_g),
+                delta_dot_x=tuple(sent.delta_dot_x),
+                g_norm_sq=tuple(sent.g_norm_sq),
+                x_norm_sq=tuple(sent.x_norm_sq),
+                h=tuple(record.h),
+                scale=tuple(record.scale),
+                base_lr=record.base_lr if record.HasField("base_lr") else None,
+                branch=branch,
+            )
+        token = page.next_page_token
+        if not token:
+            return

@@ -1,0 +1,105 @@
+"""What the commands about runs have in common: where the server is, which run is meant, and how an error is told."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import click
+
+from mechanicd.cli import fail
+from mechanicd.client import Client, MechanicdError, connect
+from mechanicd.v1 import names, resources_pb2, run_service_pb2
+
+_COMPLETION_SECONDS: Final = 1.0
+
+target_option = click.option(
+    "--target",
+    envvar="MECHANICD_TARGET",
+    default="127.0.0.1:50051",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="The server. [env: MECHANICD_TARGET]",
+)
+project_option = click.option(
+    "--project",
+    envvar="MECHANICD_PROJECT",
+    default="default",
+    show_default=True,
+    help="The run's project. [env: MECHANICD_PROJECT]",
+)
+any_project_option = click.option(
+    "--project", envvar="MECHANICD_PROJECT", default=None, help="Only this project. Default: all of them."
+)
+filter_option = click.option(
+    "--filter", "filter_", default="", metavar="EXPRESSION", help="As in: status = RUNNING AND scale < 1e-6"
+)
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def _known_runs(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Names for the shell's completion; none where no server answers at once."""
+    try:
+        with connect(context.params.get("target")) as client:
+            parent = parent_of(context.params.get("project"))
+            request = run_service_pb2.ListRunsRequest(parent=parent, page_size=1000)
+            found = client.call("ListRuns", request, _COMPLETION_SECONDS).runs
+    except (MechanicdError, names.MalformedName):
+        return []
+    given = [run.name if begun.startswith("projects/") else names.parse_run(run.name).run for run in found]
+    return [name for name in given if name.startswith(begun)]
+
+
+run_argument = click.argument("run", shell_complete=_known_runs)
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with every refusal as one line on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except MechanicdError as error:
+            fail(error.reason, error.message, kwargs.get("as_json", False))
+        except names.MalformedName as error:
+            fail(error.reason, str(error), kwargs.get("as_json", False))
+        except BrokenPipeError:  # as of `… | head`
+            sys.stderr.close()
+            sys.exit(0)
+
+    return wrapper
+
+
+def full_name(project: str, run: str) -> str:
+    """`projects/{project}/runs/{run}` of what was typed.
+
+    Raises:
+        MalformedName: MALFORMED_NAME.
+    """
+    return run if run.startswith("projects/") else str(names.run_name(project, run))
+
+
+def parent_of(project: str | None) -> str:
+    """A project as ListRuns takes it; None for all."""
+    return f"projects/{project or names.ALL_PROJECTS}"
+
+
+def get_run(client: Client, name: str) -> resources_pb2.Run:
+    """One run. Raises MechanicdError."""
+    run: resources_pb2.Run = client.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run
+    return run
+
+
+def all_runs(client: Client, project: str | None, filter_: str) -> Iterator[resources_pb2.Run]:
+    """Every run that matches, in the order of their names. Raises MechanicdError."""
+    token = ""
+    while True:
+        page = client.call(
+            "ListRuns",
+            run_service_pb2.ListRunsRequest(parent=parent_of(project), filter=filter_, page_token=token, page_size=1000),
+        )
+        yield from page.runs
+        token = page.next_page_token
+        if not token:
+            return

@@ -1,0 +1,154 @@
+"""Runs as text and as plain JSON values. Pure."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from mechanicd.v1 import names, resources_pb2
+
+_SPARKS: Final = "▁▂▃▄▅▆▇█"
+_STYLES: Final = {"running": "green", "finished": "cyan", "preempted": "yellow", "failed": "red", "silent": "magenta"}
+
+SORTS: Final[dict[str, Callable[[resources_pb2.Run], Any]]] = {
+    "name": lambda run: run.name,
+    "status": lambda run: (status(run), run.name),
+    "step": lambda run: run.durable_step,
+    "scale": lambda run: max(run.scale),
+    "age": lambda run: -run.step_time.ToNanoseconds(),
+    "created": lambda run: run.create_time.ToNanoseconds(),
+    "needs": lambda run: (-len(run.needs), run.name),
+}
+"""What a list can be in the order of: the smallest, youngest or most needy first."""
+
+
+def ordered(found: Iterable[resources_pb2.Run], by: str) -> list[resources_pb2.Run]:
+    """Runs in an order of `SORTS`; with a "-" before it, the other way round."""
+    return sorted(found, key=SORTS[by.removeprefix("-")], reverse=by.startswith("-"))
+
+
+def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
+    """A run as plain JSON values: the form that --json prints."""
+    config = run.config
+    return {
+        "name": run.name,
+        "status": status(run),
+        "status_message": run.status_message,
+        "needs": [need_dict(need) for need in run.needs],
+        "step": run.durable_step,
+        "scale": list(run.scale),
+        "base_lr": run.base_lr if run.HasField("base_lr") else None,
+        "labels": dict(run.labels),
+        "create_time": iso(run.create_time),
+        "step_time": iso(run.step_time) if run.HasField("step_time") else None,
+        "sessions": run.session_count,
+        "rewinds": run.rewind_count,
+        "config": {
+            "convention": resources_pb2.TunerConfig.Convention.Name(config.convention).removeprefix("CONVENTION_").lower(),
+            "betas": list(config.betas),
+            "s_decay": config.s_decay,
+            "s_init": config.s_init,
+            "eps": config.eps,
+            "initial_wealth": config.initial_wealth,
+            "scale_groups": list(config.scale_groups),
+        },
+    }
+
+
+def need_dict(need: resources_pb2.Need) -> dict[str, Any]:
+    """A need as plain JSON values."""
+    return {"kind": kind(need), "message": need.message, "step": need.step if need.HasField("step") else None}
+
+
+def event_dict(event: resources_pb2.RunEvent) -> dict[str, Any]:
+    """An event as plain JSON values."""
+    name = resources_pb2.EventKind.Name(event.kind).removeprefix("EVENT_KIND_").lower()
+    return {"time": iso(event.time), "step": event.step, "kind": name, "message": event.message}
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Positive values on a log scale in at most `width` columns; a column shows its largest value, so no spike is hidden."""
+    width = min(width, len(values))
+    columns = [max(values[len(values) * i // width : len(values) * (i + 1) // width]) for i in range(width)]
+    logs = [math.log10(value) if value > 0 else None for value in columns]
+    present = [value for value in logs if value is not None]
+    if not present:
+        return " " * width
+    low, span = min(present), max(present) - min(present) or 1.0
+    top = len(_SPARKS) - 1
+    return "".join(" " if value is None else _SPARKS[round((value - low) / span * top)] for value in logs)
+
+
+def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None) -> Table:
+    """Runs as a table, a row each.
+
+    Args:
+        sketches: a sparkline of S per run's name; None leaves the column out.
+    """
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    columns = (
+        "run",
+        "status",
+        "step",
+        "S",
+        *(() if sketches is None else ("S over the steps",)),
+        "last step",
+        "needs",
+        "labels",
+    )
+    for heading in columns:
+        right = heading in ("step", "S")
+        made.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    now = datetime.now(UTC)
+    for run in found:
+        label = status(run)
+        made.add_row(
+            Text(short(run.name)),
+            f"[{_STYLES[label]}]{label}[/]",
+            f"{run.durable_step:,}",
+            scale(run),
+            *(() if sketches is None else (Text(sketches.get(run.name, "")),)),
+            ago(now - run.step_time.ToDatetime(tzinfo=UTC)) if run.HasField("step_time") else "–",
+            Text(" ".join(map(kind, run.needs)), style="bold yellow"),
+            Text(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items())), style="dim"),
+        )
+    return made
+
+
+def kind(need: resources_pb2.Need) -> str:
+    """What a need is, in one word."""
+    return resources_pb2.NeedKind.Name(need.kind).removeprefix("NEED_KIND_").lower()
+
+
+def short(name: str) -> str:
+    """A run's name as people read it."""
+    project, run = names.parse_run(name)
+    return run if project == "default" else f"{project}: {run}"
+
+
+def status(run: resources_pb2.Run) -> str:
+    """running, silent, preempted, failed or finished."""
+    return resources_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_").lower()
+
+
+def scale(run: resources_pb2.Run) -> str:
+    """S, or its range over the scale groups."""
+    low, high = min(run.scale), max(run.scale)
+    return f"{high:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
+
+
+def iso(stamp: Any) -> str:
+    """A Timestamp as ISO 8601, to the millisecond."""
+    return str(stamp.ToDatetime(tzinfo=UTC).isoformat(timespec="milliseconds"))
+
+
+def ago(age: Any) -> str:
+    """A timedelta in its largest unit."""
+    seconds = max(0, int(age.total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

@@ -1,0 +1,206 @@
+"""`mechanicd top`: the runs as a live table, the whole screen of it."""
+
+import contextlib
+import json
+import os
+import select
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from mechanicd.cli import json_option
+from mechanicd.cli_runs import _look, _options, _text
+from mechanicd.client import Client, MechanicdError, connect
+from mechanicd.v1 import resources_pb2, run_service_pb2
+
+_SKETCH_WIDTH: Final = 24
+_CHROME: Final = 4
+"""Lines of the screen that are not runs."""
+
+
+class _Fleet:
+    """The runs as the server tells of them, kept up to date on a thread of its own."""
+
+    def __init__(self, client: Client, request: run_service_pb2.WatchRunsRequest) -> None:
+        self.error: MechanicdError | None = None
+        self._runs: dict[str, resources_pb2.Run] = {}
+        self._lock = threading.Lock()
+        self._first = threading.Event()
+        threading.Thread(target=self._follow, args=(client, request), name="mechanicd-top", daemon=True).start()
+
+    def _follow(self, client: Client, request: run_service_pb2.WatchRunsRequest) -> None:
+        try:
+            for response in client.watch(request):
+                with self._lock:
+                    self._runs.update({run.name: run for run in response.runs})
+                    for name in response.gone:
+                        self._runs.pop(name, None)
+                self._first.set()
+        except MechanicdError as error:
+            self.error = error
+        finally:
+            self._first.set()
+
+    def runs(self) -> list[resources_pb2.Run]:
+        """All of them now; waits for the server's first answer.
+
+        Raises:
+            MechanicdError: the server ended, or refused the filter.
+        """
+        self._first.wait()
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            return list(self._runs.values())
+
+
+class _Sketches:
+    """Sparklines of the runs on the screen, asked for again where a run has gone on."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._made: dict[str, tuple[int, str]] = {}
+
+    def of(self, runs: list[resources_pb2.Run]) -> dict[str, str]:
+        """One per run's name."""
+        for run in runs:
+            if self._made.get(run.name, (-1, ""))[0] != run.durable_step:
+                with contextlib.suppress(MechanicdError):  # it may be deleted by now; a server that is gone is told elsewhere
+                    self._made[run.name] = run.durable_step, _look.sketch_of(self._client, run.name, _SKETCH_WIDTH)
+        return {run.name: self._made[run.name][1] for run in runs if run.name in self._made}
+
+
+@click.command()
+@_options.target_option
+@_options.any_project_option
+@_options.filter_option
+@click.option(
+    "--sort",
+    type=click.Choice([sign + name for name in _text.SORTS for sign in ("", "-")]),
+    default="needs",
+    show_default=True,
+    metavar="[-]FIELD",
+    help=f"As of `mechanicd runs list`: one of {', '.join(_text.SORTS)}.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600.0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks.",
+)
+@click.option("--once", is_flag=True, help="Print the table once and end, as in a pipe.")
+@json_option
+@_options.reports_errors
+def top(target: str, project: str | None, filter_: str, sort: str, interval: float, once: bool, as_json: bool) -> None:
+    """The runs as a live table over the whole screen, those that need you first.
+
+    Keys: q ends it, s takes the next order, up and down (or k and j) move through the runs. With --json a line per look: all
+    runs as in `mechanicd runs list --json`, on one line.
+    """
+    request = run_service_pb2.WatchRunsRequest(parent=_options.parent_of(project), filter=filter_)
+    with connect(target) as client:
+        fleet = _Fleet(client, request)
+        try:
+            if as_json:
+                _print_json(fleet, sort, interval, once)
+            elif once or not sys.stdout.isatty():
+                found = _text.ordered(fleet.runs(), sort)
+                _look.console().print(_screen(found, _Sketches(client).of(found[:1000]), len(found), sort))
+            else:
+                _live(fleet, _Sketches(client), sort, interval)
+        except KeyboardInterrupt:
+            return
+
+
+def _print_json(fleet: _Fleet, sort: str, interval: float, once: bool) -> None:
+    while True:
+        click.echo(json.dumps([_text.run_dict(run) for run in _text.ordered(fleet.runs(), sort)]))
+        if once:
+            return
+        time.sleep(interval)
+
+
+def _live(fleet: _Fleet, sketches: _Sketches, sort: str, interval: float) -> None:
+    console = Console()
+    orders, first = list(_text.SORTS), 0
+    with _keys() as key, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            found = _text.ordered(fleet.runs(), sort)
+            room = max(1, console.height - _CHROME)
+            first = max(0, min(first, len(found) - room))
+            shown = found[first : first + room]
+            live.update(_screen(shown, sketches.of(shown), len(found), sort, found), refresh=True)
+            end = time.monotonic() + interval
+            while (left := end - time.monotonic()) > 0:
+                pressed = key(left)
+                if pressed == "q":
+                    return
+                if pressed == "s":
+                    sort = orders[(orders.index(sort.removeprefix("-")) + 1) % len(orders)]
+                elif pressed in ("j", "k"):
+                    first += 1 if pressed == "j" else -1
+                if pressed:
+                    break
+
+
+def _screen(
+    shown: list[resources_pb2.Run],
+    sketches: dict[str, str],
+    total: int,
+    sort: str,
+    all_: list[resources_pb2.Run] | None = None,
+) -> Group:
+    found = shown if all_ is None else all_
+    counts = Counter(map(_text.status, found))
+    parts = [f"{total} runs", *(f"{count} {status}" for status, count in counts.most_common())]
+    needy = sum(bool(run.needs) for run in found)
+    heading = Text(", ".join(parts), style="bold")
+    heading.append(f"   {needy} need you" if needy else "   none needs you", style="bold yellow" if needy else "dim")
+    hints = Text(f"by {sort}   q quit   s sort   ↑↓ move", style="dim") if all_ is not None else Text(f"by {sort}", style="dim")
+    table = _text.table(shown, sketches)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
+    return Group(heading, hints, Text(""), table)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator["_Keys"]:
+    """Single keys from the terminal, without Enter and without echo. Where it is none, none are pressed."""
+    if os.name != "posix" or not sys.stdin.isatty():
+        yield _Keys(None)
+        return
+    import termios
+    import tty
+
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield _Keys(fd)
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+class _Keys:
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def __call__(self, seconds: float) -> str:
+        """The key pressed within this time, arrows as j and k; "" where none was."""
+        if self._fd is None:
+            time.sleep(seconds)
+            return ""
+        if not select.select([self._fd], [], [], seconds)[0]:
+            return ""
+        pressed = os.read(self._fd, 16).decode(errors="ignore")
+        return {"\x1b[A": "k", "\x1b[B": "j"}.get(pressed, pressed[:1])

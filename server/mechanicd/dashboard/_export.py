@@ -1,0 +1,47 @@
+"""A run's exact steps as they are asked for: read a portion at a time, while the ones before are on their way."""
+
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from mechanicd.dashboard._reader import Reader
+from mechanicd.dashboard._request import ExportRequest
+from mechanicd.dashboard._zoom import END
+from mechanicd.store import EXPORT_FORMATS, RunRow, StepRow, Store, export_rows
+
+MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "jsonl": "application/x-ndjson"}
+_VALUES = 20_000
+"""Of each column, at once."""
+
+
+async def export(reader: Reader, run: RunRow, request: ExportRequest) -> AsyncIterator[str]:
+    """The text, a portion at a time. A connection of its own: a long history holds nobody up.
+
+    Raises:
+        StoreError: before the first portion, or later, where the rest can't be read any more.
+    """
+    try:
+        portions: Iterator[str] | None = None
+
+        def more(store: Store) -> str | None:
+            nonlocal portions
+            if portions is None:
+                rows = export_rows(_steps(store, run, request), run.config.scale_groups)
+                portions = iter(EXPORT_FORMATS[request.format](rows))
+            return next(portions, None)
+
+        while (text := await reader.call(more)) is not None:
+            yield text
+    finally:
+        reader.close()
+
+
+def _steps(store: Store, run: RunRow, request: ExportRequest) -> Iterable[StepRow]:
+    first = 1 if request.x0 is None else max(1, min(math.ceil(request.x0), END))
+    last = END if request.x1 is None else max(0, min(math.floor(request.x1), END))
+    limit = max(1, _VALUES // len(run.config.scale_groups))
+    while first <= last:
+        portion = store.steps(run, request.branch, first, last, limit)
+        yield from portion
+        if len(portion) < limit:
+            return
+        first = portion[-1].step + 1
