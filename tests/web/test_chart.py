@@ -55,14 +55,14 @@ INK = """([step, top]) => {
 }"""
 
 
-def test_one_step_among_many_shows_as_a_spike(open_page: Open) -> None:
+def test_one_step_among_many_shows_as_a_spike(open_page: Open, wait_for: Callable[..., bool]) -> None:
     page = open_page("#/?sel=zoo:long&series=grad_norm")
     expect(page.locator(".grain")).to_contain_text("min, max and last")
     assert 300 < columns(page) < LONG_STEPS / 4
-    page.wait_for_function(f"({INK})([{SPIKE_STEP}, 0.3]) > 5")
+    assert wait_for(lambda: page.evaluate(INK, [SPIKE_STEP, 0.3]) > 5)
     assert page.evaluate(INK, [SPIKE_STEP + 900, 0.3]) == 0
     page.get_by_text("lin", exact=True).click()
-    page.wait_for_function(f"({INK})([{SPIKE_STEP}, 0.3]) > 5")
+    assert wait_for(lambda: page.evaluate(INK, [SPIKE_STEP, 0.3]) > 5)
 
 
 def test_a_zoom_fetches_the_steps_that_it_shows(open_page: Open) -> None:
@@ -131,10 +131,10 @@ def test_what_a_log_axis_can_not_show_is_said(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("axis", ["relative", "time"])
-def test_time_axes(open_page: Open, axis: str) -> None:
+def test_time_axes(open_page: Open, wait_for: Callable[..., bool], axis: str) -> None:
     page = open_page(f"#/?sel=zoo:long,zoo:bert/seed0&x={axis}")
     expect(page.locator(".legend li")).to_have_count(2)
-    page.wait_for_function("Number(document.querySelector('.chart').dataset.columns) > 100")
+    assert wait_for(lambda: columns(page) > 100)
     low, high = reach(page)
     assert low < high
     drag(page, 0.1, 0.5)

@@ -41,7 +41,8 @@ interface Drawn extends ChartProps {
 export function Chart(props: ChartProps) {
   const host = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
-  const latest = useRef<Drawn>(measure(props));
+  const drawn = measure(props);
+  const latest = useRef(drawn);
   const isDark = dark.value;
 
   useLayoutEffect(() => {
@@ -63,12 +64,11 @@ export function Chart(props: ChartProps) {
   }, [props.x, props.y, isDark, props.sync, props.height]);
 
   useEffect(() => {
-    latest.current = measure(props);
+    latest.current = drawn;
     plot.current?.setData(dummy(latest.current), true);
   });
 
   const says = describe(props);
-  const drawn = latest.current;
   return (
     <div
       ref={host}

@@ -119,8 +119,9 @@ function takeDelta(delta: RunsDelta): void {
 }
 
 function tick(): void {
-  if (connection.value.state === "live") now.value = Date.now() + clockAhead;
-  if (connection.value.state !== "live" || Date.now() - lastHeard < QUIET) return;
+  if (connection.value.state !== "live") return;
+  now.value = Date.now() + clockAhead;
+  if (Date.now() - lastHeard < QUIET && !server.value?.trouble) return;
   lastHeard = Date.now();
   api.runs().then(takeAll, (error: Error) => lose(error.message));
 }
