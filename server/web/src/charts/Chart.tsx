@@ -277,7 +277,13 @@ function draw(u: uPlot, drawn: Drawn): void {
   else {
     for (const curve of drawn.curves) {
       const shape = paintCurve(context, curve, to, drawn.smoothing, ratio, drawn.curves.length);
-      paintRug(context, shape, u.bbox, ratio, drawn.curves.length > 1 ? curve.ink.property : "--event-bad");
+      paintRug(
+        context,
+        shape,
+        u.bbox,
+        ratio,
+        drawn.curves.length > 1 && !drawn.marks ? curve.ink.property : "--event-bad",
+      );
     }
   }
   context.restore();

@@ -51,7 +51,7 @@ export function paintCurve(
   context.strokeStyle = colour(curve.ink.property);
   context.fillStyle = context.strokeStyle;
   context.lineJoin = "round";
-  const strength = curve.pale ? 0.4 : 1;
+  const strength = curve.pale ? 0.5 : 1;
 
   if (smoothed) {
     context.globalAlpha = 0.22 * strength; // the raw curve, as a ghost

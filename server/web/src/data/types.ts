@@ -56,8 +56,8 @@ export const SERIES = {
   effective_lr: { title: "effective lr", says: "S · BASE's learning rate", signed: false },
   base_lr: { title: "BASE lr", says: "BASE's learning rate, from its schedule", signed: false },
   h: { title: "h", says: "what the tuner is fed at each step", signed: true },
-  grad_norm: { title: "gradient norm", says: "‖g‖, after clipping", signed: false },
-  param_norm: { title: "parameter norm", says: "‖x‖", signed: false },
+  grad_norm: { title: "gradient norm", says: "of g, after your clipping", signed: false },
+  param_norm: { title: "parameter norm", says: "of all parameters", signed: false },
   delta_dot_g: { title: "⟨Δ, g⟩", says: "negative where going further along Δ would help", signed: true },
   delta_dot_x: { title: "⟨Δ, x⟩", says: "how far Δ and the parameters point the same way", signed: true },
 } as const;

@@ -306,6 +306,7 @@ function useBranches(detail: RunDetail, name: string, width: number): Curve[] {
       ink: ink(5),
       columns: line.columns,
       pale: true,
+      spread: detail.run.groups > 1 && scale === null,
     })),
   );
 }
