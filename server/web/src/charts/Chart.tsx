@@ -273,7 +273,7 @@ function draw(u: uPlot, drawn: Drawn): void {
   context.rect(left, top, width, height);
   context.clip();
   if (drawn.marks) paintMarks(context, drawn.marks, u.bbox, to, ratio);
-  if (drawn.bands?.length) for (const band of drawn.bands) paintBand(context, band, to, ratio);
+  if (drawn.bands?.length) for (const band of drawn.bands) paintBand(context, band, to, ratio, drawn.bands.length);
   else {
     for (const curve of drawn.curves) {
       const shape = paintCurve(context, curve, to, drawn.smoothing, ratio, drawn.curves.length);

@@ -145,13 +145,19 @@ function triangle(context: CanvasRenderingContext2D, x: number, y: number, size:
   context.fill();
 }
 
-export function paintBand(context: CanvasRenderingContext2D, band: Band, to: Projection, ratio: number): void {
+export function paintBand(
+  context: CanvasRenderingContext2D,
+  band: Band,
+  to: Projection,
+  ratio: number,
+  bands: number,
+): void {
   const [low = [], middle = [], high = []] = band.q;
   const place = (value: number | null | undefined): number | null =>
     value === null || value === undefined || Number.isNaN(value) ? null : to.log && value <= 0 ? to.floor : to.y(value);
   context.fillStyle = colour(band.ink.property);
   context.strokeStyle = context.fillStyle;
-  context.globalAlpha = 0.16;
+  context.globalAlpha = 0.24 / Math.max(1, bands) ** 0.65;
   context.beginPath();
   const back: [number, number][] = [];
   for (let i = 0; i < band.x.length; i += 1) {

@@ -9,7 +9,7 @@ export interface Sort {
   readonly down: boolean;
 }
 
-const text = (a: string, b: string): number => a.localeCompare(b, "en", { numeric: true });
+const text = new Intl.Collator("en", { numeric: true }).compare;
 
 /** Unknown values come last, whichever way it goes. */
 function known(a: number | null, b: number | null, sign: number): number {
@@ -24,7 +24,7 @@ export function compareRuns(sort: Sort): (a: RunItem, b: RunItem) => number {
   const byName = (a: RunItem, b: RunItem): number => text(a.project, b.project) || text(a.run, b.run);
   const rank = (run: RunItem): number => STATUSES.indexOf(run.status);
   const first: Record<SortKey, (a: RunItem, b: RunItem) => number> = {
-    needs: (a, b) => sign * (b.needs.length - a.needs.length || rank(a) - rank(b) || b.create_time - a.create_time),
+    needs: (a, b) => sign * (urgency(b) - urgency(a) || rank(a) - rank(b) || b.create_time - a.create_time),
     name: (a, b) => sign * byName(a, b),
     status: (a, b) => sign * (rank(a) - rank(b)),
     step: (a, b) => sign * (a.step - b.step),
@@ -35,6 +35,12 @@ export function compareRuns(sort: Sort): (a: RunItem, b: RunItem) => number {
   };
   const chosen = first[sort.key];
   return (a, b) => chosen(a, b) || byName(a, b);
+}
+
+/** 0: all is well. 1: nobody hears of it. 2: S does what it should not. */
+function urgency(run: RunItem): number {
+  if (run.needs.length === 0) return 0;
+  return run.needs.some((need) => KINDS.includes(need.kind)) ? 2 : 1;
 }
 
 /** What S does says more than that nobody hears of it, which the status says as well. */

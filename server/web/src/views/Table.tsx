@@ -73,6 +73,12 @@ export function Table({ rows, inks, groupInks }: Props) {
     };
   }, [height, rows.length]);
 
+  const { query, group } = view.value;
+  const sorted = `${view.value.sort.key} ${view.value.sort.down}`;
+  useLayoutEffect(() => {
+    if (body.current) body.current.parentElement!.scrollTop = 0;
+  }, [query, group, sorted]);
+
   const shown = rows.slice(span[0], span[1]);
   const names = shown.flatMap((row) => (row.kind === "run" ? [row.run.name] : []));
   useEffect(() => want(names), [names.join(",")]);
