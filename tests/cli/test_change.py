@@ -79,6 +79,7 @@ def test_a_run_that_is_held_and_a_step_that_is_not_there_are_refused(train: New,
     train("b", 3, close="RUN_STATUS_FINISHED")
     assert runs("rewind", "b", "9").stderr.endswith("[RESUME_STEP_UNKNOWN]\n")
     assert runs("rewind", "b", "-1", "--yes").returncode == 2
+    assert json.loads(runs("rewind", "a", "1", "--yes", "--fence", "--json").stdout)["step"] == 1
 
 
 def test_a_fork_begins_at_the_last_step_or_at_one_that_is_named(train: New, runs: New, steps: New, project: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mechanicd.store import check, open_store
@@ -22,6 +23,7 @@ SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)  # KILLS: how often something is killed
 BOUND_SECONDS = 400 if SOAK else 100
 SCRIPT = Path(__file__).with_name("trainer.py")
+JAX_SCRIPT = Path(__file__).with_name("jax_trainer.py")
 
 _spec = importlib.util.spec_from_file_location("crash_trainer", SCRIPT)
 assert _spec is not None
@@ -30,7 +32,7 @@ trainer = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(trainer)
 
 
-def oracle(seed: int) -> list[float]:
+def oracle(seed: int, _: Path) -> list[float]:
     """S after each step of the training that nothing happens to."""
     tuner = Tuner()
     state = tuner.init()
@@ -41,15 +43,24 @@ def oracle(seed: int) -> list[float]:
     return scales
 
 
+def jax_oracle(seed: int, folder: Path) -> list[float]:
+    """The same of a JAX training: itself, in a process without a server."""
+    kept = folder / f"oracle{seed}.npy"
+    command = [sys.executable, str(JAX_SCRIPT), "none", "", str(seed), str(STEPS), str(kept), ""]
+    subprocess.run(command, check=True, timeout=BOUND_SECONDS)
+    scales: list[float] = np.load(kept).tolist()
+    return scales
+
+
 class Training:
     """A trainer process that is started again when it was killed."""
 
-    def __init__(self, target: str, index: int, seed: int, folder: Path) -> None:
+    def __init__(self, script: Path, target: str, index: int, seed: int, folder: Path) -> None:
         self.run, self.seed = f"crash/{index}", seed * 100 + index
         self.checkpoint = folder / f"checkpoint{index}"
         self.log = folder / f"trainer{index}.log"
         self.output = folder / f"trainer{index}.out"
-        self._command = [sys.executable, str(SCRIPT), target, self.run, str(self.seed), str(STEPS)]
+        self._command = [sys.executable, str(script), target, self.run, str(self.seed), str(STEPS)]
         self._command += [str(self.checkpoint), str(folder / "gate")]
         self.start()
 
@@ -66,16 +77,19 @@ class Training:
         return self.process.poll() == 0
 
 
-CAMPAIGNS = [("sqlite", victims) for victims in ("server", "trainers", "both")]
-CAMPAIGNS += [("postgres", victims) for victims in ("server", "trainers", "both", "postgres", "all")]
+CAMPAIGNS = [("sqlite", victims, "plain") for victims in ("server", "trainers", "both")]
+CAMPAIGNS += [("postgres", victims, "plain") for victims in ("server", "trainers", "both", "postgres", "all")]
+CAMPAIGNS += [("sqlite", victims, "jax") for victims in (("server", "trainers", "both") if SOAK else ("both",))]
+CAMPAIGNS += [("postgres", "all", "jax")] if SOAK else []
 KINDS = {"both": ["server", "trainers", "both at once"], "all": ["server", "trainers", "postgres", "both at once"]}
 
 
 @pytest.mark.timeout(BOUND_SECONDS + 60)
-@pytest.mark.parametrize(("engine", "victims"), CAMPAIGNS, ids=lambda text: text)
+@pytest.mark.parametrize(("engine", "victims", "framework"), CAMPAIGNS, ids=lambda text: text)
 def test_every_history_equals_the_oracle_bit_for_bit(
     engine: str,
     victims: str,
+    framework: str,
     new_server: Callable[..., Any],
     history: Callable[..., list[Any]],
     tmp_path: Path,
@@ -86,7 +100,8 @@ def test_every_history_equals_the_oracle_bit_for_bit(
     rng = random.Random(seed)
     postgres = request.getfixturevalue("new_postgres") if engine == "postgres" else None
     server = new_server(store=postgres.create_database("runs") if postgres else "").start()
-    trainings = [Training(server.target, index, seed, tmp_path) for index in range(TRAINERS)]
+    script, truth = (JAX_SCRIPT, jax_oracle) if framework == "jax" else (SCRIPT, oracle)
+    trainings = [Training(script, server.target, index, seed, tmp_path) for index in range(TRAINERS)]
     killed = {"server": 0, "trainers": 0, "postgres": 0}
     kinds = KINDS.get(victims, [victims])
     plan = [kinds[index % len(kinds)] for index in range(KILLS)]
@@ -128,7 +143,7 @@ def test_every_history_equals_the_oracle_bit_for_bit(
             training.kill()
     for training in trainings:
         kept = [(record.step, record.scale[0]) for record in history(server.target, training.run)]
-        assert kept == list(enumerate(oracle(training.seed), 1)), f"seed {seed}: {training.run}"
+        assert kept == list(enumerate(truth(training.seed, tmp_path), 1)), f"seed {seed}: {training.run}"
     server.stop()
     store = open_store(server.store)
     assert [finding for finding in check(store) if not finding.harmless] == []
@@ -136,8 +151,8 @@ def test_every_history_equals_the_oracle_bit_for_bit(
     with capsys.disabled():
         steps = TRAINERS * STEPS
         print(
-            f"\ncrash oracle, {engine}, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, killed {killed}, "
-            "all bits equal"
+            f"\ncrash oracle, {framework} on {engine}, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, "
+            f"killed {killed}, all bits equal"
         )
 
 

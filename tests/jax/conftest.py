@@ -62,6 +62,8 @@ class Digits:
         for t in range(begin, begin + steps):
             params, state, loss = step(params, state, self.batch(t))
             losses.append(float(loss))
+            if not isinstance(getattr(state, "recent", ()), tuple):
+                tx.report(state)
         return params, state, losses
 
 

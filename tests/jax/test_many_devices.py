@@ -40,7 +40,9 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return train(1, 1, "none", "local", "none", tmp_path_factory.mktemp("single"))[0]
 
 
-@pytest.mark.parametrize(("processes", "devices", "on_outage"), [(1, 8, "local"), (2, 1, "local"), (2, 4, "hold")])
+@pytest.mark.parametrize(
+    ("processes", "devices", "on_outage"), [(1, 8, "local"), (2, 1, "local"), (2, 4, "hold"), (2, 2, "loop")]
+)
 def test_s_is_that_of_one_device(processes, devices, on_outage, server, project, history, tmp_path, single):
     results = train(processes, devices, server.target, on_outage, project, tmp_path)
     for result in results:

@@ -125,7 +125,9 @@ def test_pytorch_and_jax_agree(groups, convention, layout, server, project, hist
     config = TunerConfig(convention=convention, s_init=1e-4, scale_groups=names)
     tuner, state_here = Tuner(config), TunerState.initial(config)
     for record in ours:
-        fed = [Reductions(r.delta_dot_g, r.delta_dot_x, r.g_norm_sq, r.x_norm_sq) for r in record.reductions]
+        sums = record.reductions
+        columns = sums.delta_dot_g, sums.delta_dot_x, sums.g_norm_sq, sums.x_norm_sq
+        fed = [Reductions(*four) for four in zip(*columns, strict=True)]
         state_here = tuner.update(state_here, fed)
         assert state_here.scale == tuple(record.scale), "PyTorch's tuner, fed with the same reductions"
 

@@ -21,6 +21,8 @@ from mechanicd.client import InvalidArgument, MechanicdError, SessionFenced, Ste
 from mechanicd.jax import mechanize, scale
 
 STEPS = 60
+RAISED = (jax.errors.JaxRuntimeError, ValueError)
+"""What JAX makes of an error in a callback, by where it meets it."""
 SCRIPT = Path(__file__).with_name("training.py")
 
 
@@ -32,16 +34,18 @@ def scales(records: Any) -> list[Any]:
     return [record.scale[0] if len(record.scale) == 1 else tuple(record.scale) for record in records]
 
 
-@pytest.mark.parametrize("on_outage", ["local", "hold", "raise"])
+@pytest.mark.parametrize(
+    "how", [{}, {"on_outage": "hold"}, {"on_outage": "raise"}, {"report": "loop"}], ids=["local", "hold", "raise", "loop"]
+)
 @pytest.mark.parametrize("groups", ["all", "tensor"])
-def test_it_equals_the_training_without_a_server(groups, on_outage, digits, bits, server, project, history):
+def test_it_equals_the_training_without_a_server(groups, how, digits, bits, server, project, history):
     alone = mechanize(base(), s_init=1e-4, scale_groups=groups)
     params, state = digits.params(), alone.init(digits.params())
     step, wanted = digits.step(alone), []
     for t in range(STEPS):
         params, state, _ = step(params, state, digits.batch(t))
         wanted.append(scale(state))
-    where = {"run": "r", "target": server.target, "project": project, "on_outage": on_outage}
+    where = {"run": "r", "target": server.target, "project": project, **how}
     with mechanize(base(), s_init=1e-4, scale_groups=groups, **where) as tx:
         other, other_state, _ = digits.train(tx, STEPS)
         assert tx.flush() == STEPS
@@ -50,6 +54,78 @@ def test_it_equals_the_training_without_a_server(groups, on_outage, digits, bits
     records = history(server.target, "r", project)
     assert [record.step for record in records] == list(range(1, STEPS + 1))
     assert scales(records) == wanted
+
+
+def test_the_loop_tells_the_server_while_all_buffers_are_donated(digits, bits, server, project, history):
+    """Every step, also where the loop reports seldom; then an older state of the same process is a rewind."""
+    alone = mechanize(base(), s_init=1e-4)
+    wanted, wanted_state, _ = digits.train(alone, STEPS)
+    tx = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4, report="loop")
+    step = digits.step(tx, donate_argnums=(0, 1))
+    params = digits.params()
+    state = jax.jit(tx.init)(params)
+    tx.report(state)
+    for t in range(STEPS):
+        params, state, _ = step(params, state, digits.batch(t))
+        if t % 7 == 0:
+            tx.report(state)
+        if t == 30:
+            kept = jax.tree.map(jnp.array, (params, state))
+    tx.report(state)
+    assert tx.flush() == STEPS
+    assert bits(params) == bits(wanted)
+    assert scale(state) == scale(wanted_state)
+    assert [r.step for r in history(server.target, "r", project)] == list(range(1, STEPS + 1))
+
+    params, state = kept
+    other = [digits.batch(500 + t) for t in range(5)]
+    for batch in other:
+        params, state, _ = step(params, state, batch)
+        tx.report(state)
+    assert tx.flush() == 36
+    tx.close()
+    records = history(server.target, "r", project)
+    assert [r.step for r in records] == list(range(1, 37))
+    assert records[-1].scale[0] == scale(state)
+
+
+def test_a_loop_that_reports_too_seldom_leaves_a_gap_and_the_right_s(digits, server, project, history):
+    tx = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4, report="loop")
+    step, params = digits.step(tx), digits.params()
+    state = tx.init(params)
+    for t in range(400):
+        params, state, _ = step(params, state, digits.batch(t))
+        if t < 20 or t >= 390:
+            tx.report(state)
+        if t == 19:
+            assert tx.flush() == 20
+    assert tx.flush() == 400
+    tx.close()
+    records = history(server.target, "r", project)
+    steps = [r.step for r in records]
+    assert steps[:20] == list(range(1, 21))
+    assert steps[20] > 21
+    assert steps[20:] == list(range(steps[20], 401))
+    assert records[-1].scale[0] == scale(state)
+
+
+def test_what_the_server_refuses_is_raised_at_a_later_report(digits, server, project):
+    where = {"run": "r", "target": server.target, "project": project, "s_init": 1e-4, "report": "loop"}
+    older = mechanize(base(), **where)
+    params, state, _ = digits.train(older, 10)
+    older.flush()
+    newer = mechanize(base(), **where)
+    digits.train(newer, 3, params, state, 10)
+    newer.flush()
+
+    def go_on():
+        for _ in range(5):
+            digits.train(older, 2, params, state, 10)
+            older.flush()
+
+    with pytest.raises(SessionFenced):
+        go_on()
+    newer.close()
 
 
 def test_scan_and_accumulation_tell_the_server_each_step_once(digits, server, project, history):
@@ -161,7 +237,7 @@ def test_raise_says_that_the_server_is_away(digits, new_server):
     tx = mechanize(base(), run="r", target=server.target, on_outage="raise", deadline=0.5)
     params, state, _ = digits.train(tx, 3)
     server.kill()
-    with pytest.raises(jax.errors.JaxRuntimeError, match="SERVER_UNREACHABLE"):
+    with pytest.raises(RAISED, match="SERVER_UNREACHABLE"):
         digits.train(tx, 3, params, state, 3)
     with pytest.raises(MechanicdError) as caught:
         tx.flush()
@@ -177,7 +253,7 @@ def test_the_older_of_two_trainers_is_told_by_name(on_outage, digits, server, pr
     older.flush()
     newer = mechanize(base(), **where)
     digits.train(newer, 10, params, state, 10)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the callback's error comes when jax looks, or at the next step
+    with contextlib.suppress(*RAISED):  # the callback's error comes when jax looks, or at the next step
         digits.train(older, 2, params, state, 10)
     with pytest.raises(SessionFenced):
         older.flush()
@@ -192,7 +268,7 @@ def test_a_device_with_another_s_is_told_by_name(digits, server, project, monkey
     right = _tuner.scale
     monkeypatch.setattr(_tuner, "scale", lambda s: right(s) * 1.0000001)
     tx = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+    with contextlib.suppress(*RAISED):
         digits.train(tx, 5)
     with pytest.raises(StepConflict) as caught:
         tx.flush()

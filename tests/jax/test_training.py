@@ -82,6 +82,8 @@ def test_labels_choose_the_scale_groups(digits):
         ({"s_init": -1.0}, "INVALID_CONFIG"),
         ({"on_outage": "wait"}, "INVALID_OUTAGE_POLICY"),
         ({"target": "127.0.0.1:1"}, "RUN_NAME_MISSING"),
+        ({"report": "often"}, "INVALID_SETTING"),
+        ({"target": "127.0.0.1:1", "run": "r", "on_outage": "hold", "report": "loop"}, "INVALID_SETTING"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(options, reason, digits):

@@ -1,4 +1,4 @@
-"""A training on many devices: python training_on_devices.py PROCESSES INDEX DEVICES PORT TARGET|none ON_OUTAGE OUT
+"""A training on many devices: python training_on_devices.py PROCESSES INDEX DEVICES PORT TARGET|none ON_OUTAGE|loop OUT
 
 DEVICES is how many each process has. Parameters and batch are split among all of them. The run is called as
 its policy. Leaves S and the parameters in OUT.INDEX.
@@ -44,7 +44,8 @@ def main() -> None:
         "bias": put(np.zeros(32)),
         "second": put(make.standard_normal((32, 2)), "all", None),
     }
-    tx = mechanize(optax.adamw(1.0), on_outage, None if target == "none" else target, on_outage=on_outage, **SETTINGS)
+    how = {"report": "loop"} if on_outage == "loop" else {"on_outage": on_outage}
+    tx = mechanize(optax.adamw(1.0), on_outage, None if target == "none" else target, **how, **SETTINGS)
 
     @jax.jit
     def step(params, state, x, y):
@@ -59,6 +60,8 @@ def main() -> None:
         if t == 20:
             x[-1] = np.nan  # on the last device
         params, state = step(params, state, put(x, "all", None), put(np.stack([np.sin(x[:, 0]), x[:, 1]], 1), "all", None))
+        if on_outage == "loop":
+            tx.report(state)
         scales.append(scale(state))
     split = params["first"].addressable_shards[0].data.shape
     assert split == (8, 32 // jax.device_count()), split

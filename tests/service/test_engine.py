@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mechanicd.service import Engine, ServiceError
-from mechanicd.store import FINISHED, Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreError
+from mechanicd.store import FINISHED, OPENED, REATTACHED, Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreError
 from mechanicd.tuner import Reductions, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -404,3 +404,30 @@ def test_a_released_run_is_nobodys_in_the_store_too(play: Callable[..., Bench]) 
     assert row is not None
     assert (row.session, row.status, row.last_step) == (0, FINISHED, 2)
     store.close()
+
+
+def test_what_is_noted_while_the_store_fails_is_kept_once_when_it_works_again(play: Callable[..., Bench]) -> None:
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.step(3)
+        await bench.flush()
+        bench.store.error = StoreError("the disk is full")
+        await bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name=NAME, session=bench.session))
+        bench.step(2)
+        bench.engine.left({bench.session})
+        await bench.told(False)
+        bench.store.error = None
+        await bench.told(False, True)
+        assert await bench.flush() == 5
+        row = bench.store.inner.get("p", "r")
+        assert row is not None
+        assert [event.kind for event in bench.store.inner.events(row.id)] == [OPENED, REATTACHED]
+        assert (row.vitals.tuned, len(row.vitals.returns)) == (5, 1)
+        assert row.vitals.away > row.step_time
+        bench.step()
+        await bench.flush()
+        row = bench.store.inner.get("p", "r")
+        assert row is not None
+        assert (row.vitals.tuned, row.vitals.away) == (6, 0)
+
+    assert len(play(act).stored()) == 6

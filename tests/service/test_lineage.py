@@ -176,3 +176,54 @@ def test_what_was_forked_and_rewound_survives_kill_9(new_server: New, new_traini
     source.rewind(10)
     source.open()
     source.take(2)
+
+
+# --- fencing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_may_be_taken_from_a_session_that_holds_it_and_that_one_must_stop(new_training: New, training: Any) -> None:
+    training.take(10)
+    run = training.wire.call("RewindRun", name=training.name, after_step=4, fence=True).run
+    assert (run.durable_step, run.rewind_count, run.status) == (4, 1, resources_pb2.RUN_STATUS_PREEMPTED)
+    assert tuple(run.scale) == training.states[4].scale
+    assert "its session fenced" in events(training)[-1].message
+    for method, fields in [("Step", {"step": 11, "reductions": training.request().reductions}), ("Flush", {})]:
+        assert training.wire.refused(method, session=training.session, **fields).reason == "SESSION_FENCED"
+    assert training.wire.refused("OpenSession", name=training.name, session=training.session).reason == "SESSION_FENCED"
+    assert [record.step for record in training.series(branch=1)] == [5, 6, 7, 8, 9, 10]
+    after = new_training()
+    after.states = training.states[:5]
+    assert after.open().outcome == tuner_service_pb2.OPEN_OUTCOME_RESUMED
+    after.take(3)
+
+
+def test_a_killed_trainers_run_is_nobodys_after_a_fence_and_can_be_rewound_again(training: Any) -> None:
+    training.take(10)
+    training.wire.call("RewindRun", name=training.name, after_step=6, fence=True)
+    run = training.wire.call("RewindRun", name=training.name, after_step=2).run
+    assert (run.durable_step, run.rewind_count) == (2, 2)
+
+
+def test_a_fence_at_the_present_step_gives_nothing_up(training: Any) -> None:
+    training.take(10)
+    run = training.wire.call("RewindRun", name=training.name, after_step=10, fence=True).run
+    assert (run.durable_step, run.rewind_count, run.status) == (10, 0, resources_pb2.RUN_STATUS_PREEMPTED)
+    assert training.wire.refused("Flush", session=training.session).reason == "SESSION_FENCED"
+
+
+def test_a_fenced_session_is_refused_after_the_server_was_killed_too(new_server: New, new_training: New) -> None:
+    server = new_server().start()
+    training = new_training(at=server)
+    training.open()
+    training.take(10)
+    training.wire.call("RewindRun", name=training.name, after_step=4, fence=True)
+    server.kill()
+    server.start()
+    assert training.wire.refused("OpenSession", name=training.name, session=training.session).reason == "SESSION_FENCED"
+    assert training.run().durable_step == 4
+
+
+def test_a_refused_fence_leaves_the_session_as_it_was(training: Any) -> None:
+    training.take(5)
+    assert training.wire.refused("RewindRun", name=training.name, after_step=9, fence=True).reason == "RESUME_STEP_UNKNOWN"
+    training.take(2)

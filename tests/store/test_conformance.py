@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 
 from mechanicd import store as model
-from mechanicd.store import Claim, Commit, OwnershipLost, Release, RunExists, RunRow, SessionRow, StepRow, Store, pack
+from mechanicd.store import (
+    Claim,
+    Commit,
+    EventRow,
+    Mark,
+    OwnershipLost,
+    Release,
+    RunExists,
+    RunRow,
+    SessionRow,
+    StepRow,
+    Store,
+    Vitals,
+    pack,
+)
 from mechanicd.tuner import TunerConfig, TunerState
 
 ALL = 2**62
@@ -171,6 +185,121 @@ def test_a_deleted_run_takes_its_history_its_branches_and_its_sessions_with_it(s
     assert [history(store, again, branch) for branch in (0, 1)] == [[], []]
     assert got(store, kept) == kept
     assert history(store, kept) == exact([step(1)])
+
+
+# --- watching --------------------------------------------------------------------------------------------------------
+
+
+def test_the_pulse_moves_with_each_change_that_a_reader_can_see_and_with_nothing_else(store: Store) -> None:
+    row, other = make(store), make(store, "other")
+    assert set(store.pulse()) == {row.id, other.id}
+
+    def changes(act: Callable[[], Any]) -> None:
+        before = store.pulse()
+        act()
+        after = store.pulse()
+        assert after[row.id] > before[row.id]
+        assert after[other.id] == before[other.id]
+        assert got(store, row).revision == after[row.id]
+
+    changes(lambda: claim(store, row))
+    changes(lambda: commit(store, got(store, row), [step(1)]))
+    changes(lambda: store.set_labels(row.id, {"a": "b"}))
+    changes(lambda: store.take_over(row.id, 1, got(store, row).session))
+    held = got(store, row)
+    changes(lambda: store.commit([], [Release(run_id=row.id, epoch=2, session=held.session, status=model.FAILED, message="")]))
+    before = store.pulse()
+    store.commit([commit_of(held, [step(2)])], [Release(run_id=row.id, epoch=9, session=9, status=model.FAILED, message="")])
+    store.steps(row, 0, 1, ALL, ALL)
+    while store.fold():
+        pass
+    store.ping()
+    assert store.pulse() == before, "what was refused, read or folded is no change"
+    store.delete(row.id)
+    assert set(store.pulse()) == {other.id}
+
+
+def test_rows_are_those_of_the_ids_in_their_order_and_the_gone_are_missing(store: Store) -> None:
+    made = [make(store, f"r{index}") for index in range(1100)]
+    store.delete(made[3].id)
+    wanted = [made[index].id for index in (7, 3, 1099, 0, 7)]
+    assert store.rows(wanted) == [made[0], made[7], made[1099]]
+    assert store.rows([]) == []
+    assert [row.id for row in store.rows(row.id for row in made)] == [row.id for row in made if row.id != made[3].id]
+
+
+VITALS = Vitals(tuned=3, base_lr=0.5, peak=1e-300, turns=(1, 2), marks=(Mark(1, 0.1, 0.2, 0),), returns=(5,), away=6)
+
+
+def test_vitals_and_command_are_kept_with_the_row(store: Store, reopen: Callable[[], Store]) -> None:
+    row = make(store)
+    assert (row.vitals, row.command) == (Vitals(), "")
+    row = claim(store, row, command="python 'my train.py' --lr=1 ✓", vitals=Vitals(since=7))
+    assert (row.vitals, row.command) == (Vitals(since=7), "python 'my train.py' --lr=1 ✓")
+    assert store.commit([replace(commit_of(row, [step(1)]), vitals=VITALS)], []) == [True]
+    again = got(reopen(), row)
+    assert (again.vitals, again.command) == (VITALS, row.command)
+
+
+def test_a_takeover_keeps_the_vitals_unless_it_has_others(store: Store) -> None:
+    row = claim(store, make(store), vitals=VITALS)
+    row = store.take_over(row.id, row.epoch, row.session)
+    assert row.vitals == VITALS
+    row = store.take_over(row.id, row.epoch, row.session, VITALS.came_back(9), [EventRow(9, 0, model.REATTACHED, "back")])
+    assert row.vitals == got(store, row).vitals == replace(VITALS, away=0, returns=(5, 9))
+    assert store.events(row.id) == [EventRow(9, 0, model.REATTACHED, "back")]
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def event(number: int, kind: str = model.OUTAGE) -> EventRow:
+    return EventRow(10**18 + number, number, kind, f"„{number}“")
+
+
+def test_events_come_with_what_they_tell_of_in_the_order_they_happened(store: Store, reopen: Callable[[], Store]) -> None:
+    row = claim(store, make(store), events=(event(1, model.FENCED), event(2, model.OPENED)))
+    other = claim(store, make(store, "other"), events=(event(7),))
+    assert store.commit([replace(commit_of(row, [step(1)]), events=(event(3),)), commit_of(other, [step(1)])], []) == [
+        True,
+        True,
+    ]
+    release = Release(run_id=row.id, epoch=1, session=row.session, status=model.FINISHED, message="", events=(event(4),))
+    store.commit([], [release])
+    store = reopen()
+    assert store.events(row.id) == [event(1, model.FENCED), event(2, model.OPENED), event(3), event(4)]
+    assert store.events(other.id) == [event(7)]
+    store.delete(row.id)
+    assert store.events(row.id) == []
+
+
+def test_a_commit_of_events_alone_adds_no_step(store: Store) -> None:
+    row = commit(store, claim(store, make(store)), [step(1)])
+    alone = replace(commit_of(row, [step(2)]), last_step=1, records=b"", events=(event(1),), vitals=VITALS)
+    assert store.commit([alone], []) == [True]
+    after = got(store, row)
+    assert (after.last_step, after.vitals, store.events(row.id)) == (1, VITALS, [event(1)])
+    row = commit(store, row, [step(2)])
+    assert history(store, row) == exact([step(1), step(2)])
+
+
+def test_events_of_who_does_not_hold_the_run_are_not_noted(store: Store) -> None:
+    old = claim(store, make(store))
+    new = claim(store, old)
+    assert store.commit([replace(commit_of(old, [step(1)]), events=(event(1),))], []) == [False]
+    store.commit(
+        [], [Release(run_id=old.id, epoch=1, session=old.session, status=model.FAILED, message="", events=(event(2),))]
+    )
+    with pytest.raises(OwnershipLost):
+        claim(store, old, events=(event(3),))
+    with pytest.raises(OwnershipLost):
+        store.take_over(old.id, old.epoch, old.session, None, [event(4)])
+    assert store.events(new.id) == []
+
+
+def test_of_very_many_events_the_last_are_given(store: Store) -> None:
+    row = claim(store, make(store), events=tuple(event(number) for number in range(1200)))
+    assert store.events(row.id) == [event(number) for number in range(200, 1200)]
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
-from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, check
+from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, Vitals, check, open_store
+from mechanicd.store._migrations import TABLES_V2
 
 FIXTURES = Path(__file__).with_name("fixtures")
 OLD = sorted(FIXTURES.glob("schema_v*.db"))
@@ -92,6 +95,73 @@ def test_todays_schema_holds_the_same_world(tmp_path: Path) -> None:
         pass
     world.check(store)
     store.close()
+
+
+def test_what_an_old_file_did_not_know_is_empty_and_its_runs_go_on(old: Path) -> None:
+    store = SQLiteStore(str(old))
+    rows = store.list_runs(None, None, 100)
+    assert [row.command for row in rows] == [""] * 4
+    assert [row.vitals for row in rows] == [Vitals(since=row.last_step) for row in rows], "judged from the next step on"
+    assert [store.events(row.id) for row in rows] == [[]] * 4
+    largest = max(row.id for row in rows)
+    store.delete(largest)
+    assert store.create("zoo", "later", world.PLAIN, b"", (0.0,), 1).id > largest, "an id is never used again"
+    world.step_on(store, "zoo", "groups", 301)
+    assert store.summary(rows[1], 0, 1, 2**62, 1)["count"].tolist() == [301]
+    store.close()
+
+
+def test_a_long_run_of_version_2_has_its_tiers_after_the_migration(tmp_path: Path) -> None:
+    """The file is folded by today's code and then made as version 2 was: its chunks are the same."""
+    path = tmp_path / "runs.db"
+    shutil.copy(FIXTURES / "schema_v2.db", path)
+    SQLiteStore(str(path)).close()
+    store = SQLiteStore(str(path))
+    while store.fold():
+        pass
+    store.close()
+    with sqlite3.connect(path) as db:
+        tiers = db.execute("SELECT * FROM tiers ORDER BY 1, 2, 3, 4").fetchall()
+        for table in ("events", "tiers"):
+            db.execute(f"DROP TABLE {table}")
+        for column in ("revision", "command", "vitals"):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 2")
+    assert len(tiers) == 2, "of the long run, and of the first branch of the rewound one"
+    store = SQLiteStore(str(path))
+    world.check(store)
+    store.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT * FROM tiers ORDER BY 1, 2, 3, 4").fetchall() == tiers
+
+
+def test_a_postgresql_database_of_version_2_has_everything_when_opened(postgres: Any) -> None:
+    """The world of the SQLite file, in the tables that the mechanicd of version 2 made in PostgreSQL."""
+    url = str(postgres.create_database("migrated"))
+    with psycopg.connect(url) as new, sqlite3.connect(FIXTURES / "schema_v2.db") as old:
+        new.execute("CREATE SCHEMA mechanicd")
+        new.execute("SET search_path = mechanicd")
+        for statement in (FIXTURES / "schema_v2_postgres.sql").read_text().split(";\n"):
+            new.execute(statement.encode())
+        new.execute("INSERT INTO meta VALUES (2)")
+        for table in TABLES_V2:
+            cursor = old.execute(f"SELECT * FROM {table}")
+            columns = ", ".join(column[0] for column in cursor.description)
+            marks = ", ".join(["%s"] * len(cursor.description))
+            new.cursor().executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})".encode(), cursor.fetchall())
+        for table in ("runs", "journal"):
+            new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), 1000)".encode())
+    with pytest.raises(SchemaTooOld, match="start a server on it once"):
+        open_store(url, readonly=True)
+    for _ in range(2):
+        store = open_store(url)
+        world.check(store)
+        rows = store.list_runs(None, None, 100)
+        assert [row.vitals for row in rows] == [Vitals(since=row.last_step) for row in rows]
+        assert {finding.reason for finding in check(store) if not finding.harmless} == {"STATE_UNREADABLE"}
+        while store.fold():
+            pass
+        store.close()
 
 
 def test_a_file_of_a_newer_schema_is_refused(old: Path) -> None:

@@ -80,6 +80,13 @@ def check(store: Store) -> None:
     assert found[0] == rewound
 
 
+def step_on(store: Store, project: str, run: str, last: int) -> None:
+    """One more commit of a run that a session holds, up to step `last`."""
+    row = store.get(project, run)
+    assert row is not None
+    _commit(store, row, row.last_step + 1, last, run)
+
+
 def steps(store: Store, row: RunRow, branch: int = 0) -> list[bytes]:
     """The exact steps of a branch."""
     groups = len(row.config.scale_groups)

@@ -6,8 +6,9 @@
     state = tx.init(params)
     updates, state = tx.update(grads, state, params)    # inside jit
 
-`_transform` is the step, `_reduce` and `_tuner` its parts on the device, `_report` what the host does meanwhile, `_groups` says
-which parameters share one S, and `_float64` how float64 is had in a program that has none.
+`_transform` is the step, `_reduce` and `_tuner` its parts on the device, `_report` what the host does meanwhile, `_recent` how
+it hears of steps without a callback, `_groups` says which parameters share one S, and `_float64` how float64 is had in a
+program that has none.
 """
 
 from mechanicd.jax._missing import require_jax

@@ -14,6 +14,7 @@ from mechanicd.tuner import TunerConfig
 BETAS: Final = TunerConfig().betas
 DELTA_LAYOUTS: Final = ("delta", "delta+ref", "ref")
 DEADLINE: Final = 2.0
+REPORTS: Final = ("callback", "loop")
 STARTS_ABOVE_ZERO: Final = ("pytorch", "optax")
 
 
@@ -34,6 +35,7 @@ def mechanize(
     on_outage: str = "local",
     deadline: float = DEADLINE,
     max_scale: float | None = None,
+    report: str = "callback",
 ) -> Mechanized:
     """Wraps an optax optimizer so that MECHANIC tunes the scale of its updates.
 
@@ -54,6 +56,8 @@ def mechanize(
             have both.
         max_scale: parameters are placed with no larger S; None for no cap.
         on_outage: "local" computes S on the device and tells the server beside; "hold" and "raise" ask the host in each step.
+        report: how the server hears of a step: "callback" from within the program, so that no other line changes; "loop" from
+            `tx.report(state)` after each step, which leaves a GPU's queue full (a callback costs it about 2 ms a step).
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING.
@@ -71,10 +75,18 @@ def mechanize(
         )
     if max_scale is not None and not max_scale > 0:
         raise InvalidArgument("INVALID_SETTING", f"max_scale={max_scale!r}; give a number above 0, or None for no cap")
+    if report not in REPORTS:
+        raise InvalidArgument("INVALID_SETTING", f"report={report!r}; choose one of {', '.join(REPORTS)}")
+    if report == "loop" and target is not None and on_outage != "local":
+        raise InvalidArgument(
+            "INVALID_SETTING",
+            f'on_outage={on_outage!r} asks the host within each step, report="loop" tells it later: use on_outage="local", or '
+            'report="callback"',
+        )
     settings = {"convention": convention, "betas": tuple(betas), "s_decay": s_decay, "s_init": s_init, "eps": eps}
     make_config(**settings, scale_groups=("all",))
     where = Run(run, target, project, labels, on_outage, deadline)
     if target is not None:
         _signals.watch(_close_sessions)  # from the main thread; the session itself is opened from another
     cap = math.inf if max_scale is None else max_scale
-    return transform(base, settings, scale_groups, delta_layout, cap, where)
+    return transform(base, settings, scale_groups, delta_layout, cap, where, report == "loop" and target is not None)

@@ -1,9 +1,10 @@
 """The heart of TunerService: which session holds which run. Takes messages and returns messages; knows no transport."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import time_ns
 from typing import Any, Final
 
@@ -154,7 +155,7 @@ class Engine:
         config = _convert.config_in(request.config)
         labels = _convert.labels_in(dict(request.labels))
         start = _start_in(request, config)
-        async with self._opening.setdefault(name, asyncio.Lock()):
+        async with self.alone(name):
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
                     if request.session:
@@ -289,6 +290,25 @@ class Engine:
         if run is not None:
             await self.writer.flush(run)
         return await self._get(name)
+
+    def alone(self, name: names.RunName) -> asyncio.Lock:
+        """Held by whoever decides who holds the run, on this server."""
+        return self._opening.setdefault(name, asyncio.Lock())
+
+    @contextlib.contextmanager
+    def fencing(self, name: names.RunName, successor: int) -> Iterator[None]:
+        """From here on the session that holds the run here is refused; for good, if the body comes to its end."""
+        run = self._by_name.get(name)
+        if run is None:
+            yield
+            return
+        run.fenced_by = successor
+        try:
+            yield
+        except BaseException:
+            run.fenced_by = 0
+            raise
+        self._forget(run, successor)
 
     def forget(self, name: names.RunName) -> None:
         """The run is gone: its session is unknown from now on."""

@@ -1,6 +1,7 @@
 """RunService.RewindRun and ForkRun: a run goes back to an earlier step, or a new one begins there. Knows no transport."""
 
 import logging
+import secrets
 from time import time_ns
 from typing import Final
 
@@ -8,7 +9,7 @@ from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._replay import replayed
-from mechanicd.store import FORKED, REWOUND_BY_HAND, EventRow, Fork, OwnershipLost, Rewind, RunExists, RunRow
+from mechanicd.store import FORKED, REWOUND_BY_HAND, RUNNING, EventRow, Fork, OwnershipLost, Rewind, RunExists, RunRow
 from mechanicd.tuner import TunerState
 from mechanicd.v1 import names, run_service_pb2
 
@@ -32,37 +33,48 @@ class Lineage:
     async def rewind(self, request: run_service_pb2.RewindRunRequest) -> RunRow:
         """See RunService.RewindRun."""
         name = _convert.run_name_in(request.name)
-        for _ in range(_ATTEMPTS):
-            row = await self._engine.settled(name)
-            if row.session:
-                raise ServiceError(
-                    "RUN_HELD",
-                    f"{name} is held by a session, which would go on where it is; stop its trainer first (SIGTERM closes the "
-                    "session). If that is dead already: start it from its checkpoint, to which the run rewinds by itself, or "
-                    "fork the run",
-                    {"name": name, "session": row.session},
-                )
-            if request.after_step == row.last_step:
-                return row
-            state = await self._state(row, request.after_step)
-            message = f"taken back by hand from step {row.last_step} to {state.step}; no trainer has opened it since"
-            change = Rewind(
-                run_id=row.id,
-                expected_epoch=row.epoch,
-                after_step=state.step,
-                state=state.to_bytes(),
-                scale=state.scale,
-                message=message,
-                events=(EventRow(time_ns(), state.step, REWOUND_BY_HAND, f"from step {row.last_step} to {state.step}"),),
-            )
-            try:
-                now = await self._call(self._store.rewind, change)
-            except OwnershipLost as error:  # somebody opened it at this moment: look again
-                log.info("%s: %s", name, error)
-                continue
-            log.info("%s: %s", name, message)
-            return now
+        async with self._engine.alone(name):
+            for _ in range(_ATTEMPTS):
+                row = await self._engine.settled(name)
+                if held(row) and not request.fence:
+                    raise ServiceError(
+                        "RUN_HELD",
+                        f"{name} is held by a session, which would go on where it is; stop its trainer first (SIGTERM closes "
+                        "the session), or, if that is dead already, ask to fence it",
+                        {"name": name, "session": row.session},
+                    )
+                if request.after_step == row.last_step and not held(row):
+                    return row
+                state = await self._state(row, request.after_step)
+                try:
+                    return await self._rewind(name, state)
+                except OwnershipLost as error:  # somebody opened it at this moment: look again
+                    log.info("%s: %s", name, error)
         raise _busy(name)
+
+    async def _rewind(self, name: names.RunName, state: TunerState) -> RunRow:
+        successor = secrets.randbits(62) + 1
+        with self._engine.fencing(name, successor):
+            row = await self._engine.settled(name)  # steps may have come meanwhile; from here on none does
+            from_to = f"from step {row.last_step} to {state.step}"
+            event = EventRow(
+                time_ns(), state.step, REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
+            )
+            now = await self._call(
+                self._store.rewind,
+                Rewind(
+                    run_id=row.id,
+                    expected_epoch=row.epoch,
+                    after_step=state.step,
+                    session=successor if held(row) else 0,
+                    state=state.to_bytes(),
+                    scale=state.scale,
+                    message=f"taken back by hand {from_to}; no trainer has opened it since",
+                    events=(event,),
+                ),
+            )
+        log.info("%s: taken back by hand %s", name, from_to)
+        return now
 
     async def fork(self, request: run_service_pb2.ForkRunRequest) -> RunRow:
         """See RunService.ForkRun."""
@@ -123,6 +135,11 @@ class Lineage:
                 field="after_step",
             )
         return state
+
+
+def held(row: RunRow) -> bool:
+    """Whether a session holds the run. (One that was fenced by hand leaves the number of nobody's session behind.)"""
+    return row.session != 0 and row.status == RUNNING
 
 
 def _exists(name: names.RunName) -> ServiceError:

@@ -12,6 +12,8 @@ from mechanicd.store._model import TUNED, RunRow, StepRow
 from mechanicd.tuner import Reductions, Tuner, TunerState
 
 _PAGE = 10_000
+_PORTION = 1024
+_ALL = 2**62
 _FIELDS = _summary.dtype(1).names or ()
 
 
@@ -79,11 +81,13 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
         yield Finding(name, "STATE_MISPLACED", "the history taken again gives another state than the kept one")
     if missing:
         yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not kept exactly", harmless=True)
+    yield from _check_zooms(store, row, 0, name)
     for branch in range(1, row.rewinds + 1):
         for page in _pages(store, row, branch):
             if any(after.step <= before.step for before, after in pairwise(page)):
                 yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} do not rise near step {page[0].step}")
             yield from _check_summary(store, row, branch, page, name)
+        yield from _check_zooms(store, row, branch, name)
 
 
 def _take(tuner: Tuner, state: TunerState | None, step: StepRow) -> TunerState | None:
@@ -107,16 +111,39 @@ def _check_summary(store: Store, row: RunRow, branch: int, page: list[StepRow], 
     if first == last:
         return  # that would be given as a step
     kept = store.summary(row, branch, first, last, max(1, (last - first + 1) // _summary.FINEST + 1))
-    same = len(kept) == len(exact) and all(
-        np.array_equal(kept[field], exact[field], equal_nan=field in ("min", "max", "last")) for field in _FIELDS
-    )
-    if not same:
+    if not _same(kept, exact):
         where = f"steps {first} to {last}, branch {branch}"
         yield Finding(name, "SUMMARY_DIFFERS", f"the buckets of {where}, are not what their steps give")
 
 
+def _check_zooms(store: Store, row: RunRow, branch: int, name: str) -> Iterator[Finding]:
+    """Compares each level of the pyramid with the one under it, a portion at a time; the lowest is held to the steps."""
+    end = store.summary(row, branch, 1, _ALL, 1)
+    if not len(end):
+        return
+    last, size = int(end["last_step"][-1]), _summary.FINEST
+    while size < last:
+        above = size * _summary.FACTOR
+        for first in range(1, last + 1, above * _PORTION):
+            until = min(first + above * _PORTION - 1, last)
+            span = until - first + 1
+            fine = store.summary(row, branch, first, until, -(-span // size))
+            coarse = store.summary(row, branch, first, until, -(-span // above))
+            if not _same(_summary.merge(fine, above), _summary.merge(coarse, above)):
+                where = f"of {above} steps, from step {first} to {until}, branch {branch}"
+                yield Finding(name, "SUMMARY_DIFFERS", f"the buckets {where}, are not what the ones under them give")
+                return
+        size = above
+
+
+def _same(left: _summary.Buckets, right: _summary.Buckets) -> bool:
+    return len(left) == len(right) and all(
+        np.array_equal(left[field], right[field], equal_nan=field in ("min", "max", "last")) for field in _FIELDS
+    )
+
+
 def _pages(store: Store, row: RunRow, branch: int) -> Iterator[list[StepRow]]:
     first = 1
-    while page := store.steps(row, branch, first, 2**62, _PAGE):
+    while page := store.steps(row, branch, first, _ALL, _PAGE):
         yield page
         first = page[-1].step + 1

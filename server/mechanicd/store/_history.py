@@ -175,28 +175,25 @@ def summary(
 
     Reads the level of the pyramid that fits; only its end is summed up here.
     """
+    begin, end = (first - 1) // size * size + 1, ((last - 1) // size + 1) * size  # the buckets at the edges are given whole
     span = _summary.chunk_steps(groups)
     stored = min(size, span)
     column = "records, fine, thinned" if stored == 1 else "fine" if stored == _summary.FINEST else "coarse"
     key = {"run_id": run_id, "branch": branch}
-    parts, covered = _tiers.read(db, run_id, groups, branch, first, last, size)
+    parts, covered = _tiers.read(db, run_id, groups, branch, begin, end, size)
     rows = db.execute(
         f"SELECT {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number > :covered"
         " AND number BETWEEN :low AND :high ORDER BY number",
-        {**key, "covered": covered, "low": (first - 1) // span, "high": (last - 1) // span},
+        {**key, "covered": covered, "low": (begin - 1) // span, "high": (end - 1) // span},
     ).fetchall()
-    for row in rows:
-        if stored == 1:
-            records, fine, thinned = row
+    if stored == 1:
+        for records, fine, thinned in rows:
             parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
-        else:
-            level = _buckets(groups, row[0])
-            parts.append(level[level["size"] == stored])
-    parts += [
-        _summary.of_steps(groups, segment.records, 1)
-        for segment in found
-        if segment.last_step >= first and segment.first_step <= last
-    ]
+    else:  # as one array: of thousands of chunks, each alone costs more than what is in it
+        level = _buckets(groups, b"".join(row[0] for row in rows))
+        parts.append(level[level["size"] == stored])
+    tail = b"".join(segment.records for segment in found if segment.last_step >= begin and segment.first_step <= end)
+    parts.append(_summary.of_steps(groups, tail, 1))
     buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])
     if size > 1:
         buckets = _summary.merge(buckets, size)

@@ -56,9 +56,9 @@ class Store(Protocol):
         """The next epoch for the session that holds the run: another server's commits count no more. Raises OwnershipLost."""
 
     def rewind(self, rewind: Rewind) -> RunRow:
-        """Takes a run that no session holds back to a step; the steps above it become branch `rewinds + 1`.
+        """Takes a run back to a step; the steps above it become branch `rewinds + 1`.
 
-        Raises OwnershipLost, where a session or a server took hold of it meanwhile.
+        Raises OwnershipLost, where a session or a server took hold of it meanwhile, or holds it and `rewind.session` is 0.
         """
 
     def fork(self, fork: Fork) -> RunRow:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mechanicd.store import _history, _tiers
 from mechanicd.store._errors import OwnershipLost, RunExists
-from mechanicd.store._model import PREEMPTED, Fork, Rewind, RunRow
+from mechanicd.store._model import PREEMPTED, RUNNING, Fork, Rewind, RunRow
 from mechanicd.store._sql import TABLES, Database, floats_out, insert
 from mechanicd.store._vitals import Vitals
 
@@ -15,18 +15,19 @@ _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 
 def rewind(db: Database, before: RunRow, change: Rewind) -> None:
     """See `Store.rewind`; the run must be folded."""
-    if before.session:
+    if before.session and before.status == RUNNING and not change.session:
         raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has a session now")
     rewinds = before.rewinds
     if change.after_step < before.last_step:
         rewinds += 1
         _history.branch_off(db, before.id, len(before.config.scale_groups), change.after_step, rewinds)
     db.execute(
-        "UPDATE runs SET epoch = epoch + 1, last_step = :after_step, folded_step = :after_step, state = :state, scale = :scale,"
-        " status = :status, status_message = :message, rewinds = :rewinds, vitals = :vitals, revision = revision + 1"
-        " WHERE id = :id",
+        "UPDATE runs SET epoch = epoch + 1, session = :session, last_step = :after_step, folded_step = :after_step,"
+        " state = :state, scale = :scale, status = :status, status_message = :message, rewinds = :rewinds, vitals = :vitals,"
+        " revision = revision + 1 WHERE id = :id",
         {
             "id": before.id,
+            "session": change.session,
             "after_step": change.after_step,
             "state": change.state,
             "scale": floats_out(change.scale),

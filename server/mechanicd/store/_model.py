@@ -159,11 +159,15 @@ class SummaryRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewind:
-    """A run that no session holds goes back to an earlier step; `message` says so to people. Conditional on the epoch."""
+    """A run goes back to an earlier step, and nobody holds it then; `message` says so to people. Conditional on the epoch.
+
+    `session` is 0, or, where a session held the run, a number of no session, which that one finds in its place.
+    """
 
     run_id: int
     expected_epoch: int
     after_step: int
+    session: int = 0
     state: bytes
     scale: tuple[float, ...]
     message: str

@@ -44,10 +44,10 @@ NON_FINITE_SHARE: Final = 0.2
 NON_FINITE_STEPS: Final = 60
 """Loss scaling in half precision skips about one step in 2,000, and up to a dozen at its start."""
 NON_FINITE_STREAK: Final = 20
-OSCILLATIONS: Final = 6
+OSCILLATIONS: Final = 8
 OSCILLATING_STEPS: Final = 2000
-"""Small batches and restarts of a schedule turn S by a factor of 3 now and then, by `SWING` four times at most in thousands
-of steps; a direction that keeps turning does it at each turn."""
+"""Small batches and restarts of a schedule turn S by a factor of 3 now and then; a batch of four samples turned it by `SWING`
+six times at its start, in pairs, and was calm after. A direction that keeps turning does it at each turn."""
 GONE_SECONDS: Final = 10.0
 RETURNS: Final = 3
 RETURNS_SECONDS: Final = 600.0
@@ -168,6 +168,8 @@ def _oscillating(row: RunRow, _: int) -> Need | None:
         return None  # noise about the first scale: that is STUCK
     if len(turns) < OSCILLATIONS or row.last_step - turns[0] > OSCILLATING_STEPS:
         return None
+    if row.last_step - turns[-1] > turns[-1] - turns[0]:
+        return None  # it has been calm for longer than it swung
     return Need(
         OSCILLATING,
         f"S has turned {len(turns)} times since step {turns[0]}, by a factor of {SWING:g} or more each: it finds no scale; "

@@ -1,0 +1,73 @@
+"""What is still to be trained, and in which order. Pure."""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from experiments import _judge
+from experiments._catalogue import Experiment, Row, Training, sweep
+from experiments._results import Record, current
+
+_STEP_SECONDS: Final = {"logistic": 4e-4, "vision": 5e-3, "language": 2e-2, "translation": 6e-2, "finetune": 4e-1}
+"""A guess at a processor's time for a step, until there is a measured one."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The i-th of n parts of the rows. All of a row stays together, since a sweep is widened by its own results."""
+
+    i: int = 1
+    n: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Raises ValueError where it is not i/n with 1 ≤ i ≤ n."""
+        i, slash, n = text.partition("/")
+        if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            raise ValueError(f"got {text!r}; expected i/n, such as 1/4 for the first of four parts")
+        return cls(int(i), int(n))
+
+    def has(self, row: Row) -> bool:
+        return zlib.crc32(row.name.encode()) % self.n == self.i - 1
+
+
+def trainings(experiments: Iterable[Experiment], records: Mapping[str, Record], shard: Shard = Shard()) -> list[Training]:
+    """All trainings, each once, ended or not; sweeps as wide as the records make them."""
+    every: dict[str, Training] = {}
+    for experiment in experiments:
+        every.update((training.key, training) for training in experiment.trainings())
+        for row in experiment.rows if experiment.sweep else ():
+            every.update((training.key, training) for training in swept([experiment], row, records))
+    return [training for training in every.values() if shard.has(training.row)]
+
+
+def swept(experiments: Iterable[Experiment], row: Row, records: Mapping[str, Record]) -> Iterator[Training]:
+    """The trainings of a row's sweep, as wide as the records make it."""
+    for experiment in experiments:
+        if experiment.sweep and row in experiment.rows:
+            for rate in _judge.rates(row, experiment.sweep_seeds, records):
+                yield from (Training(row, sweep(rate), seed) for seed in experiment.sweep_seeds)
+
+
+def pending(every: Sequence[Training], records: Mapping[str, Record]) -> list[Training]:
+    """Those without a record, by seed, so that a run cut short has all problems rather than all seeds; long ones first."""
+    left = [training for training in every if current(training, records) is None]
+    seconds = Guess(records)
+    return sorted(left, key=lambda training: (training.seed, -seconds(training), training.key))
+
+
+class Guess:
+    """How many seconds a training will take: as its row has taken so far, else by its family."""
+
+    def __init__(self, records: Mapping[str, Record]) -> None:
+        self._by_row: dict[tuple[str, str], list[float]] = {}
+        for record in records.values():
+            spec = record["spec"]
+            self._by_row.setdefault((spec["name"], spec["base"]), []).append(record["seconds"] / spec["steps"])
+
+    def __call__(self, training: Training) -> float:
+        task = training.row.task
+        measured = self._by_row.get((task.name, training.row.base))
+        each = sum(measured) / len(measured) if measured else _STEP_SECONDS[task.family]
+        return each * task.steps

@@ -1,0 +1,100 @@
+"""What came of the trainings: a JSON object a line, added as each one ends, so an interrupt loses none that had ended."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments._catalogue import Training
+
+Record = dict[str, Any]
+
+
+class ResultsUnreadable(Exception):
+    """A results file holds something else; says where."""
+
+
+def read(path: Path) -> dict[str, Record]:
+    """The records by key, the last one of each. A last line that a kill has torn is left out.
+
+    Raises:
+        ResultsUnreadable: a line is no record.
+    """
+    records: dict[str, Record] = {}
+    for number, line, whole in _lines(path):
+        try:
+            record = json.loads(line)
+            records[record["key"]] = record
+        except (ValueError, KeyError, TypeError):
+            if whole:
+                raise ResultsUnreadable(
+                    f"{path}, line {number}: expected the record of a training, got {line[:60]!r}"
+                ) from None
+    return records
+
+
+class Log:
+    """A results file to add to; a last line that a kill has torn is cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+
+    def add(self, record: Record) -> None:
+        """Adds a record, on disk when it returns."""
+        self._file.write(json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def merge(into: Path, sources: Iterable[Path]) -> int:
+    """Adds what the sources have and `into` lacks; how many records that were.
+
+    Raises:
+        ResultsUnreadable: a file is none of results.
+    """
+    known = read(into) if into.exists() else {}
+    new: dict[str, Record] = {}
+    for source in sources:
+        records = read(source)
+        new.update({key: record for key, record in records.items() if known.get(key, {}).get("spec") != record["spec"]})
+    with Log(into) as log:
+        for record in new.values():
+            log.add(record)
+    return len(new)
+
+
+def encode(flags: NDArray[np.bool_]) -> str:
+    """Flags as hexadecimal digits, four each."""
+    return np.packbits(flags).tobytes().hex()
+
+
+def decode(digits: str, count: int) -> NDArray[np.bool_]:
+    """The flags that `encode` was given."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=count).astype(np.bool_)
+
+
+def current(training: Training, records: Mapping[str, Record]) -> Record | None:
+    """The training's record, if it is of the list as it stands now."""
+    record = records.get(training.key)
+    return record if record is not None and record["spec"] == training.spec else None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """Number, text, and whether it ends as a line does."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line, line.endswith("\n")

@@ -1,0 +1,256 @@
+"""Keeps a pool of trainings at work until all have ended, time is up, or somebody stops it."""
+
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, Final
+
+from experiments import _plan, _results
+from experiments._catalogue import Experiment, Training
+from experiments._results import Record
+
+HEAVY: Final = ("minilm", "translator", "decoder-128x4")  # with `--device auto` on the GPU; for other models it does not pay
+_TICK: Final = 0.2
+_TELL_SECONDS: Final = 1.0
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class RunFailed(Exception):
+    """A training failed; says which, and how."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every training of a run shares.
+
+    Attributes:
+        data: the folder of the prepared sets.
+        work: where checkpoints go.
+        target: the server, or None for tuners in the trainings' own processes.
+        project: the runs' project on it.
+        workers: processes by device.
+    """
+
+    data: Path
+    work: Path
+    target: str | None
+    project: str
+    workers: Mapping[str, int]
+
+    def device(self, training: Training) -> str:
+        """Where a training runs."""
+        if len(self.workers) == 1:
+            return next(iter(self.workers))
+        return "cuda" if training.row.task.model.startswith(HEAVY) else "cpu"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: trainings that have ended, in this run and before.
+        total: trainings in all, as far as is known: a sweep may widen.
+        left_s: the guessed seconds to the end.
+        last: the training that has just ended.
+    """
+
+    done: int
+    total: int
+    left_s: float
+    last: str = ""
+
+
+def run(
+    experiments: Sequence[Experiment],
+    results: Path,
+    setup: Setup,
+    shard: _plan.Shard,
+    deadline: float | None,
+    check: Callable[[], None],
+    tell: Callable[[Progress], None],
+) -> Progress:
+    """Trains what has no result yet.
+
+    Args:
+        experiments: what to train.
+        results: the file that has and gets the results.
+        setup: where and how.
+        shard: which part of it.
+        deadline: a time of the monotonic clock at which to stop; trainings under way keep a checkpoint.
+        check: called often; what it raises stops the run in the same way.
+        tell: is told how far it is.
+
+    Raises:
+        RunFailed: a training failed; the others were stopped.
+    """
+    records = _results.read(results) if results.exists() else {}
+    every = {training.key: training for training in _plan.trainings(experiments, records, shard)}
+    left = {training.key: training for training in _plan.pending(list(every.values()), records)}
+    told = 0.0
+    with _results.Log(results) as log, _Pool(setup) as pool:
+        pool.begin(left.values())
+        while pool.futures:
+            check()
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            for training, result in pool.ended():
+                record = {"key": training.key, "spec": training.spec, **result}
+                log.add(record)
+                records[training.key] = record
+                del left[training.key]
+                if training.arm.method == "sweep":
+                    wider = {
+                        each.key: each for each in _plan.swept(experiments, training.row, records) if each.key not in every
+                    }
+                    every.update(wider)
+                    left.update(wider)
+                    pool.begin(wider.values())
+                if time.monotonic() - told > _TELL_SECONDS or not left:
+                    told = time.monotonic()
+                    tell(_progress(len(every), left.values(), records, setup, training.key))
+        return _progress(len(every), left.values(), records, setup)
+
+
+def _progress(total: int, left: Collection[Training], records: Mapping[str, Record], setup: Setup, last: str = "") -> Progress:
+    guess = _plan.Guess(records)
+    seconds = dict.fromkeys(setup.workers, 0.0)
+    for training in left:
+        device = setup.device(training)
+        seconds[device] += guess(training) / setup.workers[device]
+    return Progress(total - len(left), total, max(seconds.values()), last)
+
+
+class _Pool:
+    """Processes by device. Leaving it stops the trainings under way, which keep their checkpoints."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.futures: dict[Future[Any], Training] = {}
+
+    def __enter__(self) -> "_Pool":
+        context = multiprocessing.get_context("spawn")  # a fork would inherit grpc's threads, and crash
+        self._stop = context.Event()
+        (self.setup.work / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with _one_thread_each():
+            self._executors = {
+                device: ProcessPoolExecutor(count, context, _begin, (self.setup, device, self._stop))
+                for device, count in self.setup.workers.items()
+            }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for executor in self._executors.values():
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def begin(self, trainings: Iterable[Training]) -> None:
+        with _one_thread_each():
+            for training in trainings:
+                self.futures[self._executors[self.setup.device(training)].submit(_train, training)] = training
+
+    def ended(self) -> list[tuple[Training, Record]]:
+        """What has ended within a moment."""
+        done, _ = wait(self.futures, _TICK, FIRST_COMPLETED)
+        ended = []
+        for future in done:
+            training = self.futures.pop(future)
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                raise RunFailed(f"a process died amid its training ({training.key} or another); run again to go on") from None
+            except Exception as error:
+                raise RunFailed(f"{training.key}: {type(error).__name__}: {error}") from error
+            if result is not None:
+                ended.append((training, result))
+        return ended
+
+
+class _one_thread_each:
+    """Processes that start meanwhile use one thread each: the pool is what is parallel."""
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in _THREADS}
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# ---- in a process of the pool
+
+_here: dict[str, Any] = {}
+
+
+def _begin(setup: Setup, device: str, stop: Event) -> None:
+    """The process's start: Ctrl-C is for the runner to hear, and the process ends where the runner has gone."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    _here.update(setup=setup, device=device, stop=stop, sets={}, machine=machine(device))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)
+
+
+def _train(training: Training) -> Record | None:
+    from experiments._arms import Where
+    from experiments._train import train
+
+    setup: Setup = _here["setup"]
+    if _here["stop"].is_set():
+        return None
+    checkpoint = setup.work / "checkpoints" / f"{training.key.replace('/', '~')}.pt"
+    where = Where(setup.target, setup.project)
+    result = train(training, _load, _here["device"], where, checkpoint, _here["stop"].is_set)
+    return None if result is None else {**result, "machine": _here["machine"], "when": time.strftime("%Y-%m-%d %H:%M")}
+
+
+def _load(name: str) -> dict[str, Any]:
+    from experiments._data import load
+
+    sets = _here["sets"]
+    if name not in sets:
+        sets[name] = load(_here["setup"].data, name)
+    return dict(sets[name])
+
+
+def machine(device: str) -> str:
+    """What a training ran on, in words."""
+    import torch
+
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"one core of {_processor()} ({os.cpu_count()} in all), torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
