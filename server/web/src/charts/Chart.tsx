@@ -22,6 +22,8 @@ export interface ChartProps {
   readonly x0: number | null;
   readonly x1: number | null;
   readonly height: number;
+  /** The curve or band that is looked at: the others stand back. */
+  readonly highlight?: string | null;
   /** Charts with the same key share the cursor. */
   readonly sync?: string;
   /** The cursor's x, for legends; null away from the chart. */
@@ -268,15 +270,17 @@ function draw(u: uPlot, drawn: Drawn): void {
   const ratio = devicePixelRatio;
   const { left, top, width, height } = u.bbox;
   const to = projection(u, drawn);
+  const faded = (id: string): number => (drawn.highlight && drawn.highlight !== id ? 0.15 : 1);
   context.save();
   context.beginPath();
   context.rect(left, top, width, height);
   context.clip();
   if (drawn.marks) paintMarks(context, drawn.marks, u.bbox, to, ratio);
-  if (drawn.bands?.length) for (const band of drawn.bands) paintBand(context, band, to, ratio, drawn.bands.length);
+  if (drawn.bands?.length)
+    for (const band of drawn.bands) paintBand(context, band, to, ratio, drawn.bands.length, faded(band.id));
   else {
     for (const curve of drawn.curves) {
-      const shape = paintCurve(context, curve, to, drawn.smoothing, ratio, drawn.curves.length);
+      const shape = paintCurve(context, curve, to, drawn.smoothing, ratio, drawn.curves.length, faded(curve.id));
       paintRug(
         context,
         shape,

@@ -45,13 +45,14 @@ export function paintCurve(
   smoothing: number,
   ratio: number,
   curves: number,
+  opacity: number,
 ): Geometry {
   const smoothed = smoothing > 0 ? smooth(curve.columns, smoothing, to.log) : null;
   const shape = geometry(curve.columns, to, smoothed);
   context.strokeStyle = colour(curve.ink.property);
   context.fillStyle = context.strokeStyle;
   context.lineJoin = "round";
-  const strength = curve.pale ? 0.5 : 1;
+  const strength = (curve.pale ? 0.5 : 1) * opacity;
 
   if (smoothed) {
     context.globalAlpha = 0.22 * strength; // the raw curve, as a ghost
@@ -151,13 +152,14 @@ export function paintBand(
   to: Projection,
   ratio: number,
   bands: number,
+  opacity: number,
 ): void {
   const [low = [], middle = [], high = []] = band.q;
   const place = (value: number | null | undefined): number | null =>
     value === null || value === undefined || Number.isNaN(value) ? null : to.log && value <= 0 ? to.floor : to.y(value);
   context.fillStyle = colour(band.ink.property);
   context.strokeStyle = context.fillStyle;
-  context.globalAlpha = 0.24 / Math.max(1, bands) ** 0.65;
+  context.globalAlpha = (opacity * 0.24) / Math.max(1, bands) ** 0.65;
   context.beginPath();
   const back: [number, number][] = [];
   for (let i = 0; i < band.x.length; i += 1) {
@@ -170,7 +172,7 @@ export function paintBand(
   }
   for (const [x, y] of back.reverse()) context.lineTo(x, y);
   context.fill();
-  context.globalAlpha = 1;
+  context.globalAlpha = opacity;
   const line = new Float64Array(2 * band.x.length);
   band.x.forEach((x, i) => {
     line[2 * i] = to.x(x);

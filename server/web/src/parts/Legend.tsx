@@ -22,17 +22,19 @@ interface Props {
   readonly entries: readonly Entry[];
   readonly cursor: Signal<number | null>;
   readonly x: XAxis;
+  /** Told which entry the pointer is on. */
+  readonly onLook?: (id: string | null) => void;
   readonly onRemove?: ((id: string) => void) | undefined;
 }
 
-export function Legend({ entries, cursor, x, onRemove }: Props) {
+export function Legend({ entries, cursor, x, onLook, onRemove }: Props) {
   const at = cursor.value;
   return (
     <div class="legend">
       <div class="legend-at">{at === null ? "last value" : cursorLabel(x, at)}</div>
       <ul>
         {entries.map((entry) => (
-          <li key={entry.id}>
+          <li key={entry.id} onPointerEnter={() => onLook?.(entry.id)} onPointerLeave={() => onLook?.(null)}>
             <Swatch ink={entry.ink} />
             {entry.href ? (
               <a class="legend-name" href={entry.href} title={entry.label}>

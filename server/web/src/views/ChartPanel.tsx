@@ -53,6 +53,7 @@ export function ChartPanel({ names, inks, chosen, groups, height, says }: Props)
   const shown = view.value;
   const [width, setWidth] = useState(1000);
   const cursor = useSignal<number | null>(null);
+  const [looked, setLooked] = useState<string | null>(null);
   const plot = useRef<uPlot | null>(null);
   const y = yAxis(shown);
   const asBands = groups !== null && shown.bands;
@@ -104,6 +105,7 @@ export function ChartPanel({ names, inks, chosen, groups, height, says }: Props)
             x0={shown.x0}
             x1={shown.x1}
             height={height}
+            highlight={looked}
             cursor={cursor}
             handle={plot}
             onZoom={(x0, x1) => show(zoomed(shown.x, x0, x1), "push")}
@@ -124,6 +126,7 @@ export function ChartPanel({ names, inks, chosen, groups, height, says }: Props)
             entries={entries}
             cursor={cursor}
             x={shown.x}
+            onLook={setLooked}
             onRemove={chosen && !asBands ? toggleSelected : undefined}
           />
         </aside>
