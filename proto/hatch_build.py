@@ -1,5 +1,6 @@
-"""Build hook: generates the protobuf and gRPC stubs beside their .proto files. None is committed."""
+"""Build hook: generates the protobuf and gRPC stubs beside their .proto files, and the page. None is committed."""
 
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class StubsHook(BuildHookInterface):
-    """Runs protoc over proto/mechanicd/v1 before a wheel (editable or not) is assembled."""
+class GeneratedHook(BuildHookInterface):
+    """Runs protoc over proto/mechanicd/v1 before a wheel (editable or not) is assembled; an sdist has the page too."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        runpy.run_path(str(Path(self.root) / "server" / "web" / "build_page.py"))["build"]()
         if self.target_name != "wheel":
             return
         import grpc_tools

@@ -1,0 +1,70 @@
+"""Builds the page into `server/mechanicd/dashboard/static/`; the build hook calls it, and so does `make`.
+
+Nothing is done while the built page is newer than its sources. Without Node, or when npm fails, the page is not built, which is
+said once on stderr: the rest of mechanicd works without it, and `/` tells what to do.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+WEB = Path(__file__).parent
+STATIC = WEB.parent / "mechanicd" / "dashboard" / "static"
+NODE = (20, 19)
+
+
+def sources() -> Iterator[Path]:
+    """What the page is made of; folders as well, since a file that is gone changes theirs."""
+    yield from (path for path in WEB.iterdir() if path.is_file())
+    for folder in (WEB / "src",):
+        yield folder
+        yield from folder.rglob("*")
+
+
+def is_fresh() -> bool:
+    """Whether the built page is as new as all of its sources."""
+    index = STATIC / "index.html"
+    return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in sources())
+
+
+def missing() -> str:
+    """What the build needs and has not; "" where all is there."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return f"Node {NODE[0]} or newer, with npm, is not there"
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    numbers = tuple(int(part) for part in said.lstrip("v").split(".")[:2] if part.isdigit())
+    return "" if numbers >= NODE else f"Node is {said or 'of no version'}, and {NODE[0]}.{NODE[1]} or newer is needed"
+
+
+def npm(*arguments: str) -> str:
+    """Runs npm in the page's folder. Returns what it said where it failed, "" otherwise."""
+    windows = sys.platform == "win32"  # npm is a script there
+    command = ["npm", *arguments]
+    done = subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=False, shell=windows)
+    return "" if done.returncode == 0 else f"`npm {' '.join(arguments)}` failed:\n{(done.stdout + done.stderr).strip()}"
+
+
+def install() -> str:
+    """The packages that the lock file names, into node_modules, if they are not there yet. Returns what failed."""
+    lock, installed = WEB / "package-lock.json", WEB / "node_modules" / ".package-lock.json"
+    if installed.is_file() and installed.stat().st_mtime >= lock.stat().st_mtime:
+        return ""
+    return npm("ci", "--ignore-scripts")
+
+
+def build() -> bool:
+    """Whether the page is there now, as its sources are."""
+    if is_fresh():
+        return True
+    failed = missing() or install() or npm("run", "--silent", "build")
+    if failed:
+        sys.stderr.write(f"mechanicd: the page was not built. {failed}\n")
+        sys.stderr.write("The rest works without it; to have the page, mend this and install again.\n")
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    build()

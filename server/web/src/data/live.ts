@@ -1,0 +1,127 @@
+/** All runs, kept up to date by server-sent events; says when it is not. */
+
+import { batch, computed, signal } from "@preact/signals";
+import * as api from "./api";
+import type { RunItem, RunsDelta, RunsReply, ServerInfo } from "./types";
+
+export type Connection =
+  | { readonly state: "loading" }
+  | { readonly state: "live" }
+  | { readonly state: "lost"; readonly since: number; readonly retryAt: number; readonly message: string };
+
+export const connection = signal<Connection>({ state: "loading" });
+export const server = signal<ServerInfo | null>(null);
+export const runs = signal<ReadonlyMap<string, RunItem>>(new Map());
+/** Names whose run has moved, with every change; charts follow it. */
+export const touched = signal<readonly string[]>([]);
+/** The server's clock, moved on once a second. */
+export const now = signal(Date.now());
+export const anyRuns = computed(() => runs.value.size > 0);
+
+const FIRST_WAIT = 500;
+const LONGEST_WAIT = 15_000;
+/** The server says something every 10 s; the page can't hear comments, so after this it asks. */
+const QUIET = 15_000;
+
+let source: EventSource | null = null;
+let cursor = "";
+let clockAhead = 0;
+let lastHeard = 0;
+let wait = FIRST_WAIT;
+let retry: ReturnType<typeof setTimeout> | undefined;
+
+export function start(): void {
+  setInterval(tick, 1000);
+  addEventListener("online", retryNow);
+  addEventListener("pagehide", () => source?.close());
+  addEventListener("pageshow", (event) => {
+    if (event.persisted) void connect();
+  });
+  void connect();
+}
+
+export function retryNow(): void {
+  if (connection.value.state !== "lost") return;
+  clearTimeout(retry);
+  void connect();
+}
+
+async function connect(): Promise<void> {
+  source?.close();
+  try {
+    if (connection.value.state === "loading" || cursor === "") takeAll(await api.runs());
+    listen();
+  } catch (error) {
+    lose(error instanceof Error ? error.message : String(error));
+  }
+}
+
+function listen(): void {
+  const opened = new EventSource(api.eventsAddress(cursor));
+  source = opened;
+  const heard = (event: MessageEvent<string>): void => {
+    lastHeard = Date.now();
+    if (event.lastEventId) cursor = event.lastEventId;
+  };
+  opened.onopen = () => {
+    lastHeard = Date.now();
+    wait = FIRST_WAIT;
+    connection.value = { state: "live" };
+  };
+  opened.addEventListener("runs", (event: MessageEvent<string>) => {
+    heard(event);
+    takeDelta(JSON.parse(event.data) as RunsDelta);
+  });
+  opened.addEventListener("reset", (event: MessageEvent<string>) => {
+    heard(event);
+    takeAll(JSON.parse(event.data) as RunsReply);
+  });
+  opened.onerror = () => {
+    opened.close();
+    if (source === opened) lose("The connection to the server was lost.");
+  };
+}
+
+function lose(message: string): void {
+  source?.close();
+  source = null;
+  const before = connection.value;
+  const since = before.state === "lost" ? before.since : Date.now();
+  connection.value = { state: "lost", since, retryAt: Date.now() + wait, message };
+  clearTimeout(retry);
+  retry = setTimeout(() => void connect(), wait);
+  wait = Math.min(LONGEST_WAIT, wait * 2);
+}
+
+function takeAll(reply: RunsReply): void {
+  batch(() => {
+    server.value = reply.server;
+    cursor = reply.cursor;
+    clockAhead = reply.now - Date.now();
+    runs.value = new Map(reply.runs.map((run) => [run.name, run]));
+    touched.value = reply.runs.map((run) => run.name);
+    now.value = reply.now;
+    if (connection.value.state !== "lost") connection.value = { state: "live" };
+  });
+}
+
+function takeDelta(delta: RunsDelta): void {
+  clockAhead = delta.now - Date.now();
+  if (delta.runs.length === 0 && delta.gone.length === 0) return;
+  const next = new Map(runs.value);
+  for (const change of delta.runs) next.set(change.name, { ...next.get(change.name), ...change } as RunItem);
+  for (const name of delta.gone) next.delete(name);
+  batch(() => {
+    runs.value = next;
+    touched.value = delta.runs.map((run) => run.name);
+    now.value = delta.now;
+  });
+}
+
+function tick(): void {
+  if (connection.value.state !== "live") return;
+  now.value = Date.now() + clockAhead;
+  if (Date.now() - lastHeard < QUIET && !server.value?.trouble) return;
+  lastHeard = Date.now();
+  api.runs().then(takeAll, (error: Error) => lose(error.message));
+}

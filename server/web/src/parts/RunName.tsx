@@ -1,0 +1,12 @@
+/** A run's name in little room: its last part says which one of a sweep it is, so the middle gives way. */
+
+export function RunName({ run }: { run: string }) {
+  const cut = run.lastIndexOf("/");
+  const tail = cut > 0 && run.length - cut <= 20 ? run.slice(cut) : "";
+  return (
+    <span class="run-name">
+      <span>{run.slice(0, run.length - tail.length)}</span>
+      {tail && <span class="tail">{tail}</span>}
+    </span>
+  );
+}
