@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import importlib.util
+import ipaddress
 import json
 import logging
 import socket
@@ -57,9 +58,10 @@ class Page:
                 "PACKAGE_MISSING",
                 f"the page needs {', '.join(missing)}; pip install 'mechanicd[server]', or serve without it: --http off",
             )
-        self._config = config
         self._socket = _listen(address, yielding)
-        host, port = address.rpartition(":")[0], self._socket.getsockname()[1]
+        bound, port, *_ = self._socket.getsockname()
+        self._config = replace(config, guarded=ipaddress.ip_address(bound).is_loopback)
+        host = address.rpartition(":")[0]
         self.url = f"http://{host}:{port}"
         self._process: asyncio.subprocess.Process | None = None
 

@@ -4,15 +4,14 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
-from time import time_ns
 from typing import Final
 
 from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._lineage import Lineage
-from mechanicd.service._table import Table
-from mechanicd.store import Need, RunRow, Silence, judged, needs
+from mechanicd.service._table import Seen, Table
+from mechanicd.store import RunRow, Silence
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -28,17 +27,16 @@ class Runs:
 
     def __init__(self, engine: Engine, silence: Silence | None = None) -> None:
         self._engine = engine
-        self._silence = silence or Silence()
         self._store = engine.store
         self._call = engine.writer.call
         self._lineage = Lineage(engine)
-        self._table = Table(engine.store, engine.writer.call)
+        self._table = Table(engine.store, engine.writer.call, silence or Silence())
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """See RunService.GetRun."""
         row = await self._get(request.name)
         events = await self._call(self._store.events, row.id)
-        run = _convert.run_out(row, self._needs(row), command=True)
+        run = _convert.run_out(*self._table.judge(row), command=True)
         return run_service_pb2.GetRunResponse(run=run, events=map(_convert.event_out, events))
 
     async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
@@ -52,7 +50,7 @@ class Runs:
         rows = [row for row in await self._table.read() if _is_in(row, project) and (row.project, row.run) > after]
         found = []
         for row in sorted(rows, key=lambda row: (row.project, row.run)):
-            seen = self._seen(row)
+            seen = self._table.judge(row)
             if matches(*seen):
                 found.append(seen)
             if len(found) > size:
@@ -68,17 +66,16 @@ class Runs:
         """See RunService.WatchRuns. Looks every `WATCH_SECONDS`."""
         project = _convert.project_in(request.parent)
         matches = _convert.filter_in(request.filter)
-        shown: dict[int, tuple[RunRow, list[Need]]] = {}
+        shown: dict[int, Seen] = {}
         first = True
         while True:
-            now = {
-                row.id: seen for row in await self._table.read() if _is_in(row, project) and matches(*(seen := self._seen(row)))
-            }
-            changed = [seen for id_, seen in now.items() if _differs(shown.get(id_), seen)]
+            seen = await self._table.watch()
+            now = {id_: each for id_, each in seen.items() if _is_in(each[0], project) and matches(*each)}
+            changed = [each for id_, each in now.items() if _differs(shown.get(id_), each)]
             gone = sorted(_name(shown[id_][0]) for id_ in shown.keys() - now.keys())
             if changed or gone or first:
-                changed.sort(key=lambda seen: (seen[0].project, seen[0].run))
-                yield run_service_pb2.WatchRunsResponse(runs=(_convert.run_out(*seen) for seen in changed), gone=gone)
+                changed.sort(key=lambda each: (each[0].project, each[0].run))
+                yield run_service_pb2.WatchRunsResponse(runs=(_convert.run_out(*each) for each in changed), gone=gone)
             shown, first = now, False
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -106,7 +103,7 @@ class Runs:
                 labels.pop(key, None)
         await self._call(self._store.set_labels, row.id, _convert.labels_in(labels))
         row = await self._get(request.run.name)
-        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(row, self._needs(row)))
+        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(*self._table.judge(row)))
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """See RunService.DeleteRun."""
@@ -117,13 +114,13 @@ class Runs:
 
     async def rewind_run(self, request: run_service_pb2.RewindRunRequest) -> run_service_pb2.RewindRunResponse:
         """See RunService.RewindRun."""
-        row = self._judged(await self._lineage.rewind(request))
-        return run_service_pb2.RewindRunResponse(run=_convert.run_out(row, self._needs(row)))
+        row = await self._lineage.rewind(request)
+        return run_service_pb2.RewindRunResponse(run=_convert.run_out(*self._table.judge(row)))
 
     async def fork_run(self, request: run_service_pb2.ForkRunRequest) -> run_service_pb2.ForkRunResponse:
         """See RunService.ForkRun."""
-        row = self._judged(await self._lineage.fork(request))
-        return run_service_pb2.ForkRunResponse(run=_convert.run_out(row, self._needs(row)))
+        row = await self._lineage.fork(request)
+        return run_service_pb2.ForkRunResponse(run=_convert.run_out(*self._table.judge(row)))
 
     async def query_series(self, request: run_service_pb2.QuerySeriesRequest) -> run_service_pb2.QuerySeriesResponse:
         """See RunService.QuerySeries."""
@@ -156,16 +153,7 @@ class Runs:
             raise ServiceError(
                 "RUN_NOT_FOUND", f"{name}: no such run; `mechanicd runs list` shows those there are", {"name": name}
             )
-        return self._judged(row)
-
-    def _judged(self, row: RunRow) -> RunRow:
-        return judged(row, time_ns(), self._silence)
-
-    def _needs(self, row: RunRow) -> list[Need]:
-        return needs(row, time_ns(), self._silence)
-
-    def _seen(self, row: RunRow) -> tuple[RunRow, list[Need]]:
-        return self._judged(row), self._needs(row)
+        return row
 
 
 def _is_in(row: RunRow, project: str | None) -> bool:
@@ -176,11 +164,13 @@ def _name(row: RunRow) -> str:
     return str(names.RunName(row.project, row.run))
 
 
-def _differs(before: tuple[RunRow, list[Need]] | None, now: tuple[RunRow, list[Need]]) -> bool:
+def _differs(before: Seen | None, now: Seen) -> bool:
     """Whether a watcher should hear of it. Messages that only count the time on are no news."""
     if before is None:
         return True
     (old, old_needs), (new, new_needs) = before, now
+    if old is new:
+        return False
     if old.revision != new.revision or old.status != new.status:
         return True
     return [(need.kind, need.step) for need in old_needs] != [(need.kind, need.step) for need in new_needs]

@@ -2,9 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from time import time_ns
+from typing import Any, Final
 
-from mechanicd.store import RunRow, Store
+from mechanicd.store import Need, RunRow, Silence, Store, judged, needs
+
+JUDGE_NS: Final = 10**9
+"""A run that did not change is judged anew this often: it may have become silent."""
+
+Seen = tuple[RunRow, list[Need]]
+"""A run with its status and its needs at a moment."""
 
 
 class Table:
@@ -13,11 +20,15 @@ class Table:
     Args:
         store: where the runs are.
         call: runs a store method on the store's own thread.
+        silence: when a run counts as silent.
     """
 
-    def __init__(self, store: Store, call: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, store: Store, call: Callable[..., Awaitable[Any]], silence: Silence) -> None:
         self._store = store
         self._call = call
+        self._silence = silence
+        self._seen: dict[int, Seen] = {}
+        self._seen_at = 0
         self._rows: dict[int, RunRow] = {}
         self._lock = asyncio.Lock()
 
@@ -29,6 +40,22 @@ class Table:
                 del self._rows[id_]
             self._rows.update({row.id: row for row in changed})
             return list(self._rows.values())
+
+    def judge(self, row: RunRow) -> Seen:
+        """A run as it is judged now."""
+        now = time_ns()
+        return judged(row, now, self._silence), needs(row, now, self._silence)
+
+    async def watch(self) -> dict[int, Seen]:
+        """Every run by its id, as judged within the last second: for those who look often."""
+        rows, before = await self.read(), self._seen
+        if time_ns() - self._seen_at >= JUDGE_NS:
+            before, self._seen_at = {}, time_ns()
+        self._seen = {
+            row.id: known if (known := before.get(row.id)) and known[0].revision == row.revision else self.judge(row)
+            for row in rows
+        }
+        return self._seen
 
     def _read(self) -> tuple[list[RunRow], list[int]]:
         known, pulse = self._rows, self._store.pulse()
