@@ -25,8 +25,13 @@ _SKETCH_WIDTH: Final = 24
 _CHROME: Final = 4
 """Lines of the screen that are not runs."""
 _LEAST_WIDTHS: Final = {
-    **{"run": 24, "status": 9, "step": 9, "S": 8},
-    **{"S over the steps": _SKETCH_WIDTH, "last step": 10, "needs": 8},
+    "run": 24,
+    "status": 9,
+    "step": 9,
+    "S": 8,
+    "S over the steps": _SKETCH_WIDTH,
+    "last step": 10,
+    "needs": 8,
 }
 
 
