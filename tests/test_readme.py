@@ -15,7 +15,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["torch", "any framework"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["torch", "jax", "any framework"])
 def test_an_example_works_as_typed(example: str, server: Any, tmp_path: Path) -> None:
     assert "127.0.0.1:50051" in example
     program = tmp_path / "example.py"
@@ -25,14 +25,17 @@ def test_an_example_works_as_typed(example: str, server: Any, tmp_path: Path) ->
     assert done.stderr == ""
 
 
-def test_the_torch_example_learns_a_scale_and_the_server_shows_it(server: Any, tmp_path: Path, run_cli: Any) -> None:
+@pytest.mark.parametrize(("index", "run"), [(0, "sine/seed0"), (1, "sine/jax")], ids=["torch", "jax"])
+def test_an_example_learns_a_scale_and_the_server_shows_it(
+    index: int, run: str, server: Any, tmp_path: Path, run_cli: Any
+) -> None:
     program = tmp_path / "example.py"
-    program.write_text(EXAMPLES[0].replace("127.0.0.1:50051", server.target))
+    program.write_text(EXAMPLES[index].replace("127.0.0.1:50051", server.target))
     printed = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=100, check=True).stdout
     loss, scale = re.fullmatch(r"loss (\S+), S (\S+)\n", printed).groups()  # type: ignore[union-attr]
     assert float(loss) < 0.05, "sin(2x) has a variance near 0.5"
     assert 1e-5 < float(scale) < 1.0
-    shown = run_cli("runs", "list", "--target", server.target, "--filter", 'name : "sine/seed0"')
+    shown = run_cli("runs", "list", "--target", server.target, "--filter", f'name : "{run}"')
     assert "finished" in shown.stdout
     assert "1,000" in shown.stdout
 

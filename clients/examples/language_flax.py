@@ -4,7 +4,7 @@
     python clients/examples/language_flax.py --target 127.0.0.1:50051 --checkpoint austen.msgpack
 
 Kill it at any moment and start it again: it goes on from the checkpoint, and so does its run on the server.
-Needs `pip install 'mechanicd[jax]' flax`; `--text FILE` trains on a text of yours, else Debian's package r-cran-janeaustenr is read
+Needs `pip install 'mechanicd[jax]' flax`; `--text FILE` trains on a text of yours, else on Debian's r-cran-janeaustenr
 (`pip install 'mechanicd[experiments]'`).
 """
 
@@ -46,7 +46,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         causal = nn.make_causal_mask(jnp.ones(x.shape[:2]))
-        x = x + nn.SelfAttention(HEADS)(nn.LayerNorm()(x), mask=causal)
+        x = x + nn.MultiHeadDotProductAttention(HEADS)(nn.LayerNorm()(x), mask=causal)
         return x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.LayerNorm()(x))))
 
 

@@ -95,7 +95,8 @@ def seconds(step: Callable[..., Any], carry: Any, least: float) -> tuple[float, 
 def running_server() -> Iterator[str]:
     """The address of a server of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--store", f"sqlite:///{folder}/db"]
+        command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0"]
+        command += ["--http", "off", "--store", f"sqlite:///{folder}/db"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout is not None
         ready = process.stdout.readline()

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from mechanicd.client import InvalidArgument, LocalSession, ServerUnavailable, SessionClosed, SessionFenced
-from mechanicd.torch import _run, mechanize
+from mechanicd.client import InvalidArgument, LocalSession, ServerUnavailable, SessionClosed, SessionFenced, _run
+from mechanicd.torch import mechanize
 
 
 def copies(params):

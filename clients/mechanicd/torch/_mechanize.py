@@ -34,6 +34,7 @@ def mechanize(
     on_outage: str = "local",
     deadline: float = DEADLINE,
     max_scale: float | None = None,
+    ahead: bool = True,
 ) -> Mechanized:
     """Wraps an optimizer so that MECHANIC tunes the scale of its updates.
 
@@ -59,6 +60,8 @@ def mechanize(
         deadline: seconds that a step may wait for its result before the server counts as away.
         max_scale: parameters are placed with no larger S; None for no cap. The tuner itself goes on without one, and its S is
             what the server keeps.
+        ahead: whether a CUDA device may take steps before the host has their scalars, with the same bits (with a fused BASE,
+            on_outage="local"); what the server refuses is raised up to two steps later then. False: each step waits for them.
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
@@ -76,4 +79,4 @@ def mechanize(
         raise InvalidArgument("INVALID_SETTING", f"max_scale={max_scale!r}; give a number above 0, or None for no cap")
     settings = {"convention": convention, "betas": tuple(betas), "s_decay": s_decay, "s_init": s_init, "eps": eps}
     where = Run(run, target, project, labels, on_outage, deadline)
-    return Mechanized(base, settings, scale_groups, delta_layout, where, max_scale)
+    return Mechanized(base, settings, scale_groups, delta_layout, where, max_scale, ahead)

@@ -1,6 +1,8 @@
 """The mechanized optimizer: a real `torch.optim.Optimizer` around another one."""
 
+import contextlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +15,8 @@ from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
 from mechanicd.client._run import Run
-from mechanicd.torch import _checkpoint, _distributed, _groups, _older, _reference
+from mechanicd.torch import _ahead, _checkpoint, _distributed, _groups, _older, _reference
+from mechanicd.torch._ahead import Ahead
 from mechanicd.torch._closure import evaluate
 from mechanicd.torch._distributed import Shards, Step
 from mechanicd.torch._memory import Memory
@@ -42,6 +45,7 @@ class Mechanized(Optimizer):
         delta_layout: str,
         run: Run,
         max_scale: float | None = None,
+        ahead: bool = True,
     ) -> None:
         _groups.check(scale_groups)
         self.base = base
@@ -50,6 +54,8 @@ class Mechanized(Optimizer):
         self._run = run
         self.max_scale = max_scale
         self.frozen = False
+        self._may_go_ahead = ahead
+        self._ahead: Ahead | None = None
         self._memory = Memory(delta_layout)
         self._passes = Passes(self._memory)
         self._shards = Shards()
@@ -98,6 +104,16 @@ class Mechanized(Optimizer):
         present = self._present()
         still = self._still()
         active = [[p for p in group if p not in still] for group in present]
+        if self._ahead is not None:
+            if replay is None and not self.frozen and not still and self._ahead.fits(self._run.session, active, self._cap()):
+                self._ahead.catch_up()
+                self._passes.launch(active, to_host=False)
+                flag = self._passes.guard(self.base)
+                if flag is not None:
+                    there = flag
+                    return self._ahead.step(self._passes, lambda: self._guarded_base_step(there), self._base_lr())
+            self._settle()
+            self._ahead = None
         team = self._team
         session = self._open(team) if not fresh or any(active) else None
         scales = self._capped(self._tuner_state().scale if session is None else session.scales)
@@ -146,7 +162,28 @@ class Mechanized(Optimizer):
             passes.restore()
             raise
         passes.apply({p: S for group, S in zip(active, scales, strict=True) for p in group})
+        if flag is not None and not still and not self.frozen and self._goes_ahead():
+            self._ahead = Ahead(session, self._memory, active, self._cap())
         return result
+
+    def _goes_ahead(self) -> bool:
+        """Whether the device may have S before the host does: where nothing but the scalars decides it."""
+        alone = self._run.target is None or self._run.on_outage == "local"
+        return self._may_go_ahead and alone and self._config.convention in _ahead.CONVENTIONS
+
+    def _settle(self) -> None:
+        """The host takes the steps that so far only the device has taken."""
+        if self._ahead is not None:
+            try:
+                self._ahead.settle()
+            except BaseException:
+                self._ahead = None
+                raise
+
+    def _settled(self) -> TunerState:
+        """The tuner's state after the last step."""
+        self._settle()
+        return self._tuner_state()
 
     def _open(self, team: _distributed.Team | None) -> Session:
         """The session; where many processes train, nobody goes on unless the one that talks to the server could open it."""
@@ -199,9 +236,12 @@ class Mechanized(Optimizer):
         """What has lr = 0: the user froze it, and a new S must not move it."""
         return set(self._here([group for group in self.param_groups if _is_zero(group.get("lr"))]))
 
+    def _cap(self) -> float:
+        return math.inf if self.max_scale is None else self.max_scale
+
     def _capped(self, scales: Sequence[float]) -> tuple[float, ...]:
-        cap = self.max_scale
-        return tuple(scales) if cap is None else tuple(min(S, cap) for S in scales)
+        cap = self._cap()
+        return tuple(min(S, cap) for S in scales)
 
     def _counted(self, active: list[list[Tensor]], team: _distributed.Team) -> list[list[Tensor]]:
         """The same with one group more, for what other ranks count."""
@@ -286,18 +326,19 @@ class Mechanized(Optimizer):
     @property
     def last_step(self) -> int:
         """t, the last step that the run has taken; 0 before the first."""
-        return self._tuner_state().step
+        return self._settled().step
 
     @property
     def scale(self) -> float | tuple[float, ...]:
-        """S to use now; one float per scale group where there are several. 0 before the first step."""
-        scales = self._capped(self._tuner_state().scale)
+        """S to use now; one float per scale group where there are several. 0 before the first step. On a CUDA device it waits
+        for the steps that are on their way there."""
+        scales = self._capped(self._settled().scale)
         return scales[0] if len(scales) == 1 else scales
 
     def effective_lr(self) -> list[float | tuple[float, ...]]:
         """S·lr of each param group, the learning rate with which BASE alone would move as far; one per tensor where each has
         an S of its own."""
-        scales = self._capped(self._tuner_state().scale)
+        scales = self._capped(self._settled().scale)
         lrs = [float(group.get("lr", 1.0)) for group in self.param_groups]
         return _groups.per_param_group(self._scale_groups, self.param_groups, scales, lrs)
 
@@ -307,11 +348,16 @@ class Mechanized(Optimizer):
         Raises:
             SessionError, ServerUnavailable: as the session says.
         """
+        self._settle()
         return 0 if self._run.session is None else self._run.session.flush(timeout)
 
     def close(self, status: str | None = None, message: str = "") -> None:
         """Gives the run up and says why: "finished", "failed" or "preempted"; see `Session.close`. Twice does nothing."""
-        self._run.close(status, message)
+        try:
+            self._settle()
+        finally:
+            self._ahead = None
+            self._run.close(status, message)
 
     def __enter__(self) -> Self:
         return self
@@ -342,6 +388,7 @@ class Mechanized(Optimizer):
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
+        self._settle()
         if self._run.target is not None and self._run.session is not None and not self._run.closed:
             try:
                 self._run.session.flush(self._run.deadline)
@@ -365,6 +412,9 @@ class Mechanized(Optimizer):
             ResumeError, ConfigMismatch: as `_checkpoint.unpack` says; nothing has changed.
             ValueError: BASE refuses its part; nothing has changed.
         """
+        with contextlib.suppress(MechanicdError):  # what was refused matters no more
+            self._settle()
+        self._ahead = None
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
@@ -380,12 +430,14 @@ class Mechanized(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("base", "max_scale", "frozen", "_run", "_memory", "_scale_groups", "_settings", "_config")
+        self._settle()
+        names = ("base", "max_scale", "frozen", "_run", "_memory", "_scale_groups", "_settings", "_config", "_may_go_ahead")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_memory" in state:
+            self._ahead = None
             self._passes = Passes(self._memory)
             self._shards = Shards()
             self._team = _distributed.team()
@@ -394,7 +446,7 @@ class Mechanized(Optimizer):
         return self.run or "a run without a name"
 
     def __repr__(self) -> str:
-        state = self._tuner_state()
+        state = self._settled()
         low, high = min(state.scale), max(state.scale)
         S = f"{low!r}" if len(state.scale) == 1 else f"{low!r}…{high!r} of {len(state.scale)} groups"
         where = f", target={self._run.target!r}" if self._run.target is not None else ""

@@ -40,11 +40,12 @@ class Passes:
         self._room: dict[Tensor, Tensor] = {}
         self._sums: list[Reductions] = []
 
-    def launch(self, groups: Sequence[Sequence[Tensor]]) -> None:
+    def launch(self, groups: Sequence[Sequence[Tensor]], to_host: bool = True) -> None:
         """Begins the four sums of each scale group; x_t is kept where it must be. On CUDA it does not wait.
 
         Args:
             groups: per scale group the parameters that have a gradient.
+            to_host: whether `read` will ask for them soon.
         """
         if self._memory.layout == "ref":
             for group in groups:
@@ -53,10 +54,10 @@ class Passes:
         key = tuple(tuple(map(id, group)) for group in groups)
         if key != self._key or not all(device.fits() for device in self._devices):
             self._plan(groups, key)
-        if not all(device.launch_reduce() for device in self._devices):
+        if not all(device.launch_reduce(to_host) for device in self._devices):
             self._plan(groups, key)
             for device in self._devices:
-                device.launch_reduce()
+                device.launch_reduce(to_host)
         self._sums = _reference.reduce(self._plain, self._memory.delta)
         kept = [p for group in self._plain for p in group if p not in self._memory.ref]
         self._saved = {p: self._save(p) for p in kept}
@@ -89,6 +90,18 @@ class Passes:
             pairs = zip(found, device.read(), strict=True)
             found = [Reductions(*(one + more for one, more in zip(total, sums, strict=True))) for total, sums in pairs]
         return found
+
+    def advance(self, tuner: Any) -> None:
+        """After `launch` and `guard`: a tuner on the one device takes the step. Does not wait."""
+        (device,) = self._devices
+        with torch.cuda.device(device.device):
+            tuner.advance(device.totals, device.flag)
+
+    def apply_ahead(self, tuner: Any) -> None:
+        """`apply`, where that tuner has S and the host does not; what was placed where is the caller's to keep."""
+        (device,) = self._devices
+        device.apply_ahead(tuner.scales)
+        self._end()
 
     def apply(self, after: dict[Tensor, float]) -> None:
         """Δ and x of every parameter that was reduced, given S_{t+1} of each."""

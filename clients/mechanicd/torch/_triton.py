@@ -181,6 +181,8 @@ class _Launch:
     Attributes:
         ref: x_ref of each where it is kept; else None, and x_t goes to `scratch` while BASE runs, each to its own of `starts`.
         addresses: what is in `table` now.
+        scales_there: S_t and S_{t+1} of each tensor as the host says them; `scales_ahead` as the device does.
+        group_of: int64, the scale group of each tensor.
     """
 
     x_type: torch.dtype
@@ -199,6 +201,8 @@ class _Launch:
     table: Tensor | None = None
     scales: list[float] = field(default_factory=list)
     scales_there: Tensor | None = None
+    group_of: Tensor | None = None
+    scales_ahead: Tensor | None = None
 
 
 class Device:
@@ -215,6 +219,7 @@ class Device:
         self._pinned: dict[str, Tensor] = {}
         self._event = torch.cuda.Event()
         self._host: Tensor | None = None
+        self._sent_out = False
         launches: dict[Any, _Launch] = {}
         for group, p, D, ref in items:
             assert p.grad is not None
@@ -248,8 +253,12 @@ class Device:
                     return False
         return True
 
-    def launch_reduce(self) -> bool:
-        """Begins the four sums, on the device; False where a tensor lies where the kernels can't take it."""
+    def launch_reduce(self, to_host: bool = True) -> bool:
+        """Begins the four sums, on the device; False where a tensor lies where the kernels can't take it.
+
+        Args:
+            to_host: whether they set out for the host as well.
+        """
         tables = [self._addresses(launch) for launch in self._launches]
         if any(address % ALIGNMENT for table in tables for address in table):
             return False
@@ -268,10 +277,12 @@ class Device:
                 _total_kernel[(self.groups, 4)](
                     partial, launch.blocks, launch.group_start, self.totals, BLOCK=TOTAL_BLOCK, num_warps=8
                 )
-            if self._host is None:
-                self._host = torch.empty(self.groups, 4, dtype=torch.float64, pin_memory=True)
-            self._host.copy_(self.totals, non_blocking=True)
-            self._event.record()
+            self._sent_out = to_host
+            if to_host:
+                if self._host is None:
+                    self._host = torch.empty(self.groups, 4, dtype=torch.float64, pin_memory=True)
+                self._host.copy_(self.totals, non_blocking=True)
+                self._event.record()
         return True
 
     def guard(self) -> Tensor:
@@ -282,9 +293,13 @@ class Device:
 
     def read(self) -> list[list[float]]:
         """The four sums of each scale group, after the one wait of a step."""
-        assert self._host is not None
-        self._event.synchronize()
-        found: list[list[float]] = self._host.tolist()
+        found: list[list[float]]
+        if self._sent_out:
+            assert self._host is not None
+            self._event.synchronize()
+            found = self._host.tolist()
+        else:
+            found = self.totals.tolist()
         return found
 
     def apply(self, before: Sequence[float], after: Sequence[float]) -> None:
@@ -303,12 +318,27 @@ class Device:
                 if launch.scales != scales:
                     launch.scales_there = self._sent(f"scales{number}", torch.tensor(scales, dtype=torch.float64).float())
                     launch.scales = scales
-                _apply_kernel[(launch.blocks * APPLY_PARTS,)](
-                    launch.table, count, *launch.maps, launch.scales_there,
-                    X=_TYPES[launch.x_type], REF=launch.ref is not None,
-                    BLOCK=CHUNK // APPLY_PARTS, PARTS=APPLY_PARTS, num_warps=8,
-                )  # fmt: skip
+                self._apply(launch, launch.scales_there)
         self.drop()
+
+    def apply_ahead(self, scales: Tensor) -> None:
+        """The same where the device alone knows S: float32 (2, G), S_t at which all were placed, and S_{t+1}."""
+        with torch.cuda.device(self.device):
+            for launch in self._launches:
+                if launch.group_of is None:
+                    launch.group_of = torch.tensor(launch.groups, device=self.device)
+                    launch.scales_ahead = torch.empty(2, len(launch.groups), dtype=torch.float32, device=self.device)
+                torch.index_select(scales, 1, launch.group_of, out=launch.scales_ahead)
+                self._apply(launch, launch.scales_ahead)
+        self.drop()
+
+    @staticmethod
+    def _apply(launch: _Launch, scales: Tensor | None) -> None:
+        _apply_kernel[(launch.blocks * APPLY_PARTS,)](
+            launch.table, len(launch.params), *launch.maps, scales,
+            X=_TYPES[launch.x_type], REF=launch.ref is not None,
+            BLOCK=CHUNK // APPLY_PARTS, PARTS=APPLY_PARTS, num_warps=8,
+        )  # fmt: skip
 
     @torch.no_grad()
     def restore(self) -> None:
