@@ -1,6 +1,7 @@
 """The engine over a store that fails, is slow, or is taken away: what a process over a real disk shows only by chance."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mechanicd.service import Engine, ServiceError
+from mechanicd.service import Engine, ServiceError, _writer
 from mechanicd.store import FINISHED, OPENED, REATTACHED, Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreError
 from mechanicd.tuner import Reductions, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
@@ -431,3 +432,41 @@ def test_what_is_noted_while_the_store_fails_is_kept_once_when_it_works_again(pl
         assert (row.vitals.tuned, row.vitals.away) == (6, 0)
 
     assert len(play(act).stored()) == 6
+
+
+@pytest.mark.parametrize(("size", "age", "folds"), [(10**9, 1e9, False), (100, 1e9, True), (10**9, 0.05, True)])
+def test_the_journal_is_folded_when_it_is_large_or_old_and_not_before(
+    play: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, size: int, age: float, folds: bool
+) -> None:
+    monkeypatch.setattr(_writer, "FOLD_BYTES", size)
+    monkeypatch.setattr(_writer, "FOLD_SECONDS", age)
+    monkeypatch.setattr(_writer, "TEND_SECONDS", 0.01)
+    folded, tended, pings = asyncio.Event(), asyncio.Event(), itertools.count(1)
+
+    async def act(bench: Bench) -> None:
+        loop, fold, ping = asyncio.get_running_loop(), bench.store.inner.fold, bench.store.inner.ping
+
+        def counted() -> None:
+            ping()
+            if next(pings) == 5:
+                loop.call_soon_threadsafe(tended.set)
+
+        def told() -> bool:
+            more = fold()
+            if not more and not bench.store.inner.unfolded:
+                loop.call_soon_threadsafe(folded.set)
+            return more
+
+        monkeypatch.setattr(bench.store.inner, "fold", told)
+        monkeypatch.setattr(bench.store.inner, "ping", counted)
+        await bench.open()
+        bench.step(5)
+        await bench.flush()
+        if folds:
+            await folded.wait()
+            return
+        await tended.wait()
+        assert bench.store.inner.unfolded > 0
+        assert not folded.is_set()
+
+    assert len(play(act).stored()) == 5

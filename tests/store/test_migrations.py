@@ -91,9 +91,11 @@ def test_todays_schema_holds_the_same_world(tmp_path: Path) -> None:
     store = SQLiteStore(str(tmp_path / "runs.db"))
     world.write(store)
     world.check(store)
+    world.check_noted(store)
     while store.fold():
         pass
     world.check(store)
+    world.check_noted(store)
     store.close()
 
 

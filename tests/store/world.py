@@ -8,7 +8,21 @@ Numbers are made by formula, so the test that reads a file needs no second file 
 import math
 import sys
 
-from mechanicd.store import FINISHED, Claim, Commit, Release, RunRow, StepRow, Store, open_store, pack
+from mechanicd.store import (
+    FINISHED,
+    OPENED,
+    Claim,
+    Commit,
+    EventRow,
+    Release,
+    RunRow,
+    StepRow,
+    Store,
+    Vitals,
+    first_scale,
+    open_store,
+    pack,
+)
 from mechanicd.tuner import TunerConfig, TunerState
 
 PLAIN = TunerConfig()
@@ -80,6 +94,19 @@ def check(store: Store) -> None:
     assert found[0] == rewound
 
 
+def check_noted(store: Store) -> None:
+    """Asserts what schemas from version 3 on have beside it."""
+    new, groups, long, rewound = store.list_runs(None, None, 100)
+    assert [row.command for row in (new, groups, long, rewound)] == [
+        "",
+        *(f"python train.py --session {session}" for session in (31, 11, 24)),
+    ]
+    assert (new.vitals, long.vitals.tuned, long.vitals.non_finite, rewound.vitals.since) == (Vitals(), 2940, 60, 100)
+    assert [mark.step for mark in long.vitals.marks] == [2880, 2944]
+    assert store.events(new.id) == []
+    assert store.events(rewound.id) == [_opened(*each) for each in ((21, 0), (22, 700), (23, 20), (24, 100))]
+
+
 def step_on(store: Store, project: str, run: str, last: int) -> None:
     """One more commit of a run that a session holds, up to step `last`."""
     row = store.get(project, run)
@@ -114,12 +141,20 @@ def _claim(store: Store, row: RunRow, after_step: int, session: int) -> RunRow:
             scale=(0.5,) * len(row.config.scale_groups),
             labels={"session": str(session)},
             time=10**18,
+            command=f"python train.py --session {session}",
+            vitals=Vitals(since=after_step),
+            events=(_opened(session, after_step),),
         )
     )
 
 
+def _opened(session: int, after_step: int) -> EventRow:
+    return EventRow(10**18, after_step, OPENED, f"session {session} „began“")
+
+
 def _commit(store: Store, row: RunRow, first: int, last: int, about: str) -> RunRow:
     groups = len(row.config.scale_groups)
+    records = b"".join(pack(groups, step(number, groups, about)) for number in range(first, last + 1))
     commit = Commit(
         run_id=row.id,
         epoch=row.epoch,
@@ -129,7 +164,8 @@ def _commit(store: Store, row: RunRow, first: int, last: int, about: str) -> Run
         state=b"state %d" % last,
         scale=(last / 10,) * groups,
         step_time=10**18 + last,
-        records=b"".join(pack(groups, step(number, groups, about)) for number in range(first, last + 1)),
+        vitals=row.vitals.after(groups, first_scale(row.config), records),
+        records=records,
     )
     assert store.commit([commit], []) == [True]
     after = store.get(row.project, row.run)
@@ -141,4 +177,5 @@ if __name__ == "__main__":
     made = open_store(f"sqlite:///{sys.argv[1]}")
     write(made)
     check(made)
+    check_noted(made)
     made.close()
