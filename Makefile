@@ -10,7 +10,7 @@ SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard pro
 .PHONY: demo experiments test soak check format bench proto baseline clean help
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/demo.stamp  ## a server and a small fleet of real trainings, ending in a table (under 4 minutes on two cores)
 	$(BIN)/mechanicd demo $(ARGS)

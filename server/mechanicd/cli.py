@@ -210,7 +210,6 @@ def serve(
         told = PageConfig(
             store=store_url,
             silence=config.silence,
-            guarded=not insecure,
             metrics_per_run=metrics_per_run,
             log_level=log_level.upper(),
             webhook=webhook,

@@ -10,7 +10,8 @@ fate says because the tuner makes it so. The same --seed makes the same fleet.
 Size: a step's exact record takes 80 bytes (32 + 48 a scale group) and its part of the pyramid about 21, so 1,000 runs of
 1,000,000 steps would take 100 GB, more than most disks have. --keep-steps N leaves exact steps of each run's end alone, as
 `mechanicd serve --keep-steps N` does; of earlier ones min, max and last remain, in buckets of 16 steps: about 21 GB for that
-fleet, written in about a quarter of an hour on two cores.
+fleet, written in about a quarter of an hour
+on two cores; less with --distinct N, where runs share N histories.
 """
 
 import argparse
@@ -74,6 +75,9 @@ def arguments() -> argparse.Namespace:
     )
     fill = parser.add_argument_group("with --direct")
     fill.add_argument("--keep-steps", type=int, metavar="N", help="exact steps of the last N steps of each run (default: all)")
+    fill.add_argument(
+        "--distinct", type=int, metavar="N", help="compute so many histories, which the runs share (default: each has its own)"
+    )
     fill.add_argument("--processes", type=int, default=direct.cores(), help="that compute (default: one a core)")
     given = parser.parse_args()
     for field in ("runs", "steps", "groups", "streams", "processes"):
@@ -83,6 +87,7 @@ def arguments() -> argparse.Namespace:
         given.fates = plans.parse_fates(given.fates) if given.fates else plans.FATES
     except ValueError as error:
         parser.error(f"--fates: {error}")
+    given.distinct = max(1, min(given.distinct or given.runs, given.runs))
     given.grouped = given.runs // 50 if given.grouped is None else given.grouped
     return given
 
@@ -90,13 +95,22 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     fleet = plans.make(
-        given.runs, given.steps, given.fates, given.grouped, given.groups, given.seed, even=given.direct is not None
+        given.runs,
+        given.steps,
+        given.fates,
+        given.grouped,
+        given.groups,
+        given.seed,
+        even=given.direct is not None,
+        distinct=given.distinct,
     )
     began = time.perf_counter()
     try:
         with progress_bar(given.json) as progress:
             if given.direct:
-                direct.fill(given.direct, given.project, fleet, given.keep_steps, given.processes, given.seed, progress)
+                direct.fill(
+                    given.direct, given.project, fleet, given.keep_steps, given.distinct, given.processes, given.seed, progress
+                )
                 steps = sum(plan.steps for plan in fleet)
             else:
                 steps = live.drive(

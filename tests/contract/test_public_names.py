@@ -11,9 +11,9 @@ PUBLIC = {
     "mechanicd.store": """
         ADOPTED CLOSED EXPORT_COLUMNS EXPORT_FORMATS FAILED FENCED FINISHED FORKED HELD LEFT NEED_KINDS NON_FINITE OPENED
         OUTAGE PREEMPTED REATTACHED RESUMED REWOUND REWOUND_BY_HAND RUNNING SCHEMA_VERSION SERIES SILENT SWING TUNED
-        Buckets Claim Commit EventRow Filter FilterError Finding Mark Need OwnershipLost Release RunExists RunRow SQLStore
-        SQLiteStore SchemaTooNew SchemaTooOld SessionRow Silence StepRow Store StoreError StoreInUse StoreNotWritable
-        StorePackageMissing SummaryRequest Vitals
+        Buckets Claim Commit EventRow Filter FilterError Finding Fork Mark Need OwnershipLost Release Rewind RunExists
+        RunRow SQLStore SQLiteStore SchemaTooNew SchemaTooOld SessionRow Silence StepRow Store StoreError StoreInUse
+        StoreNotWritable StorePackageMissing SummaryRequest Vitals
         check copy duration export_rows first_scale judged needs open_store outcomes pack parse_filter unpack
         without_password
     """,

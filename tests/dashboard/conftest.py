@@ -34,8 +34,10 @@ class Trainer:
         opened = self._call("OpenSession", name=name, config=config, labels=labels or {}, **start)
         self.session, self.step = opened.session, opened.last_step
 
-    def take(self, steps: int, *, lr: float | None = None, bad: bool = False, spike: float = 1.0) -> "Trainer":
-        """So many steps, flushed; `bad` ones are not finite, `spike` makes ⟨Δ,g⟩ so much larger."""
+    def take(
+        self, steps: int, *, lr: float | None = None, bad: bool = False, spike: float = 1.0, flush: bool = True
+    ) -> "Trainer":
+        """So many steps; `bad` ones are not finite, `spike` makes ⟨Δ,g⟩ so much larger, `flush` waits until they are kept."""
         for _ in range(steps):
             self.step += 1
             g = [float("nan") if bad else self._rng.gauss(-0.3, 1.0) * spike for _ in self.groups]
@@ -45,7 +47,8 @@ class Trainer:
                 "Step", session=self.session, step=self.step, reductions=reductions, **({} if lr is None else {"base_lr": lr})
             ).result
             self.taken.append((self.step, tuple(result.scale)))
-        self._call("Flush", session=self.session)
+        if flush:
+            self._call("Flush", session=self.session)
         return self
 
     def end(self, status: str, message: str = "") -> None:
@@ -115,7 +118,7 @@ def seen(wait_for: Callable[..., bool]) -> Callable[..., dict[str, Any]]:
             found.update(items.get(name, {}))
             return bool(found) and all(found[key] == value for key, value in fields.items())
 
-        assert wait_for(arrived), (name, fields, found)
+        assert wait_for(arrived, 30), (name, fields, found)
         return found
 
     return look

@@ -1,11 +1,18 @@
 """The page's JSON over HTTP, from a real server with real runs."""
 
+import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from starlette.routing import Route
+
+from mechanicd.dashboard import PageConfig, _files
+from mechanicd.dashboard._app import Child, make_app
 
 New = Callable[..., Any]
 Seen = Callable[..., dict[str, Any]]
@@ -244,3 +251,41 @@ def test_every_answer_tells_the_browser_to_run_nothing_but_the_page(http: httpx.
 def test_it_is_well(http: httpx.Client) -> None:
     answer = http.get("/healthz")
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+
+def test_every_route_is_in_the_documentation() -> None:
+    app = make_app(Child(PageConfig(store="sqlite:///none.db")))
+    documented = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    assert len(routes) > 10
+    for route in routes:
+        assert route.methods is not None
+        method = "POST" if "POST" in route.methods else "GET"
+        assert re.search(rf"`{method} {re.escape(route.path)}[`?]", documented), route.path
+
+
+def test_the_page_is_served_or_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def get(path: str) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(make_app(Child(PageConfig(store="sqlite:///none.db"))))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await client.get(path)
+
+        return asyncio.run(ask())
+
+    monkeypatch.setattr(_files, "STATIC", tmp_path / "static")
+    missing = get("/")
+    assert missing.status_code == 503
+    assert "Install Node" in missing.text
+    (tmp_path / "static/assets").mkdir(parents=True)
+    (tmp_path / "secret").write_text("not the page's")
+    (tmp_path / "static/index.html").write_text("<!doctype html><title>runs</title>")
+    (tmp_path / "static/assets/x-1a2b.js").write_text("1")
+    page = get("/")
+    assert (page.status_code, page.headers["cache-control"]) == (200, "no-cache")
+    assert "<title>runs</title>" in page.text
+    script = get("/assets/x-1a2b.js")
+    assert "immutable" in script.headers["cache-control"]
+    assert script.headers["content-type"].startswith("text/javascript")
+    for way in ("/assets/%2e%2e/%2e%2e/secret", "/assets/..%2f..%2fsecret", "/assets//" + str(tmp_path / "secret")):
+        assert get(way).status_code == 404

@@ -1,5 +1,6 @@
 """The page's process: it comes back when it dies, ends with its server, and outlives the store."""
 
+import contextlib
 import json
 import os
 import signal
@@ -49,7 +50,7 @@ def test_killed_it_is_started_again_and_the_trainings_go_on(
         page.kill()
         assert wait_for(lambda: gone(page))  # noqa: B023
         trainer.take(1)
-        assert wait_for(lambda: answers(http) == 200), "the same address, without the server's being started again"
+        assert wait_for(lambda: answers(http) == 200, 30), "the same address, without the server's being started again"
         seen(http, trainer.name, step=3 + kill)
     assert http.get("/api/v1/runs").json()["cursor"].partition(".")[0] != cursor.partition(".")[0]
     assert server.log.read_text().count("the page's process ended with -9") == 2
@@ -75,7 +76,8 @@ def test_told_to_stop_the_server_ends_it_with_viewers_and_all(new_server: New, n
         next(lines)
         assert server.stop() == 0
         assert wait_for(lambda: gone(page))
-        list(lines)
+        with contextlib.suppress(httpx.TransportError):  # on a busy machine it is cut off
+            list(lines)
     assert "Traceback" not in server.log.read_text()
 
 
@@ -83,7 +85,7 @@ def test_ctrl_c_is_the_servers_to_act_upon(new_server: New, new_http: New, wait_
     """A terminal sends it to all processes; the page stays until the server has ended its work."""
     server = new_server("--http", "127.0.0.1:0").start()
     http = new_http(server)
-    assert wait_for(lambda: answers(http) == 200)
+    assert wait_for(lambda: answers(http) == 200, 30)
     (page,) = pages(server)
     page.send_signal(signal.SIGINT)
     assert answers(http) == 200
@@ -95,11 +97,9 @@ def test_a_taken_port_is_refused_if_it_was_asked_for(explicit: bool, tmp_path: P
     """8080 is only where it is by default: a second server takes another."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with contextlib.suppress(OSError):  # another program has it, which serves as well
             taken.bind(("127.0.0.1", 8080))
             taken.listen()
-        except OSError:
-            pass  # another program has it, which serves as well
         command = ["--grpc", "127.0.0.1:0", "--store", f"sqlite:///{tmp_path / 'x.db'}", "--json"]
         if explicit:
             done = run_cli("serve", "--http", "127.0.0.1:8080", *command)
@@ -134,11 +134,18 @@ def test_what_can_not_be_served_is_said_at_the_start(
     assert reason in done.stderr
 
 
+def test_bound_to_this_machine_it_answers_to_no_other_name_whatever_is_allowed(new_server: New, new_http: New) -> None:
+    server = new_server("--http", "127.0.0.1:0", "--insecure").start()
+    http = new_http(server)
+    assert http.get("/api/v1/runs").status_code == 200
+    assert http.get("/api/v1/runs", headers={"Host": "runs.example.org"}).status_code == 403
+
+
 def test_beyond_this_machine_it_answers_to_any_name_if_told_that_this_is_safe(new_server: New, wait_for: New) -> None:
     server = new_server("--http", "0.0.0.0:0", "--insecure").start()
     url = server.page.replace("0.0.0.0", "127.0.0.1")
     with httpx.Client(base_url=url, trust_env=False) as http:
-        assert wait_for(lambda: answers(http) == 200)
+        assert wait_for(lambda: answers(http) == 200, 30)
         assert http.get("/api/v1/runs", headers={"Host": "runs.example.org"}).status_code == 200
 
 
@@ -165,9 +172,10 @@ def test_over_postgresql_it_outlives_the_database_says_so_and_recovers(
     (page,) = pages(server)
     new_postgres.kill()
     assert wait_for(lambda: answers(http) == 503)
-    assert "could not be read" in http.get("/healthz").json()["message"]
+    assert "the store can't be read now" in http.get("/healthz").json()["message"]
+    assert "could not be read" in server.log.read_text(), "the detail is in the log, not in the answer"
     answer = http.get("/api/v1/runs").json()
-    assert "could not be read" in answer["server"]["trouble"]
+    assert "the store can't be read now" in answer["server"]["trouble"]
     assert [item["step"] for item in answer["runs"]] == [5], "what was read last is still shown"
     refused = http.post("/api/v1/series", json={"runs": [trainer.name]})
     assert (refused.status_code, refused.json()["error"]["reason"]) == (503, "STORE_UNAVAILABLE")
@@ -176,8 +184,8 @@ def test_over_postgresql_it_outlives_the_database_says_so_and_recovers(
     assert "mechanicd_store_readable 0.0" in http.get("/metrics").text
 
     new_postgres.start()
-    assert wait_for(lambda: answers(http) == 200)
-    trainer.take(2)
+    assert wait_for(lambda: answers(http) == 200, 30)
+    trainer.take(2, flush=False)  # the server's own connection may be a moment later
     seen(http, trainer.name, step=7)
     answer = http.post("/api/v1/series", json={"runs": [trainer.name]}).json()["runs"][0]
     assert answer["columns"]["end"] == [S[0] for _, S in trainer.taken]

@@ -61,6 +61,7 @@ def raw(name: str, values: Any, lrs: list[float | None], group: int | None) -> A
     one=st.booleans(),
     first=st.integers(1, 300),
 )
+@settings(deadline=None)
 def test_the_extremes_of_every_column_are_the_exact_ones_of_its_steps(
     run: Any, size: int, pixels: int, name: str, one: bool, first: int
 ) -> None:

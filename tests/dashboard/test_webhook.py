@@ -2,13 +2,14 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import psutil
 import pytest
+
+from mechanicd.dashboard._webhook import SETTLE_SECONDS, settled
 
 New = Callable[..., Any]
 
@@ -20,14 +21,15 @@ class Receiver:
         heard: the bodies it accepted.
         tries: how many requests came in all.
         answers: statuses for the next requests, before 204 for all others.
-        delay: seconds until an answer.
+        open: while it is not set, no answer is given.
     """
 
     def __init__(self, port: int = 0) -> None:
         self.heard: list[dict[str, Any]] = []
         self.tries = 0
         self.answers: list[int] = []
-        self.delay = 0.0
+        self.open = threading.Event()
+        self.open.set()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,7 +37,7 @@ class Receiver:
                 receiver.tries += 1
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 assert self.headers["Content-Type"] == "application/json"
-                time.sleep(receiver.delay)
+                receiver.open.wait(60)
                 status = receiver.answers.pop(0) if receiver.answers else 204
                 if status == 204:
                     receiver.heard.append(json.loads(body))
@@ -145,13 +147,21 @@ def test_a_slow_receiver_holds_up_nothing(
     hooked: New, new_receiver: New, new_trainer: New, new_http: New, seen: New, wait_for: New
 ) -> None:
     receiver = new_receiver()
-    receiver.delay = 3.0
+    receiver.open.clear()
     server = hooked(receiver.url)
     http, trainer = new_http(server), new_trainer(server, "a").take(30, bad=True)
     assert wait_for(lambda: receiver.tries == 1)
-    assert not receiver.heard
     trainer.take(3)
     seen(http, trainer.name, step=33)
     assert http.post("/api/v1/series", json={"runs": [trainer.name]}).status_code == 200
-    assert not receiver.heard, "all this was while it had not answered"
     assert server.stop() == 0
+    assert not receiver.heard, "all this was while it had not answered"
+    receiver.open.set()
+
+
+def test_after_a_start_runs_have_a_while_to_come_back_before_they_are_called_silent() -> None:
+    needs = [{"kind": kind, "message": "", "step": 1} for kind in ("silent", "collapsed", "outage")]
+    items = [{"name": "a", "needs": needs}, {"name": "b", "needs": []}]
+    early, later = settled(items, SETTLE_SECONDS * 10**9 - 1), settled(items, SETTLE_SECONDS * 10**9)
+    assert [[need["kind"] for need in item["needs"]] for item in early] == [["collapsed"], []]
+    assert later == items

@@ -90,6 +90,8 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "STORE_UNAVAILABLE": ServerUnavailable,
     "SERVER_DRAINING": ServerUnavailable,
     "NOT_IMPLEMENTED": NotImplementedByServer,
+    "RUN_HELD": SessionError,
+    "RUN_EXISTS": InvalidArgument,
 }
 
 

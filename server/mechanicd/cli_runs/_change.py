@@ -15,10 +15,13 @@ from mechanicd.v1 import run_service_pb2
 @_options.project_option
 @_options.run_argument
 @click.argument("step", type=click.IntRange(0))
+@click.option(
+    "--fence", is_flag=True, help="Also where a session holds it, such as that of a killed trainer: it is refused then."
+)
 @_options.yes_option
 @json_option
 @_options.reports_errors
-def rewind(target: str, project: str, run: str, step: int, yes: bool, as_json: bool) -> None:
+def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: bool, as_json: bool) -> None:
     """Take a run that no session holds back to STEP. The steps above it are kept, as a branch of its history."""
     name = _options.full_name(project, run)
     with connect(target) as client:
@@ -26,7 +29,7 @@ def rewind(target: str, project: str, run: str, step: int, yes: bool, as_json: b
         if not yes and step < found.durable_step:
             question = f"Take {name} back from step {found.durable_step} to {step}? The steps between become a branch."
             click.confirm(question, abort=True, err=True)
-        now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step), 60.0).run
+        now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step, fence=fence), 60.0).run
     if as_json:
         click.echo(json.dumps(_text.run_dict(now)))
     else:

@@ -20,6 +20,8 @@ from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
 
 _LONGEST_LINE = 2**24
+_NICE = 5
+"""Where cores are few the trainers' steps go before the curves."""
 
 
 class _Server(uvicorn.Server):
@@ -64,6 +66,9 @@ async def _listen(reader: asyncio.StreamReader, child: Child, server: uvicorn.Se
 
 
 def main() -> None:
+    if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
+        sys.exit("error: `mechanicd serve` starts this process, with a socket and a pipe; start that [NOT_A_COMMAND]")
+    os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; this process ends with it
     logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel("WARNING")

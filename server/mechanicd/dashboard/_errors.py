@@ -1,5 +1,6 @@
 """What the page's API refuses: {"error": {"reason", "message"}} with a status of HTTP."""
 
+import logging
 from typing import Any, Final
 
 import orjson
@@ -9,15 +10,12 @@ from starlette.responses import Response
 
 from mechanicd.store import FilterError, StoreError
 
+log = logging.getLogger("mechanicd.dashboard")
+
 _STATUS: Final = {
     "MALFORMED_REQUEST": 400,
-    "MALFORMED_NAME": 400,
-    "INVALID_FILTER": 400,
     "INVALID_RANGE": 400,
     "RUN_NOT_FOUND": 404,
-    "FOREIGN_HOST": 403,
-    "STORE_UNAVAILABLE": 503,
-    "PAGE_NOT_BUILT": 503,
 }
 _OF_STATUS: Final = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
 
@@ -65,7 +63,8 @@ async def _filter(_: Request, error: Exception) -> Response:
 
 
 async def _store(_: Request, error: Exception) -> Response:
-    return Json(error_body("STORE_UNAVAILABLE", f"{error}; try again in a moment"), 503)
+    log.error("store: %s", error)
+    return Json(error_body("STORE_UNAVAILABLE", "the store can't be read now; try again in a moment"), 503)
 
 
 async def _http(request: Request, error: Exception) -> Response:

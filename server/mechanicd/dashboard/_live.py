@@ -10,6 +10,8 @@ from mechanicd.dashboard._errors import encode
 from mechanicd.dashboard._watch import Watch
 
 KEEP_ALIVE_SECONDS: Final = 10.0
+RETRY_MS: Final = 1000
+"""After this long a browser that lost the stream comes back."""
 
 
 class Live:
@@ -39,12 +41,11 @@ class Live:
 
     async def stream(self, cursor: str) -> AsyncIterator[bytes]:
         """Events from a cursor on, without end."""
+        yield b"retry: %d\n\n" % RETRY_MS
         seen = self._moment(cursor)
         if seen is None:
             seen = self._table.now
             yield self._event("reset", self._whole())
-        else:
-            yield b": here\n\n"
         while not self._stopping.is_set():
             if seen < self._table.oldest:
                 seen = self._table.now

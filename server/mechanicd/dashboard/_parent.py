@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import importlib.util
+import ipaddress
 import json
 import logging
 import socket
@@ -57,9 +58,10 @@ class Page:
                 "PACKAGE_MISSING",
                 f"the page needs {', '.join(missing)}; pip install 'mechanicd[server]', or serve without it: --http off",
             )
-        self._config = config
         self._socket = _listen(address, yielding)
-        host, port = address.rpartition(":")[0], self._socket.getsockname()[1]
+        bound, port, *_ = self._socket.getsockname()
+        self._config = replace(config, guarded=ipaddress.ip_address(bound).is_loopback)
+        host = address.rpartition(":")[0]
         self.url = f"http://{host}:{port}"
         self._process: asyncio.subprocess.Process | None = None
 
@@ -113,7 +115,10 @@ class Page:
             pause = 0.1 if monotonic() - begun > _WELL_SECONDS or not pause else min(2 * pause, _LONGEST_PAUSE)
             log.warning("the page's process ended with %s; a new one in %.1f s", self._process.returncode, pause)
             await asyncio.sleep(pause)
-            await self._start()
+            try:
+                await self._start()
+            except OSError as error:  # no more processes, no more memory: later
+                log.error("the page's process can't be started: %s", error)
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:
         """Remembers for the next child what this one says, until it ends."""

@@ -28,6 +28,7 @@ class Watch:
     def __init__(self, reader: Reader, table: Table) -> None:
         self.table = table
         self.failure = "the store was not read yet"
+        self._detail = ""
         self._reader = reader
         self._read_at = monotonic()
         self._changed = asyncio.Event()
@@ -46,14 +47,14 @@ class Watch:
                 known = self.table.revisions()
                 rows, gone = await self._reader.call(lambda store: changes(store, known))  # noqa: B023  (awaited here)
             except StoreError as error:
-                if self.failure != str(error):
+                if self._detail != str(error):
                     log.error("store: %s", error)
-                self.failure = str(error)
+                self.failure, self._detail = "the store can't be read now; the server's log says why", str(error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            if self.failure and self.table.now:
+            if self._detail:
                 log.warning("store: works again")
-            self.failure, self._read_at = "", monotonic()
+            self.failure, self._detail, self._read_at = "", "", monotonic()
             if self.table.update(rows, gone, time_ns()):
                 self.wake()
             await asyncio.sleep(POLL_SECONDS)

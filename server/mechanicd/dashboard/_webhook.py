@@ -20,6 +20,7 @@ from mechanicd.dashboard._watch import Watch
 log = logging.getLogger("mechanicd.dashboard")
 
 LOOK_SECONDS: Final = 5.0
+SETTLE_SECONDS: Final = 30
 TIMEOUT_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 60.0
@@ -40,13 +41,24 @@ async def tell(config: PageConfig, watch: Watch) -> None:
     sending = asyncio.create_task(webhook.run(), name="webhook-sending")
     try:
         while True:
-            if not watch.trouble and webhook.look(watch.table.items()):
+            items = settled(watch.table.items(), time_ns() - config.started)
+            if not watch.trouble and webhook.look(items):
                 sys.stdout.write(f"{orjson.dumps({'told': webhook.told}).decode()}\n")
                 sys.stdout.flush()
             await watch.change(LOOK_SECONDS)
     finally:
         sending.cancel()
         webhook.close()
+
+
+def settled(items: Iterable[Item], age: int) -> list[Item]:
+    """The runs with those needs that count when the server has been there for `age` ns.
+
+    After a while without a server every run looks silent or cut off, until its trainer has come back.
+    """
+    if age >= SETTLE_SECONDS * 10**9:
+        return list(items)
+    return [{**item, "needs": [need for need in item["needs"] if need["kind"] not in ("silent", "outage")]} for item in items]
 
 
 class Webhook:

@@ -91,12 +91,12 @@ def state_in(data: bytes, config: TunerConfig) -> TunerState:
     return state
 
 
-def run_name_in(name: str) -> names.RunName:
+def run_name_in(name: str, field: str = "name") -> names.RunName:
     """Raises ServiceError MALFORMED_NAME."""
     try:
         return names.parse_run(name)
     except names.MalformedName as error:
-        raise ServiceError(error.reason, str(error), field="name") from None
+        raise ServiceError(error.reason, str(error), field=field) from None
 
 
 def project_in(parent: str) -> str | None:

@@ -1,9 +1,10 @@
 """The heart of TunerService: which session holds which run. Takes messages and returns messages; knows no transport."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import time_ns
 from typing import Any, Final
 
@@ -11,15 +12,15 @@ from mechanicd.service import _convert, _events, _sessions
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
+from mechanicd.service._replay import replayed
 from mechanicd.service._sessions import Start
 from mechanicd.service._writer import Retention, Writer
-from mechanicd.store import HELD, NON_FINITE, Claim, OwnershipLost, Release, RunExists, RunRow, Store
-from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from mechanicd.store import Claim, OwnershipLost, Release, RunExists, RunRow, Store
+from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import names, tuner_service_pb2
 
 log = logging.getLogger("mechanicd.service")
 
-_REPLAY_PAGE = 10_000
 _CLAIM_ATTEMPTS = 5
 _OUTCOMES: Final = {
     _sessions.CREATED: "created",
@@ -154,7 +155,7 @@ class Engine:
         config = _convert.config_in(request.config)
         labels = _convert.labels_in(dict(request.labels))
         start = _start_in(request, config)
-        async with self._opening.setdefault(name, asyncio.Lock()):
+        async with self.alone(name):
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
                     if request.session:
@@ -279,6 +280,36 @@ class Engine:
         log.info("%s: session %d closed: %s %s", name, run.row.session_count, release.status, release.message)
         return tuner_service_pb2.CloseSessionResponse(run=_convert.run_out(await self._get(name)))
 
+    async def settled(self, name: names.RunName) -> RunRow:
+        """The run as stored, after all the steps that this server has taken of it.
+
+        Raises:
+            ServiceError: RUN_NOT_FOUND, STORE_UNAVAILABLE, OWNERSHIP_LOST.
+        """
+        run = self._by_name.get(name)
+        if run is not None:
+            await self.writer.flush(run)
+        return await self._get(name)
+
+    def alone(self, name: names.RunName) -> asyncio.Lock:
+        """Held by whoever decides who holds the run, on this server."""
+        return self._opening.setdefault(name, asyncio.Lock())
+
+    @contextlib.contextmanager
+    def fencing(self, name: names.RunName, successor: int) -> Iterator[None]:
+        """From here on the session that holds the run here is refused; for good, if the body comes to its end."""
+        run = self._by_name.get(name)
+        if run is None:
+            yield
+            return
+        run.fenced_by = successor
+        try:
+            yield
+        except BaseException:
+            run.fenced_by = 0
+            raise
+        self._forget(run, successor)
+
     def forget(self, name: names.RunName) -> None:
         """The run is gone: its session is unknown from now on."""
         run = self._by_name.get(name)
@@ -358,34 +389,7 @@ class Engine:
         return created, True
 
     async def _replay(self, row: RunRow, after_step: int) -> TunerState:
-        """The tuner's state after a step of the history, by taking its steps again; each must give the S it gave then.
-
-        Raises:
-            ServiceError: RESUME_STEP_UNKNOWN, where the history has a gap, or goes on from an adopted state.
-        """
-
-        def replayed() -> TunerState | None:
-            tuner = Tuner(row.config)
-            state = tuner.init()
-            while state.step < after_step:
-                page = self.store.steps(row, 0, state.step + 1, after_step, _REPLAY_PAGE)
-                if not page:
-                    return None
-                for taken in page:
-                    if taken.step != state.step + 1:
-                        return None
-                    if taken.outcome in (HELD, NON_FINITE):
-                        state = tuner.hold(state)
-                        continue
-                    groups = list(
-                        map(Reductions, taken.delta_dot_g, taken.delta_dot_x, taken.g_norm_sq, taken.x_norm_sq),
-                    )
-                    state = tuner.update(state, groups)
-                    if state.scale != taken.scale:  # it followed an adopted state
-                        return None
-            return state
-
-        state = await self.writer.call(replayed)
+        state = await self.writer.call(replayed, self.store, row, after_step)
         if state is None:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",

@@ -33,14 +33,6 @@ def _answer(handler: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any, 
     return call
 
 
-def _not_implemented(method: str) -> Callable[[Any, Any, Context], Awaitable[NoReturn]]:
-    @_answer
-    async def call(_: Any, request: Any) -> NoReturn:
-        raise ServiceError("NOT_IMPLEMENTED", f"{method} is named in the contract and not built yet", {"method": method})
-
-    return call
-
-
 class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
     """TunerService over an engine.
 
@@ -139,8 +131,13 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     async def QuerySeries(self, request: run.QuerySeriesRequest) -> run.QuerySeriesResponse:
         return await self._runs.query_series(request)
 
-    ForkRun = _not_implemented("RunService.ForkRun")
-    RewindRun = _not_implemented("RunService.RewindRun")
+    @_answer
+    async def ForkRun(self, request: run.ForkRunRequest) -> run.ForkRunResponse:
+        return await self._runs.fork_run(request)
+
+    @_answer
+    async def RewindRun(self, request: run.RewindRunRequest) -> run.RewindRunResponse:
+        return await self._runs.rewind_run(request)
 
 
 async def _abort(context: Context, error: ServiceError) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import Final
 from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._lineage import Lineage
 from mechanicd.service._table import Seen, Table
 from mechanicd.store import RunRow, Silence
 from mechanicd.v1 import names, run_service_pb2
@@ -28,6 +29,7 @@ class Runs:
         self._engine = engine
         self._store = engine.store
         self._call = engine.writer.call
+        self._lineage = Lineage(engine)
         self._table = Table(engine.store, engine.writer.call, silence or Silence())
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
@@ -109,6 +111,16 @@ class Runs:
         self._engine.forget(names.RunName(row.project, row.run))
         await self._call(self._store.delete, row.id)
         return run_service_pb2.DeleteRunResponse()
+
+    async def rewind_run(self, request: run_service_pb2.RewindRunRequest) -> run_service_pb2.RewindRunResponse:
+        """See RunService.RewindRun."""
+        row = await self._lineage.rewind(request)
+        return run_service_pb2.RewindRunResponse(run=_convert.run_out(*self._table.judge(row)))
+
+    async def fork_run(self, request: run_service_pb2.ForkRunRequest) -> run_service_pb2.ForkRunResponse:
+        """See RunService.ForkRun."""
+        row = await self._lineage.fork(request)
+        return run_service_pb2.ForkRunResponse(run=_convert.run_out(*self._table.judge(row)))
 
     async def query_series(self, request: run_service_pb2.QuerySeriesRequest) -> run_service_pb2.QuerySeriesResponse:
         """See RunService.QuerySeries."""

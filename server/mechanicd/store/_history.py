@@ -18,7 +18,7 @@ import numpy as np
 from mechanicd.store import _records, _summary, _tiers
 from mechanicd.store._journal import Segment
 from mechanicd.store._model import StepRow
-from mechanicd.store._sql import Database, insert
+from mechanicd.store._sql import TABLES, Database, insert
 
 _WRITE = insert("chunks") + (
     " ON CONFLICT (run_id, branch, number) DO UPDATE SET first_step = excluded.first_step, last_step = excluded.last_step,"
@@ -81,6 +81,24 @@ def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: 
     _tiers.rise(db, run_id, groups, branch)
 
 
+def copy_up_to(db: Database, run_id: int, to: int, groups: int, after_step: int) -> None:
+    """Copies the chunks of a run's own history, up to a step, to another run, which has none; the run must be folded.
+
+    Where the exact steps of the last chunk were thinned out, its last bucket is copied whole.
+    """
+    number = (after_step - 1) // _summary.chunk_steps(groups)
+    columns = ", ".join(column for column in TABLES["chunks"] if column != "run_id")
+    db.execute(
+        f"INSERT INTO chunks (run_id, {columns}) SELECT :to, {columns} FROM chunks"
+        " WHERE run_id = :run_id AND branch = 0 AND number < :number",
+        {"run_id": run_id, "to": to, "number": number},
+    )
+    chunk = _chunk(db, run_id, groups, 0, number) if after_step else None
+    if chunk is not None and int(chunk.fine["first_step"][0]) <= after_step:
+        below, _ = _cut(groups, chunk, after_step, 0)
+        _write(db, to, groups, below)
+
+
 def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
     number = (after_step - 1) // _summary.chunk_steps(groups)
     chunk = _chunk(db, run_id, groups, 0, number) if after_step else None
@@ -88,17 +106,25 @@ def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch:
     db.execute("UPDATE chunks SET branch = :branch WHERE run_id = :run_id AND branch = 0 AND first_step > :after_step", above)
     if chunk is None or int(chunk.fine["last_step"][-1]) <= after_step or int(chunk.fine["first_step"][0]) > after_step:
         return
+    for part in _cut(groups, chunk, after_step, branch):
+        _write(db, run_id, groups, part)
+
+
+def _cut(groups: int, chunk: _Chunk, after_step: int, branch: int) -> tuple[_Chunk, _Chunk]:
+    """A chunk's steps up to `after_step`, and those above it as of a branch."""
     size = _records.layout(groups).size
     steps = np.frombuffer(chunk.records, _records.dtype(groups))["step"]
-    cut = int(np.searchsorted(steps, after_step, side="right"))
-    parts = ((0, chunk.records[: cut * size]), (branch, chunk.records[cut * size :]))
-    for side, records in parts:
-        if chunk.thinned:
-            kept = chunk.fine["last_step"] > after_step if side else chunk.fine["first_step"] <= after_step
-            fine = chunk.fine[kept]
-        else:
-            fine = _summary.of_steps(groups, records)
-        _write(db, run_id, groups, _Chunk(side, number, chunk.thinned, fine, records))
+    at = int(np.searchsorted(steps, after_step, side="right")) * size
+    below, above = chunk.records[:at], chunk.records[at:]
+    if chunk.thinned:
+        fine_below = chunk.fine[chunk.fine["first_step"] <= after_step]
+        fine_above = chunk.fine[chunk.fine["last_step"] > after_step]
+    else:
+        fine_below, fine_above = _summary.of_steps(groups, below), _summary.of_steps(groups, above)
+    return (
+        _Chunk(chunk.branch, chunk.number, chunk.thinned, fine_below, below),
+        _Chunk(branch, chunk.number, chunk.thinned, fine_above, above),
+    )
 
 
 def steps(
@@ -160,13 +186,12 @@ def summary(
         " AND number BETWEEN :low AND :high ORDER BY number",
         {**key, "covered": covered, "low": (begin - 1) // span, "high": (end - 1) // span},
     ).fetchall()
-    for row in rows:
-        if stored == 1:
-            records, fine, thinned = row
+    if stored == 1:
+        for records, fine, thinned in rows:
             parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
-        else:
-            level = _buckets(groups, row[0])
-            parts.append(level[level["size"] == stored])
+    else:  # as one array: of thousands of chunks, each alone costs more than what is in it
+        level = _buckets(groups, b"".join(row[0] for row in rows))
+        parts.append(level[level["size"] == stored])
     tail = b"".join(segment.records for segment in found if segment.last_step >= begin and segment.first_step <= end)
     parts.append(_summary.of_steps(groups, tail, 1))
     buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])

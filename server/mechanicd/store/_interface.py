@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from mechanicd.store._model import Claim, Commit, EventRow, Release, RunRow, SessionRow, StepRow, SummaryRequest
+from mechanicd.store._model import Claim, Commit, EventRow, Fork, Release, Rewind, RunRow, SessionRow, StepRow, SummaryRequest
 from mechanicd.store._summary import Buckets
 from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
@@ -54,6 +54,18 @@ class Store(Protocol):
         events: Sequence[EventRow] = (),
     ) -> RunRow:
         """The next epoch for the session that holds the run: another server's commits count no more. Raises OwnershipLost."""
+
+    def rewind(self, rewind: Rewind) -> RunRow:
+        """Takes a run back to a step; the steps above it become branch `rewinds + 1`.
+
+        Raises OwnershipLost, where a session or a server took hold of it meanwhile, or holds it and `rewind.session` is 0.
+        """
+
+    def fork(self, fork: Fork) -> RunRow:
+        """A new run without a session, with the other one's config, labels, and history up to a step; the other stays as it is.
+
+        Raises RunExists, and OwnershipLost where the other run began a new epoch meanwhile.
+        """
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         """Writes all in one transaction; for each commit, whether the run was still the writer's."""

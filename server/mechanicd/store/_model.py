@@ -155,3 +155,36 @@ class SummaryRequest(NamedTuple):
     first: int
     last: int
     most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewind:
+    """A run goes back to an earlier step, and nobody holds it then; `message` says so to people. Conditional on the epoch.
+
+    `session` is 0, or, where a session held the run, a number of no session, which that one finds in its place.
+    """
+
+    run_id: int
+    expected_epoch: int
+    after_step: int
+    session: int = 0
+    state: bytes
+    scale: tuple[float, ...]
+    message: str
+    events: tuple[EventRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """A new run that begins as another one was after a step; `message` says so to people. Conditional on the other's epoch."""
+
+    source_id: int
+    expected_epoch: int
+    after_step: int
+    project: str
+    run: str
+    state: bytes
+    scale: tuple[float, ...]
+    time: int
+    message: str
+    events: tuple[EventRow, ...] = ()

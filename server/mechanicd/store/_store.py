@@ -8,10 +8,22 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final
 
-from mechanicd.store import _history, _journal, _summary
+from mechanicd.store import _history, _journal, _lineage, _summary
 from mechanicd.store._errors import OwnershipLost, RunExists
 from mechanicd.store._journal import Segment
-from mechanicd.store._model import RUNNING, Claim, Commit, EventRow, Release, RunRow, SessionRow, StepRow, SummaryRequest
+from mechanicd.store._model import (
+    RUNNING,
+    Claim,
+    Commit,
+    EventRow,
+    Fork,
+    Release,
+    Rewind,
+    RunRow,
+    SessionRow,
+    StepRow,
+    SummaryRequest,
+)
 from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
 from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
@@ -210,6 +222,22 @@ class SQLStore(ABC):
             )
             _note(db, run_id, events)
             return _by_id(db, run_id)
+
+    def rewind(self, rewind: Rewind) -> RunRow:
+        with self.transaction() as db:
+            before = self._held(db, rewind.run_id, rewind.expected_epoch)
+            self._fold_one(db, before)
+            _lineage.rewind(db, before, rewind)
+            _note(db, before.id, rewind.events)
+            return _by_id(db, before.id)
+
+    def fork(self, fork: Fork) -> RunRow:
+        with self.transaction() as db:
+            source = self._held(db, fork.source_id, fork.expected_epoch)
+            self._fold_one(db, source)
+            made = _lineage.fork(db, source, fork)
+            _note(db, made, fork.events)
+            return _by_id(db, made)
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         kept: list[bool] = []

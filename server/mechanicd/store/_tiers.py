@@ -1,6 +1,7 @@
 """The pyramid above the chunks: rows that each hold the buckets of many chunks, so that any zoom of a long run reads few rows.
 
-A row of tier 1 holds a bucket for each of up to 64 chunks, of tier 2 a bucket for each of up to 64 rows of tier 1, and so on.
+A row of tier 1 holds up to 64 buckets of a quarter of a chunk each, of tier 2 a bucket for each of up to 64 rows of tier 1, and
+so on. (A quarter, since from the chunks that level would be read through a great many rows that are mostly of other levels.)
 A tier holds what is complete in the level under it: all of its rows but the last, the only one that may still grow. A
 reader takes the highest tier that is fine enough, and what it lacks at the end of the run from the levels under it.
 
@@ -33,8 +34,13 @@ def fan(groups: int) -> int:
 
 
 def bucket_steps(groups: int, tier: int) -> int:
-    """How many steps a bucket of a tier spans. Tier 1 begins with buckets of one chunk."""
-    return int(_summary.chunk_steps(groups) * fan(groups) ** (tier - 1))
+    """How many steps a bucket of a tier spans. Tier 1 begins with buckets of a quarter of a chunk."""
+    return int(max(_summary.FINEST, _summary.chunk_steps(groups) // _summary.FACTOR) * fan(groups) ** (tier - 1))
+
+
+def _below_steps(groups: int, tier: int) -> int:
+    """How many steps one of what is under a tier spans: a chunk, or a row of the tier below."""
+    return _summary.chunk_steps(groups) if tier == 1 else bucket_steps(groups, tier)
 
 
 def rise(db: Database, run_id: int, groups: int, branch: int) -> None:
@@ -49,16 +55,16 @@ def cut(db: Database, run_id: int, groups: int, after_step: int) -> None:
     key = {"run_id": run_id}
     (highest,) = db.execute("SELECT coalesce(max(tier), 0) FROM tiers WHERE run_id = :run_id AND branch = 0", key).fetchone()
     for tier in range(1, highest + 1):
-        size = bucket_steps(groups, tier)
-        whole = after_step // size
-        at = {**key, "tier": tier, "number": whole // fan(groups)}
+        below = _below_steps(groups, tier)
+        whole = after_step // below * below
+        at = {**key, "tier": tier, "number": whole // (bucket_steps(groups, tier) * fan(groups))}
         row = db.execute(
             "SELECT fine FROM tiers WHERE run_id = :run_id AND branch = 0 AND tier = :tier AND number = :number", at
         ).fetchone()
         db.execute("DELETE FROM tiers WHERE run_id = :run_id AND branch = 0 AND tier = :tier AND number >= :number", at)
         if row is not None:
             fine = np.frombuffer(row[0], _summary.dtype(groups))
-            _write(db, run_id, groups, 0, tier, fine[(fine["first_step"] - 1) // size < whole])
+            _write(db, run_id, groups, 0, tier, fine[fine["first_step"] <= whole])
 
 
 def read(
@@ -86,7 +92,8 @@ def read(
         for row in rows:
             level = np.frombuffer(row[1], dtype)
             parts.append(level[level["size"] == stored])
-        covered = (rows[-1][2] - 1) // least if rows else (covered + 1) * width - 1
+        below = _below_steps(groups, tier)
+        covered = (rows[-1][2] - 1) // below if rows else (covered + 1) * (span // below) - 1
     return parts, covered
 
 
@@ -107,7 +114,7 @@ def _raised(db: Database, run_id: int, groups: int, branch: int, tier: int) -> b
         " ORDER BY number DESC LIMIT 1",
         key,
     ).fetchone()
-    covered = -1 if newest is None else (newest[0] - 1) // size
+    covered = -1 if newest is None else (newest[0] - 1) // _below_steps(groups, tier)
     row = np.empty(0, _summary.dtype(groups)) if newest is None else np.frombuffer(newest[1], _summary.dtype(groups))
     source = "chunks WHERE" if tier == 1 else "tiers WHERE tier = :below AND"
     while True:

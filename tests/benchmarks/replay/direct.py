@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from time import time_ns
 from typing import Any, Final
@@ -17,11 +17,24 @@ import numpy as np
 from replay.model import Array, Model
 from replay.plans import ENDS, Plan
 
-from mechanicd.store import Claim, Release, RunRow, SQLStore, open_store
+from mechanicd.store import (
+    CLOSED,
+    OPENED,
+    Claim,
+    EventRow,
+    Release,
+    RunRow,
+    SQLiteStore,
+    SQLStore,
+    Vitals,
+    first_scale,
+    open_store,
+)
 from mechanicd.store import _history as history
 from mechanicd.store import _records as records
 from mechanicd.store import _sql as sql
 from mechanicd.store import _summary as summary
+from mechanicd.store import _tiers as tiers
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.tuner import _rules_numpy as rules
 
@@ -33,9 +46,9 @@ _PORTION: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run that a worker makes the steps of, and where its clock begins (ns since 1970)."""
+    """Runs of one history, which a worker makes by the plan of the first; and where its clock begins (ns since 1970)."""
 
-    id: int
+    ids: tuple[int, ...]
     plan: Plan
     start: int
 
@@ -44,10 +57,11 @@ class _Run:
 class _End:
     """Where a run is after its last step."""
 
-    run_id: int
+    ids: tuple[int, ...]
     state: bytes
     scale: tuple[float, ...]
     step_time: int
+    vitals: Vitals
 
 
 def fill(
@@ -55,6 +69,7 @@ def fill(
     project: str,
     plans: Sequence[Plan],
     keep_steps: int | None,
+    distinct: int,
     processes: int,
     seed: int,
     progress: Callable[[int, int], None],
@@ -62,6 +77,7 @@ def fill(
     """Writes the whole fleet.
 
     Args:
+        distinct: so many histories are computed, and shared; as of the plans.
         keep_steps: exact steps are kept of the last so many steps of each run; None keeps all.
         progress: called with (steps done, steps in all).
 
@@ -71,17 +87,28 @@ def fill(
     """
     store = open_store(url)
     try:
+        _hurry(store)
         now = time_ns()
         rows = {}
-        made = []
-        for plan in plans:
-            start = now - _duration(plan) - (2 * 3_600 * 10**9 if plan.fate in (*ENDS, "silent") else 10**9)
-            row = _begin(store, project, plan, start)
+        made: list[_Run] = []
+        for index, plan in enumerate(plans):
+            if index < distinct:
+                ago = 2 * 3_600 * 10**9 if plan.fate in (*ENDS, "silent") else 10**9
+                made.append(_Run((), plan, now - _duration(plan) - ago))
+            of = made[index % distinct]
+            row = _begin(store, project, plan, of.start)
             rows[row.id] = row, plan
-            made.append(_Run(row.id, plan, start))
+            made[index % distinct] = replace(of, ids=(*of.ids, row.id))
         _write(store, rows, list(_blocks(made, processes)), keep_steps, processes, seed, progress)
     finally:
         store.close()
+
+
+def _hurry(store: SQLStore) -> None:
+    """A SQLite file that is being filled needs no journal: killed now, it is of no use anyway."""
+    if isinstance(store, SQLiteStore):
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
+            store._db.execute(f"PRAGMA {pragma}")
 
 
 def _begin(store: SQLStore, project: str, plan: Plan, start: int) -> RunRow:
@@ -98,15 +125,18 @@ def _begin(store: SQLStore, project: str, plan: Plan, start: int) -> RunRow:
             scale=state.scale,
             labels=plan.labels,
             time=start,
+            command=plan.command,
+            events=(EventRow(start, 0, OPENED, "a new run"),),
         )
     )
 
 
 def _end(store: SQLStore, row: RunRow, plan: Plan, end: _End) -> None:
     with store.transaction() as db:
+        tiers.rise(db, row.id, len(plan.scale_groups), 0)
         db.execute(
             "UPDATE runs SET last_step = :last_step, folded_step = :last_step, state = :state, scale = :scale,"
-            " step_time = :step_time, step_interval = :step_interval WHERE id = :id",
+            " step_time = :step_time, step_interval = :step_interval, vitals = :vitals, revision = revision + 1 WHERE id = :id",
             {
                 "id": row.id,
                 "last_step": plan.steps,
@@ -114,11 +144,14 @@ def _end(store: SQLStore, row: RunRow, plan: Plan, end: _End) -> None:
                 "scale": sql.floats_out(end.scale),
                 "step_time": end.step_time,
                 "step_interval": int(plan.interval * 1e9),
+                "vitals": end.vitals.to_text(),
             },
         )
     if plan.fate in ENDS:
-        ended = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=plan.fate, message=ENDS[plan.fate])
-        store.commit([], [ended])
+        message = ENDS[plan.fate]
+        closed = EventRow(end.step_time, plan.steps, CLOSED, f"closed as {plan.fate}: {message}")
+        held = {"run_id": row.id, "epoch": row.epoch, "session": row.session}
+        store.commit([], [Release(**held, status=plan.fate, message=message, events=(closed,))])
 
 
 def _blocks(made: list[_Run], processes: int) -> Iterator[list[_Run]]:
@@ -164,11 +197,12 @@ def _write(
                 continue
             if isinstance(made, list) and made and isinstance(made[0], _End):
                 for end in made:
-                    _end(store, *rows[end.run_id], end)
+                    for run_id in end.ids:
+                        _end(store, *rows[run_id], end)
                 left -= 1
                 continue
             with store.transaction() as db:
-                db.executemany(sql.insert("chunks"), made)
+                db.executemany(sql.insert("chunks"), [{**row, "run_id": run_id} for ids, row in made for run_id in ids])
             done += steps
             progress(done, total)
     finally:
@@ -193,6 +227,7 @@ def _computed(block: list[_Run], keep_steps: int | None, seed: int) -> Iterator[
     span = summary.chunk_steps(groups)
     rows: list[Any] = []
     steps = 0
+    vitals, begun = [Vitals()] * len(block), first_scale(TunerConfig())
     packed = np.empty((len(block), 0), records.dtype(groups))
     for first in range(1, last + 1, span):
         count = min(span, last - first + 1)
@@ -205,16 +240,19 @@ def _computed(block: list[_Run], keep_steps: int | None, seed: int) -> Iterator[
             fine = summary.of_steps(groups, part.tobytes())  # buckets of two runs meet at a chunk's end, so none is shared
             each = len(fine) // len(part)
             for index, run in enumerate(block[begin : begin + len(part)]):
-                exact = b"" if thinned else part[index].tobytes()
+                exact = part[index].tobytes()
+                vitals[begin + index] = vitals[begin + index].after(groups, begun, exact)
                 number = (first - 1) // span
                 own = fine[index * each : (index + 1) * each]
-                rows.append(history.chunk_values(run.id, groups, 0, number, own, exact, thinned=thinned))
-        steps += count * len(block)
+                rows.append(
+                    (run.ids, history.chunk_values(0, groups, 0, number, own, b"" if thinned else exact, thinned=thinned))
+                )
+        steps += count * sum(len(run.ids) for run in block)
         if len(rows) >= _PORTION:
             yield rows, steps
             rows, steps = [], 0
     yield rows, steps
-    yield list(_ends(block, groups, table, packed)), 0
+    yield list(_ends(block, groups, table, packed, vitals)), 0
 
 
 def _steps(model: Model, config: TunerConfig, table: rules.Table, first: int, count: int) -> tuple[Array, rules.Table]:
@@ -270,11 +308,13 @@ def _duration(plan: Plan) -> int:
     return int(_elapsed(plan, np.array([plan.steps]))[0])
 
 
-def _ends(block: list[_Run], groups: int, table: rules.Table, packed: "np.ndarray[Any, Any]") -> Iterator[_End]:
+def _ends(
+    block: list[_Run], groups: int, table: rules.Table, packed: "np.ndarray[Any, Any]", vitals: list[Vitals]
+) -> Iterator[_End]:
     rows = rules.to_rows(table)
     for index, run in enumerate(block):
         state = TunerState.from_rows(run.plan.steps, rows[index * groups : (index + 1) * groups])
-        yield _End(run.id, state.to_bytes(), state.scale, int(packed["time"][index, -1]))
+        yield _End(run.ids, state.to_bytes(), state.scale, int(packed["time"][index, -1]), vitals[index])
 
 
 def cores() -> int:

@@ -42,7 +42,9 @@ class _Batch:
     def _open(self, project: str, plan: Plan) -> Any:
         config = resources_pb2.TunerConfig(scale_groups=plan.scale_groups)
         name = f"projects/{project}/runs/{plan.run}"
-        request = tuner_service_pb2.OpenSessionRequest(name=name, config=config, labels=plan.labels, client="fleet.py")
+        request = tuner_service_pb2.OpenSessionRequest(
+            name=name, config=config, labels=plan.labels, client="fleet.py", command=plan.command
+        )
         return self._client.call("OpenSession", request, _SECONDS)
 
     def send(self, link: Link) -> None:

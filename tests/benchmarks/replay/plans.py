@@ -1,6 +1,6 @@
 """What a made-up fleet is: each run's name, labels, scale groups, and the fate that its S is to meet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -48,6 +48,11 @@ class Plan:
     seed: int
     interval: float
 
+    @property
+    def command(self) -> str:
+        """How its trainer could have been started."""
+        return " ".join(["python train.py", *(f"--{key} {value}" for key, value in self.labels.items()), "--resume"])
+
 
 def parse_fates(text: str) -> dict[str, float]:
     """`healthy:8,stuck:1` as weights; a fate without a number weighs 1.
@@ -66,33 +71,46 @@ def parse_fates(text: str) -> dict[str, float]:
     return weights
 
 
-def make(runs: int, steps: int, weights: dict[str, float], grouped: int, groups: int, seed: int, *, even: bool) -> list[Plan]:
+def make(
+    runs: int,
+    steps: int,
+    weights: dict[str, float],
+    grouped: int,
+    groups: int,
+    seed: int,
+    *,
+    even: bool,
+    distinct: int | None = None,
+) -> list[Plan]:
     """Plans of `runs` runs, of which `grouped` have `groups` scale groups each. The same arguments give the same plans.
 
     Args:
-        even: every run has all `steps`; else those that end do so earlier, at places of their own.
+        even: every run has all `steps`, those with many groups steps/groups; else those that end do so at places of their own.
+        distinct: so many plans differ in more than name, labels and seed; the run after them is as the first again, and so on.
     """
     rng = np.random.default_rng(seed)
+    kinds = min(distinct or runs, runs)
+    grouped = -(-grouped * kinds // runs)
     fates = list(weights)
     shares = np.array([weights[fate] for fate in fates])
     # As many of each fate as its share says, not about as many; then in any order.
-    quotas = np.searchsorted(np.cumsum(shares) / shares.sum(), (np.arange(runs) + 0.5) / max(runs, 1))
+    quotas = np.searchsorted(np.cumsum(shares) / shares.sum(), (np.arange(kinds) + 0.5) / kinds)
     chosen = rng.permutation(quotas)
     names = tuple(f"layer{index // len(_TENSORS)}.{_TENSORS[index % len(_TENSORS)]}" for index in range(groups))
-    plans = []
+    plans: list[Plan] = []
     for index in range(runs):
-        fate = fates[int(chosen[index])]
-        model, base, batch = (str(rng.choice(kinds)) for kinds in (_MODELS, _BASES, _BATCHES))
-        own = max(1, steps if even or fate not in (*ENDS, "silent") else int(steps * rng.uniform(0.4, 0.95)))
-        plans.append(
-            Plan(
-                run=f"{model}/{base}-b{batch}/seed{index}",
-                fate=fate,
-                labels={"model": model, "base": base, "batch": batch, "seed": str(index)},
-                scale_groups=names if index < grouped else ("all",),
-                steps=max(1, own // groups) if even and index < grouped else own,
-                seed=int(rng.integers(2**62)),
-                interval=float(np.exp(rng.normal(-1.0, 0.7))),
-            )
-        )
+        model, base, batch = (str(rng.choice(names)) for names in (_MODELS, _BASES, _BATCHES))
+        own = {
+            "run": f"{model}/{base}-b{batch}/seed{index}",
+            "labels": {"model": model, "base": base, "batch": batch, "seed": str(index)},
+            "seed": int(rng.integers(2**62)),
+        }
+        if index >= kinds:
+            plans.append(replace(plans[index % kinds], **own))
+            continue
+        fate, many = fates[int(chosen[index])], index < grouped
+        early = not even and fate in (*ENDS, "silent")
+        last = int(steps * rng.uniform(0.4, 0.95)) if early else steps // groups if even and many else steps
+        interval = float(np.exp(rng.normal(-1.0, 0.7)))
+        plans.append(Plan(**own, fate=fate, scale_groups=names if many else ("all",), steps=max(1, last), interval=interval))
     return plans

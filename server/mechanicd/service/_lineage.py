@@ -1,0 +1,150 @@
+"""RunService.RewindRun and ForkRun: a run goes back to an earlier step, or a new one begins there. Knows no transport."""
+
+import logging
+import secrets
+from time import time_ns
+from typing import Final
+
+from mechanicd.service import _convert
+from mechanicd.service._engine import Engine
+from mechanicd.service._errors import ServiceError
+from mechanicd.service._replay import replayed
+from mechanicd.store import FORKED, REWOUND_BY_HAND, RUNNING, EventRow, Fork, OwnershipLost, Rewind, RunExists, RunRow
+from mechanicd.tuner import TunerState
+from mechanicd.v1 import names, run_service_pb2
+
+log = logging.getLogger("mechanicd.service")
+
+_ATTEMPTS: Final = 5
+
+
+class Lineage:
+    """Rewinds and forks runs; the state at their new beginning is replayed from the history, bit for bit.
+
+    Args:
+        engine: the open runs, and the store's thread.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._call = engine.writer.call
+
+    async def rewind(self, request: run_service_pb2.RewindRunRequest) -> RunRow:
+        """See RunService.RewindRun."""
+        name = _convert.run_name_in(request.name)
+        async with self._engine.alone(name):
+            for _ in range(_ATTEMPTS):
+                row = await self._engine.settled(name)
+                if held(row) and not request.fence:
+                    raise ServiceError(
+                        "RUN_HELD",
+                        f"{name} is held by a session, which would go on where it is; stop its trainer first (SIGTERM closes "
+                        "the session), or, if that is dead already, ask to fence it",
+                        {"name": name, "session": row.session},
+                    )
+                if request.after_step == row.last_step and not held(row):
+                    return row
+                state = await self._state(row, request.after_step)
+                try:
+                    return await self._rewind(name, state)
+                except OwnershipLost as error:  # somebody opened it at this moment: look again
+                    log.info("%s: %s", name, error)
+        raise _busy(name)
+
+    async def _rewind(self, name: names.RunName, state: TunerState) -> RunRow:
+        successor = secrets.randbits(62) + 1
+        with self._engine.fencing(name, successor):
+            row = await self._engine.settled(name)  # steps may have come meanwhile; from here on none does
+            from_to = f"from step {row.last_step} to {state.step}"
+            event = EventRow(
+                time_ns(), state.step, REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
+            )
+            now = await self._call(
+                self._store.rewind,
+                Rewind(
+                    run_id=row.id,
+                    expected_epoch=row.epoch,
+                    after_step=state.step,
+                    session=successor if held(row) else 0,
+                    state=state.to_bytes(),
+                    scale=state.scale,
+                    message=f"taken back by hand {from_to}; no trainer has opened it since",
+                    events=(event,),
+                ),
+            )
+        log.info("%s: taken back by hand %s", name, from_to)
+        return now
+
+    async def fork(self, request: run_service_pb2.ForkRunRequest) -> RunRow:
+        """See RunService.ForkRun."""
+        source, name = _convert.run_name_in(request.source, "source"), _convert.run_name_in(request.name)
+        for _ in range(_ATTEMPTS):
+            row = await self._engine.settled(source)
+            if await self._call(self._store.get, name.project, name.run) is not None:
+                raise _exists(name)
+            state = await self._state(row, request.after_step)
+            message = f"forked from {source} after step {state.step}; no trainer has opened it yet"
+            now = time_ns()
+            change = Fork(
+                source_id=row.id,
+                expected_epoch=row.epoch,
+                after_step=state.step,
+                project=name.project,
+                run=name.run,
+                state=state.to_bytes(),
+                scale=state.scale,
+                time=now,
+                message=message,
+                events=(EventRow(now, state.step, FORKED, f"from {source} after step {state.step}"),),
+            )
+            try:
+                made = await self._call(self._store.fork, change)
+            except OwnershipLost as error:  # the source was opened or rewound at this moment: look again
+                log.info("%s: %s", source, error)
+                continue
+            except RunExists:
+                raise _exists(name) from None
+            log.info("%s: %s", name, message)
+            return made
+        raise _busy(source)
+
+    async def _state(self, row: RunRow, after_step: int) -> TunerState:
+        """The tuner's state of a run after a step that it has.
+
+        Raises:
+            ServiceError: RESUME_STEP_UNKNOWN.
+        """
+        facts = {"requested": after_step, "last_step": row.last_step}
+        if after_step > row.last_step:
+            raise ServiceError(
+                "RESUME_STEP_UNKNOWN",
+                f"step {after_step} is above step {row.last_step}, the run's last; name that one, or an earlier one",
+                facts,
+                field="after_step",
+            )
+        if after_step == row.last_step:
+            return TunerState.from_bytes(row.state, row.config)
+        state = await self._call(replayed, self._store, row, after_step)
+        if state is None:
+            raise ServiceError(
+                "RESUME_STEP_UNKNOWN",
+                f"the state after step {after_step} can't be made again: steps before it are missing, are not kept exactly "
+                "any more, or follow a state that came with a checkpoint; start the trainer from its checkpoint instead",
+                facts,
+                field="after_step",
+            )
+        return state
+
+
+def held(row: RunRow) -> bool:
+    """Whether a session holds the run. (One that was fenced by hand leaves the number of nobody's session behind.)"""
+    return row.session != 0 and row.status == RUNNING
+
+
+def _exists(name: names.RunName) -> ServiceError:
+    return ServiceError("RUN_EXISTS", f"{name} exists; choose another name, or delete it first", {"name": name}, field="name")
+
+
+def _busy(name: names.RunName) -> ServiceError:
+    return ServiceError("STORE_UNAVAILABLE", f"{name} is being taken by others; try again")

@@ -1,0 +1,32 @@
+"""The tuner's state after any step of a run's history: its steps are taken again, and each must give the S it gave then."""
+
+from typing import Final
+
+from mechanicd.store import HELD, NON_FINITE, RunRow, Store
+from mechanicd.tuner import Reductions, Tuner, TunerState
+
+_PAGE: Final = 10_000
+
+
+def replayed(store: Store, row: RunRow, after_step: int) -> TunerState | None:
+    """The state after a step of the run's own history; None where steps are missing, or follow a state that was adopted.
+
+    Blocks: call it on the store's thread.
+    """
+    tuner = Tuner(row.config)
+    state = tuner.init()
+    while state.step < after_step:
+        page = store.steps(row, 0, state.step + 1, after_step, _PAGE)
+        if not page:
+            return None
+        for taken in page:
+            if taken.step != state.step + 1:
+                return None
+            if taken.outcome in (HELD, NON_FINITE):
+                state = tuner.hold(state)
+                continue
+            groups = list(map(Reductions, taken.delta_dot_g, taken.delta_dot_x, taken.g_norm_sq, taken.x_norm_sq))
+            state = tuner.update(state, groups)
+            if state.scale != taken.scale:  # it followed an adopted state
+                return None
+    return state

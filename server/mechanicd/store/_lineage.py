@@ -1,0 +1,68 @@
+"""A run taken back by hand, and a run that begins as a copy of another. Each function works inside the caller's transaction."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+from mechanicd.store import _history, _tiers
+from mechanicd.store._errors import OwnershipLost, RunExists
+from mechanicd.store._model import PREEMPTED, RUNNING, Fork, Rewind, RunRow
+from mechanicd.store._sql import TABLES, Database, floats_out, insert
+from mechanicd.store._vitals import Vitals
+
+_NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
+
+
+def rewind(db: Database, before: RunRow, change: Rewind) -> None:
+    """See `Store.rewind`; the run must be folded."""
+    if before.session and before.status == RUNNING and not change.session:
+        raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has a session now")
+    rewinds = before.rewinds
+    if change.after_step < before.last_step:
+        rewinds += 1
+        _history.branch_off(db, before.id, len(before.config.scale_groups), change.after_step, rewinds)
+    db.execute(
+        "UPDATE runs SET epoch = epoch + 1, session = :session, last_step = :after_step, folded_step = :after_step,"
+        " state = :state, scale = :scale, status = :status, status_message = :message, rewinds = :rewinds, vitals = :vitals,"
+        " revision = revision + 1 WHERE id = :id",
+        {
+            "id": before.id,
+            "session": change.session,
+            "after_step": change.after_step,
+            "state": change.state,
+            "scale": floats_out(change.scale),
+            "status": PREEMPTED,
+            "message": change.message,
+            "rewinds": rewinds,
+            "vitals": Vitals(since=change.after_step).to_text(),
+        },
+    )
+
+
+def fork(db: Database, source: RunRow, change: Fork) -> int:
+    """See `Store.fork`; the source must be folded. The id of the new run."""
+    there = change.after_step == source.last_step
+    vitals = replace(source.vitals, away=0, returns=()) if there else Vitals(since=change.after_step)
+    values: dict[str, Any] = dict.fromkeys(_NEW, 0) | {
+        "project": change.project,
+        "run": change.run,
+        "labels": json.dumps(source.labels),
+        "config": json.dumps(asdict(source.config)),
+        "status": PREEMPTED,
+        "status_message": change.message,
+        "last_step": change.after_step,
+        "folded_step": change.after_step,
+        "state": change.state,
+        "scale": floats_out(change.scale),
+        "create_time": change.time,
+        "command": source.command,
+        "vitals": vitals.to_text(),
+    }
+    made = db.execute(f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING id", values).fetchone()
+    if made is None:
+        raise RunExists(f"projects/{change.project}/runs/{change.run} exists")
+    (run_id,) = made
+    groups = len(source.config.scale_groups)
+    _history.copy_up_to(db, source.id, int(run_id), groups, change.after_step)
+    _tiers.rise(db, int(run_id), groups, 0)
+    return int(run_id)
