@@ -82,7 +82,7 @@ def test_damage_is_told_and_the_exit_code_says_so(new_server: Callable[..., Any]
 
 def test_vacuum_gives_up_what_is_old_when_told_to_and_asks_before(new_server: Callable[..., Any], run_cli: Cli) -> None:
     server = new_server().start()
-    scales = train(server.target, "a", 5000)
+    scales = train(server.target, "a", 8000)
     busy = run_cli("store", "vacuum", "--store", server.store)
     assert busy.returncode == 1
     assert "STORE_IN_USE" in busy.stderr
@@ -93,9 +93,9 @@ def test_vacuum_gives_up_what_is_old_when_told_to_and_asks_before(new_server: Ca
     done = run_cli("store", "vacuum", "--store", server.store, "--keep-steps", "100", "--yes", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"runs": 1, "runs_deleted": 0}), done.stderr
     assert server.database.stat().st_size < 0.5 * before
-    assert kept(server.database, "a") == scales[4 * 1024 :]
+    assert kept(server.database, "a") == scales[7 * 1024 :]
     server.start()
-    assert "steps 1 to 5000" in run_cli("runs", "show", "a", "--target", server.target).stdout, "the extremes of all are there"
+    assert "steps 1 to 8000" in run_cli("runs", "show", "a", "--target", server.target).stdout, "the extremes of all are there"
     server.stop()
     done = run_cli("store", "vacuum", "--store", server.store, "--keep-days", "0", "--yes")
     assert done.stdout == "0 runs kept, 1 deleted\n"
