@@ -95,7 +95,7 @@ class Reader:
             entry = ring[step % capacity]
             words = entry.tobytes()
             if self._told.get(step) != words:
+                self._reporter.follow(entry)  # where it is refused, the next look begins with it again
                 self._told[step] = words
-                self._reporter.follow(entry)
         for step in [step for step in self._told if not steps - capacity <= step < steps]:
             del self._told[step]

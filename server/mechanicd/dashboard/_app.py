@@ -53,6 +53,7 @@ class Child:
         self._tasks.append(asyncio.create_task(self.watch.run(), name="watch"))
         if self.config.webhook:
             self._tasks.append(asyncio.create_task(tell(self.config, self.watch), name="webhook"))
+        await self.watch.begun()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

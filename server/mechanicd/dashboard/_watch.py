@@ -1,6 +1,7 @@
 """Keeps the table of runs up to date with the store."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from time import monotonic, time_ns
@@ -32,6 +33,7 @@ class Watch:
         self._reader = reader
         self._read_at = monotonic()
         self._changed = asyncio.Event()
+        self._tried = asyncio.Event()
 
     @property
     def trouble(self) -> str:
@@ -50,6 +52,7 @@ class Watch:
                 if self._detail != str(error):
                     log.error("store: %s", error)
                 self.failure, self._detail = "the store can't be read now; the server's log says why", str(error)
+                self._tried.set()
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             if self._detail:
@@ -57,7 +60,13 @@ class Watch:
             self.failure, self._detail, self._read_at = "", "", monotonic()
             if self.table.update(rows, gone, time_ns()):
                 self.wake()
+            self._tried.set()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def begun(self) -> None:
+        """Waits until the store was read once, or could not be, so that nobody is shown an empty table for a full one."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), STALE_SECONDS)
 
     def wake(self) -> None:
         """Lets those go on that wait in `change`."""
