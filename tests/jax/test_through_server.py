@@ -1,6 +1,7 @@
 """A JAX training through the server equals the same training without one, bit for bit, whatever happens to either process."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -77,7 +78,7 @@ def test_the_loop_tells_the_server_while_all_buffers_are_donated(digits, bits, s
     assert scale(state) == scale(wanted_state)
     assert [r.step for r in history(server.target, "r", project)] == list(range(1, STEPS + 1))
 
-    params, state = kept
+    params, state = kept  # after step 31
     other = [digits.batch(500 + t) for t in range(5)]
     for batch in other:
         params, state, _ = step(params, state, batch)
@@ -163,12 +164,13 @@ def test_a_gradient_that_is_not_finite_is_one_step_that_does_not_count(outer, di
     assert records[-1].scale[0] == scale(state)
 
 
+@pytest.mark.parametrize("report", ["callback", "loop"])
 @pytest.mark.parametrize("format", ["flax", "orbax"])
-def test_the_checkpoint_alone_resumes_bit_for_bit(format, digits, bits, server, project, history, tmp_path):
+def test_the_checkpoint_alone_resumes_bit_for_bit(format, report, digits, bits, server, project, history, run_cli, tmp_path):
     """Also where the server has gone on since: the checkpoint wins."""
     uncut = mechanize(base(), s_init=1e-4)
     wanted, wanted_state, _ = digits.train(uncut, STEPS)
-    first = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4)
+    first = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4, report=report)
     params, state, _ = digits.train(first, 25)
     target = {"params": params, "state": state}
     if format == "flax":
@@ -180,7 +182,7 @@ def test_the_checkpoint_alone_resumes_bit_for_bit(format, digits, bits, server, 
     assert first.flush() == 35
     del first  # a process that dies says no goodbye
 
-    again = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4)
+    again = mechanize(base(), run="r", target=server.target, project=project, s_init=1e-4, report=report)
     fresh = {"params": digits.params(), "state": again.init(digits.params())}
     if format == "flax":
         loaded = flax.serialization.from_bytes(fresh, (tmp_path / "saved").read_bytes())
@@ -195,6 +197,8 @@ def test_the_checkpoint_alone_resumes_bit_for_bit(format, digits, bits, server, 
     assert scale(state) == scale(wanted_state)
     assert [r.step for r in history(server.target, "r", project)] == list(range(1, STEPS + 1))
     assert [r.step for r in history(server.target, "r", project, branch=1)] == list(range(26, 36)), "what was abandoned is kept"
+    shown = json.loads(run_cli("runs", "show", "r", "--project", project, "--target", server.target, "--json").stdout)
+    assert (shown["sessions"], shown["rewinds"]) == (2, 1)
 
 
 def test_an_older_state_of_the_same_process_rewinds_the_run(digits, bits, server, project, history):

@@ -51,24 +51,26 @@ class Reader:
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._told: dict[int, bytes] = {}
-        self._copies: queue.Queue[tuple[jax.Array, jax.Array]] = queue.Queue()
-        self._copied, self._since = 0.0, 0
+        self._next, self._owed = 0, 0
+        self._copies: queue.Queue[tuple[jax.Array, jax.Array, int]] = queue.Queue()
+        self._copied, self._reports = 0.0, 0
         self._thread: threading.Thread | None = None
 
     def look(self, ring: jax.Array, step: jax.Array, now: bool = False) -> None:
-        """Copies the ring if it is time to, or `now`; does not wait for the device."""
-        self._since += 1
+        """Copies the ring if it is time to, or `now`; does not wait for the device. Each call but those is a report."""
         moment = time.monotonic()
-        if not now and moment - self._copied < SECONDS and self._since < ring.shape[0] // 4:
-            return
-        self._copied, self._since = moment, 0
+        if not now:
+            self._reports += 1
+            if moment - self._copied < SECONDS and self._reports < ring.shape[0] // 4:
+                return
         copies = _copy(ring.addressable_data(0), step.addressable_data(0))
         for array in copies:
             array.copy_to_host_async()
+        reports, self._copied, self._reports = self._reports, moment, 0
         if self._thread is None:
             self._thread = threading.Thread(target=self._read, name="mechanicd-report", daemon=True)
             self._thread.start()
-        self._copies.put(copies)
+        self._copies.put((*copies, reports))
 
     def settle(self) -> None:
         """Waits until all that was copied is told."""
@@ -76,9 +78,11 @@ class Reader:
 
     def _read(self) -> None:
         while True:
-            ring, step = self._copies.get()
+            ring, step, reports = self._copies.get()
+            self._owed += reports
             try:
-                self._tell(np.asarray(ring), int(step))
+                self._tell(np.asarray(ring), int(step), self._owed)
+                self._owed = 0
             except MechanicdError:
                 pass  # the reporter has it
             except RuntimeError as error:  # the program's own: its user hears of it where the parameters are read
@@ -86,16 +90,26 @@ class Reader:
             finally:
                 self._copies.task_done()
 
-    def _tell(self, ring: Any, steps: int) -> None:
-        """Tells what is new. The first time in a process that is the last step alone: those before it, if any, are of an
-        earlier life of the run."""
+    def _tell(self, ring: Any, steps: int, reports: int) -> None:
+        """Tells the steps that are new. Others in the ring may be of an earlier life of the run."""
         capacity = ring.shape[0]
-        first = max(0, steps - capacity) if self._told else max(0, steps - 1)
-        for step in range(first, steps):
+        for step in range(self._first(ring, steps, reports), steps):
             entry = ring[step % capacity]
             words = entry.tobytes()
             if self._told.get(step) != words:
                 self._reporter.follow(entry)  # where it is refused, the next look begins with it again
                 self._told[step] = words
+                self._next = step + 1
         for step in [step for step in self._told if not steps - capacity <= step < steps]:
             del self._told[step]
+
+    def _first(self, ring: Any, steps: int, reports: int) -> int:
+        """The first step that is new: all are that follow the last one told. Where that one is not in the ring as it was told,
+        nothing was told yet, or another state was restored: then one step for each report."""
+        capacity = int(ring.shape[0])
+        if self._told and self._next <= steps - capacity:
+            return steps - capacity  # too many since
+        last = self._next - 1
+        if self._next <= steps and last in self._told and self._told[last] == ring[last % capacity].tobytes():
+            return self._next
+        return max(0, steps - capacity, steps - reports)
