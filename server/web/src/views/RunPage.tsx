@@ -381,7 +381,9 @@ function Layers({ run, width }: { run: RunItem; width: number }) {
           {plural(run.groups, "group")}, largest in each column{x === "step" ? "" : "; by step, all of them"}
         </span>
       </div>
-      {value && <Heatmap data={value} chosen={scale} onChoose={(group) => show({ scale: group })} />}
+      {value && (
+        <Heatmap data={value} groups={run.groups} chosen={scale} onChoose={(group) => show({ scale: group })} />
+      )}
       {error && <p class="bad pad">{error.message}</p>}
     </section>
   );
