@@ -47,7 +47,8 @@ export function RunPage() {
   const { run: name } = view.value;
   const live = runs.value.get(name);
   // Events, branches and sessions change seldom: with these, not with every step.
-  const key = `${name} ${live?.sessions} ${live?.rewinds} ${live?.status} ${Math.floor(Date.now() / 60_000)}`;
+  const needs = live?.needs.map((need) => need.kind).join();
+  const key = `${name} ${live?.sessions} ${live?.rewinds} ${live?.status} ${needs} ${Math.floor(Date.now() / 60_000)}`;
   const { value: detail, error } = useFetched(key, (signal) => api.run(name, signal));
   if (!detail || detail.run.name !== name)
     return error ? (
