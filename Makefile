@@ -17,9 +17,9 @@ $(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -pru
 .PHONY: demo experiments test soak check format bench proto baseline clean help
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/demo.stamp $(PAGE)  ## a server and a small fleet of real trainings, ending in a table (under 4 minutes on two cores)
+demo: $(VENV)/demo.stamp $(PAGE)  ## a server, its page and a small fleet of real trainings, ending in a table; then Ctrl-C, or ARGS=--once
 	$(BIN)/mechanicd demo $(ARGS)
 
 experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their page (hours; ARGS=--quick: all of it small, in minutes)

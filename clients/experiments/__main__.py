@@ -101,6 +101,13 @@ def data_(names: Sequence[str], folder: Path | None) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME|all…")
 @_quick_option
 @click.option("--target", help="A server to join, or `none` for tuners in the trainings' own processes.  [default: starts one]")
+@click.option(
+    "--http",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT|off",
+    help="Where a server started here has its page.",
+)
 @click.option("--project", help="The runs' project on the server.  [default: experiments]")
 @click.option("--shard", metavar="I/N", default="1/1", help="Only the I-th of N parts.")
 @click.option("--time-limit", type=float, metavar="MINUTES", help="Stop then; another `run` goes on from there.")
@@ -121,6 +128,7 @@ def run_(
     names: Sequence[str],
     quick: bool,
     target: str | None,
+    http: str,
     project: str | None,
     shard: str,
     time_limit: float | None,
@@ -142,9 +150,9 @@ def run_(
         part = _parsed(shard)
         (work / "logs").mkdir(parents=True, exist_ok=True)
         _ensure_data(data or _data.default_folder(), chosen)
-        with _server(target, work, signals.check) as (address, check):
+        with _server(target, http, work, signals.check) as (address, page, check):
             setup = Setup(data or _data.default_folder(), work, address, project, _workers(device, workers, cuda_workers))
-            said = _Said(Console(stderr=True, highlight=False), address, project)
+            said = _Said(Console(stderr=True, highlight=False), address, project, page)
             reached = run(chosen, results, setup, part, deadline, check, said)
     left = reached.total - reached.done
     if as_json:
@@ -228,27 +236,31 @@ def _workers(device: str, workers: int | None, cuda_workers: int) -> dict[str, i
 
 
 @contextmanager
-def _server(target: str | None, work: Path, check: Callable[[], None]) -> Iterator[tuple[str | None, Callable[[], None]]]:
-    """The server's address, and what to call often; a server that is started here ends here."""
+def _server(
+    target: str | None, http: str, work: Path, check: Callable[[], None]
+) -> Iterator[tuple[str | None, str, Callable[[], None]]]:
+    """The server's address, its page's, and what to call often; a server that is started here ends here."""
     if target is not None:
-        yield (None if target == "none" else target), check
+        yield (None if target == "none" else target), "", check
         return
-    with Server(f"sqlite:///{(work / 'mechanicd.db').absolute()}", work / "logs", check) as server:
+    with Server(f"sqlite:///{(work / 'mechanicd.db').absolute()}", work / "logs", check, http) as server:
 
         def both() -> None:
             check()
             server.check()
 
-        yield server.target, both
+        yield server.target, server.page, both
 
 
 class _Said:
     """Says how far a run is: one line that changes on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, console: Console, target: str | None, project: str) -> None:
+    def __init__(self, console: Console, target: str | None, project: str, page: str) -> None:
         self._console = console
         self._began = time.monotonic()
         self._said = -_SAY_SECONDS
+        if page:
+            console.print(f"S of every run: {page}", soft_wrap=True)
         if target is not None:
             console.print(f"S of every run: mechanicd runs watch --target {target} --project {project}", soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -141,12 +141,9 @@ _METHODS: Final[Mapping[str, Callable[..., Tuned]]] = {
 }
 
 
-def averaged(optimizer: torch.optim.Optimizer, on: bool) -> None:
-    """Puts the averaged parameters in place to be looked at, or those to train on; only schedule-free has both."""
-    for switch in _switches(optimizer, on):
-        switch()
-
-
-def _switches(optimizer: torch.optim.Optimizer, on: bool) -> Iterable[Callable[[], None]]:
+def averaged(optimizer: torch.optim.Optimizer, on: bool) -> bool:
+    """Puts the averaged parameters in place to be looked at, or those to train on; whether it has both, as schedule-free."""
     switch = getattr(optimizer, "eval" if on else "train", None)
-    return () if switch is None else (switch,)
+    if switch is not None:
+        switch()
+    return switch is not None

@@ -221,7 +221,7 @@ BROWN: Final = Task("language/brown", "brown", "decoder-64x2", batch=16, steps=8
 AUSTEN: Final = replace(BROWN, name="language/austen", data="austen")
 VERSES: Final = Task("translation/verses", "verses", "translator-64x2", batch=32, steps=800, metric="loss")
 FINETUNE: Final = tuple(
-    Task(f"finetune/{data}-dropout{dropout:g}", data, "minilm", batch=16, steps=300, dropout=dropout)
+    Task(f"finetune/{data}-dropout{dropout:g}", data, "minilm", batch=16, steps=500, dropout=dropout)
     for data in ("r8", "20news")
     for dropout in (0.0, 0.1)
 )
@@ -285,12 +285,13 @@ _QUICK_TASKS: Final = {
     "logistic/segment", "logistic/german", "logistic/sonar", "vision/digits-mlp", "vision/mnist-cnn", "language/brown",
     "language/brown-32x1-batch8", "language/brown-32x1-batch16", "translation/verses", "finetune/r8-dropout0",
 }  # fmt: skip
+_QUICK_EVALUATED: Final = 128
 _QUICK_STEPS: Final = {"logistic": 300, "vision": 150, "language": 60, "translation": 40, "finetune": 8}
 
 
 def _quickly(experiment: Experiment) -> Experiment:
     rows = tuple(
-        Row(replace(row.task, steps=_QUICK_STEPS[row.task.family]), row.base)
+        Row(replace(row.task, steps=_QUICK_STEPS[row.task.family], evaluated=_QUICK_EVALUATED), row.base)
         for row in experiment.rows
         if row.task.name in _QUICK_TASKS
     )

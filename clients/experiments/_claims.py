@@ -67,7 +67,9 @@ def judge(experiments: Sequence[Experiment], rows: Sequence[Compared], records: 
 def _as_good(rows: Sequence[Compared]) -> Claim:
     found = count(rows, MECHANIC)
     mark: Mark = "unclear" if not found.judged else "confirmed" if found.as_good >= 80.0 else "not confirmed"
-    seen = f"{found.win} wins, {found.tie} ties, {found.loss} losses: as good on {found.as_good:.0f} %"
+    seen = f"{found.win} wins, {found.tie} ties, {found.loss} losses" + (
+        f": as good on {found.as_good:.0f} %" if found.judged else ""
+    )
     rule = "as good as the best of the sweep on 80 % of the problems"
     return Claim("it comes close to, matches or improves on manual tuning", mark, seen, rule, "gaps")
 

@@ -58,16 +58,15 @@ def pending(every: Sequence[Training], records: Mapping[str, Record]) -> list[Tr
 
 
 class Guess:
-    """How many seconds a training will take: as its row has taken so far, else by its family."""
+    """How many seconds a training will take: as those of its row took, else by its family."""
 
     def __init__(self, records: Mapping[str, Record]) -> None:
         self._by_row: dict[tuple[str, str], list[float]] = {}
         for record in records.values():
             spec = record["spec"]
-            self._by_row.setdefault((spec["name"], spec["base"]), []).append(record["seconds"] / spec["steps"])
+            self._by_row.setdefault((spec["name"], spec["base"]), []).append(record["wall"])
 
     def __call__(self, training: Training) -> float:
         task = training.row.task
         measured = self._by_row.get((task.name, training.row.base))
-        each = sum(measured) / len(measured) if measured else _STEP_SECONDS[task.family]
-        return each * task.steps
+        return sum(measured) / len(measured) if measured else _STEP_SECONDS[task.family] * task.steps

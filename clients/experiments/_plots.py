@@ -14,13 +14,12 @@ from PIL import Image
 from experiments import _claims
 from experiments._catalogue import ABLATIONS, BATCHES, DEFAULTS, GROUP_ARMS, MECHANIC, PEER_ARMS, SIZES, Arm, Experiment
 from experiments._comparison import TITLES, Compared, ramp
-from experiments._judge import Outcome
 from experiments._results import Record
 
 matplotlib.use("Agg")
 
 _DPI: Final = 100
-_COLOURS: Final = 48
+_COLOURS: Final = 128
 _FAMILIES: Final = {"logistic": "C0", "vision": "C1", "language": "C2", "translation": "C4", "finetune": "C3"}
 _BASES: Final = {"sgd": "o", "adamw": "s", "lion": "^"}
 _ARMS: Final = {MECHANIC: "C3", **{arm: f"C{i}" for arm, i in zip(PEER_ARMS, (0, 2, 4, 5), strict=True)}}
@@ -30,7 +29,7 @@ def _save(figure: Figure, path: Path) -> None:
     """As PNG of few colours, and the same bytes for the same picture."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=_DPI, bbox_inches="tight", format="png")
-    picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE)
+    picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     picture.save(path, optimize=True)
 
 
@@ -109,17 +108,18 @@ def curves(rows: Sequence[Compared], path: Path) -> None:
     for axes in all_axes[len(chosen) :]:
         axes.set_axis_off()
     for axes, row in zip(all_axes, chosen, strict=False):
-        drawn: list[tuple[Outcome | None, str, str]] = [(row.best, "0.5", "best of sweep")]
-        drawn += [(row.arms.get(arm), colour, TITLES[arm.name]) for arm, colour in _ARMS.items()]
-        for outcome, colour, label in drawn:
+        drawn = [(row.best, "0.5"), *((row.arms.get(arm), colour) for arm, colour in _ARMS.items())]
+        for outcome, colour in drawn:
             if outcome is not None:
                 points = [(step, loss) for step, _, loss in outcome.records[0]["curve"] if loss is not None]
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, label=label)
+                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1)
         axes.set_title(row.row.name, fontsize=7)
-        axes.tick_params(labelsize=6)
         axes.set_yscale("log")
-    if chosen:
-        _legend(all_axes[0], fontsize=5)
+        axes.tick_params(labelsize=6, which="both")
+    for arm, colour in _ARMS.items():
+        all_axes[0].plot([], [], color=colour, label=TITLES[arm.name])
+    all_axes[0].plot([], [], color="0.5", label="best of sweep")
+    _legend(all_axes[0], fontsize=5)
     figure.suptitle("Training loss over the steps (seed 0)", fontsize=9)
     _save(figure, path)
 

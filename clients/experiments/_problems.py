@@ -16,6 +16,7 @@ from experiments import _models
 from experiments._catalogue import Task
 from experiments._data import Arrays
 
+_SETTLE: Final = 50  # batches
 _TOGETHER: Final = 256  # examples at a time where no gradient is needed
 _PIXELS: Final = 2  # by which MNIST's pictures are moved at most; without it a model soon knows them by heart
 
@@ -69,6 +70,13 @@ class Problem:
         """The mean loss of a step's batch; steps are counted from 1."""
         logits, targets = self._answer(*self._batch(step))
         return nn.functional.cross_entropy(logits, targets, ignore_index=self._ignored)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Lets batch norms see what parameters that were not trained on make of some batches."""
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            for step in range(1, _SETTLE + 1):
+                self.loss(step)
 
     @torch.no_grad()
     def evaluate(self, part: str, most: int) -> Score:

@@ -30,6 +30,21 @@ _TABLE_ARMS: Final = (MECHANIC, *PEER_ARMS)
 
 Lines = list[str]
 
+_RULES: Final = f"""\
+- Every method has the same data, model, batches, steps, clipping, weight decay and schedule: a linear rise over {
+    100
+    * WARMUP:.0f} % of the steps, then a linear fall to 0. MECHANIC, mechanic-pytorch, D-adaptation and Prodigy run at learning
+  rate 1 with their defaults (Prodigy with `safeguard_warmup` and bias correction, as its authors advise for a warm-up).
+  Schedule-free has the rise only, and its package's own learning rate; batch norms see 50 batches with its averages before
+  they are tested.
+- Sweeps: five rates, half a decade apart, and more at an edge until the best has one on either side. The rate is selected
+  by the mean metric on val, equal ones by the loss there. What is reported is test, at the last step.
+- Win, tie, loss: the difference d of two means over n₁ and n₂ seeds is a tie where |d| ≤ √(t²·(s₁²/n₁ + s₂²/n₂) + 1.96²·q).
+  The first part is chance in the seeds: s is the spread over them, t Student's 95 % quantile for n₁+n₂−2 degrees of
+  freedom. The second is chance in which N examples the test set has, for an accuracy: q is the variance over them of (how
+  often the one names an example) − (how often the other does), divided by N; for a loss q = 0. A diverged training loses. ▲
+  win, = tie, ▼ loss, ? can't be told (a single seed), all against the best of the sweep."""
+
 
 def write(folder: Path, records: Mapping[str, Record], experiments: Sequence[Experiment], quick: bool) -> Path:
     """Writes README.md and its pictures into a folder; the page's path."""
@@ -74,10 +89,9 @@ def _head(rows: Sequence[Compared], claims: Sequence[_claims.Claim], quick: bool
         lines += ["**Made with `--quick`: one seed, few steps. It shows that all works, and says nothing of the methods.**", ""]
     return [
         *lines,
-        f"The experiments of {_paper.SOURCE}, at small scale, on real data that ships inside packages, since the paper's "
-        "own data",
-        "can't be had offline. Where a figure of the paper stands beside ours, it is for orientation: data, models and "
-        "budgets differ.",
+        f"The experiments of {_paper.SOURCE}, at small scale,",
+        "on real data that ships inside packages, since the paper's own data can't be had offline. Where a figure of the paper",
+        "stands beside ours, it is for orientation: data, models and budgets differ.",
         "",
         f"- Against the best of a sweep, MECHANIC wins on {found.win}, ties on {found.tie} and loses on {found.loss} of "
         f"{len(rows)} problems" + (f" ({found.unclear} can't be told)" if found.unclear else "") + f": as good on "
@@ -97,7 +111,7 @@ def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]
     every = _plan.trainings(experiments, records)
     ended = [record for training in every if (record := current(training, records)) is not None]
     machines = Counter(record.get("machine", "unknown") for record in ended)
-    hours = sum(record["seconds"] for record in ended) / 3600.0
+    hours = sum(record["wall"] for record in ended) / 3600.0
     days = sorted({record["when"][:10] for record in ended if "when" in record})
     seeds = sorted({training.seed for training in every})
     each = Counter(experiment.name for experiment in experiments for _ in experiment.trainings())
@@ -105,32 +119,13 @@ def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]
         "## Conditions",
         "",
         f"- {len(ended)} of {len(every)} trainings, {hours:.1f} hours of training in all"
-        + (f", {days[0]} to {days[-1]}" if days else "")
-        + f"; seeds {', '.join(map(str, seeds))}, which move the model's start and the order of the batches. Each took part "
-        "with one thread:",
+        + (f", {', '.join(days)}" if days else ""),
+        f"- Seeds {', '.join(map(str, seeds))}: they move the model's start and the order of the batches.",
+        "- Each training had one thread:",
         *(f"  - {number} on {machine}" for machine, number in machines.most_common()),
-        "- Every method has the same data, model, batches, steps, clipping and weight decay, and the same schedule: a "
-        "linear rise over "
-        f"{100 * WARMUP:.0f} % of the steps, then a linear fall to 0. Schedule-free has the rise only, and its package's "
-        "own learning "
-        "rate. D-adaptation, Prodigy, mechanic-pytorch and MECHANIC run at learning rate 1 with their defaults (Prodigy with "
-        "`safeguard_warmup` and bias correction, as its authors advise for a warm-up). MECHANIC runs through a server, all "
-        "others alone.",
-        "- Sweeps: five rates, half a decade apart, and more at an edge until the best has one on either side. The rate is "
-        "selected by "
-        "the mean metric on val, equal ones by the loss there; what is reported is test, at the last step.",
-        "- Win, tie, loss: the difference d of two means over n₁ and n₂ seeds is a tie where |d| ≤ √(t²·(s₁²/n₁ + s₂²/n₂) + "
-        "1.96²·q). "
-        "The first part is chance in the seeds: s is the spread over them, t Student's 95 % quantile for n₁+n₂−2 degrees of "
-        "freedom. "
-        "The second is chance in which N examples the test set has, for an accuracy: q is the variance over them of (how "
-        "often the one "
-        "names an example) − (how often the other does), divided by N; for a loss q = 0. A diverged training loses. ▲ win, "
-        "= tie, "
-        "▼ loss, ? can't be told (a single seed), all against the best of the sweep.",
-        "- Trainings by experiment: "
-        + ", ".join(f"{name} {number}" for name, number in each.items())
-        + "; shared ones are trained once.",
+        *_RULES.splitlines(),
+        "- Trainings by experiment, shared ones trained once: "
+        + ", ".join(f"{name} {number}" for name, number in each.items()),
         "",
     ]
 

@@ -1,5 +1,6 @@
 """What came of the trainings: a JSON object a line, added as each one ends, so an interrupt loses none that had ended."""
 
+import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ class ResultsUnreadable(Exception):
 
 
 def read(path: Path) -> dict[str, Record]:
-    """The records by key, the last one of each. A last line that a kill has torn is left out.
+    """The records by key, the last one of each; the file may be gzipped. A last line that a kill has torn is left out.
 
     Raises:
         ResultsUnreadable: a line is no record.
@@ -94,7 +95,7 @@ def current(training: Training, records: Mapping[str, Record]) -> Record | None:
 
 def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
     """Number, text, and whether it ends as a line does."""
-    with path.open(encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line, line.endswith("\n")

@@ -1,5 +1,6 @@
 """Keeps a pool of trainings at work until all have ended, time is up, or somebody stops it."""
 
+import logging
 import multiprocessing
 import os
 import platform
@@ -19,6 +20,8 @@ from experiments import _plan, _results
 from experiments._catalogue import Experiment, Training
 from experiments._results import Record
 
+logger = logging.getLogger("mechanicd.experiments")
+
 HEAVY: Final = ("minilm", "translator", "decoder-128x4")  # with `--device auto` on the GPU; for other models it does not pay
 _TICK: Final = 0.2
 _TELL_SECONDS: Final = 1.0
@@ -26,7 +29,7 @@ _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class RunFailed(Exception):
-    """A training failed; says which, and how."""
+    """Trainings failed; says which, and how."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,12 @@ def run(
         tell: is told how far it is.
 
     Raises:
-        RunFailed: a training failed; the others were stopped.
+        RunFailed: trainings failed, and have no result; the others went on.
     """
     records = _results.read(results) if results.exists() else {}
     every = {training.key: training for training in _plan.trainings(experiments, records, shard)}
     left = {training.key: training for training in _plan.pending(list(every.values()), records)}
+    failures: list[str] = []
     told = 0.0
     with _results.Log(results) as log, _Pool(setup) as pool:
         pool.begin(left.values())
@@ -105,6 +109,10 @@ def run(
             if deadline is not None and time.monotonic() > deadline:
                 break
             for training, result in pool.ended():
+                if isinstance(result, Exception):
+                    failures.append(f"{training.key}: {type(result).__name__}: {result}")
+                    logger.warning(failures[-1])
+                    continue
                 record = {"key": training.key, "spec": training.spec, **result}
                 log.add(record)
                 records[training.key] = record
@@ -119,7 +127,10 @@ def run(
                 if time.monotonic() - told > _TELL_SECONDS or not left:
                     told = time.monotonic()
                     tell(_progress(len(every), left.values(), records, setup, training.key))
-        return _progress(len(every), left.values(), records, setup)
+    if failures:
+        more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        raise RunFailed(f"{failures[0]}{more}; what had ended is kept, and the same command tries these again")
+    return _progress(len(every), left.values(), records, setup)
 
 
 def _progress(total: int, left: Collection[Training], records: Mapping[str, Record], setup: Setup, last: str = "") -> Progress:
@@ -159,10 +170,10 @@ class _Pool:
             for training in trainings:
                 self.futures[self._executors[self.setup.device(training)].submit(_train, training)] = training
 
-    def ended(self) -> list[tuple[Training, Record]]:
-        """What has ended within a moment."""
+    def ended(self) -> list[tuple[Training, Record | Exception]]:
+        """What has ended within a moment, and how."""
         done, _ = wait(self.futures, _TICK, FIRST_COMPLETED)
-        ended = []
+        ended: list[tuple[Training, Record | Exception]] = []
         for future in done:
             training = self.futures.pop(future)
             try:
@@ -170,7 +181,7 @@ class _Pool:
             except BrokenProcessPool:
                 raise RunFailed(f"a process died amid its training ({training.key} or another); run again to go on") from None
             except Exception as error:
-                raise RunFailed(f"{training.key}: {type(error).__name__}: {error}") from error
+                result = error
             if result is not None:
                 ended.append((training, result))
         return ended
@@ -242,7 +253,7 @@ def machine(device: str) -> str:
     import torch
 
     if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        return f"one {torch.cuda.get_device_name()}, TF32, torch {torch.__version__}"
     return f"one core of {_processor()} ({os.cpu_count()} in all), torch {torch.__version__}"
 
 

@@ -40,15 +40,16 @@ def train(
         stop: asked after each step.
 
     Returns:
-        What came of it; None where it was told to stop.
+        What came of it; None where it was told to stop. Its "seconds" are those of the steps, "wall" has also the start and the
+        evaluation.
     """
-    task = training.row.task
+    began, task = time.monotonic(), training.row.task
     problem = pose(task, load(task.data), lambda: load("minilm"), training.seed, device)
     tuned = _arms.equip(training, problem.model, where)
     course = _Course(training, problem, tuned, checkpoint)
     try:
         finished = course.run(stop)
-        result = course.result() if finished else None
+        result = {**course.result(), "wall": round(time.monotonic() - began, 3)} if finished else None
     except BaseException as error:
         _close(tuned, "failed", f"{type(error).__name__}: {error}")
         raise
@@ -105,7 +106,8 @@ class _Course:
 
     def result(self) -> Result:
         """What came of it, as JSON has it: numbers that are not finite are null."""
-        _arms.averaged(self._tuned.optimizer, on=True)
+        if _arms.averaged(self._tuned.optimizer, on=True):
+            self._problem.settle()
         losses = torch.stack(self._losses).double().cpu()
         scales = self._tuned.scale()
         task = self._training.row.task

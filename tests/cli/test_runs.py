@@ -449,3 +449,45 @@ def test_target_and_project_may_come_from_the_environment(
         )
         shown = strict(succeeded(done))
         assert (shown if isinstance(shown, dict) else shown[0])["name"] == name
+
+
+# --- needs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sick(train: New) -> str:
+    """Of three runs the middle one: its steps from 11 on are no numbers."""
+    train("a", 40)
+    train("c", 40)
+    return str(train("b", 40, bad=dict.fromkeys(range(11, 41), math.nan)))
+
+
+def test_what_a_run_needs_is_told_wherever_runs_are_shown(sick: str, runs: New) -> None:
+    listed = strict(succeeded(runs("list", "--json")))
+    assert [[need["kind"] for need in run["needs"]] for run in listed] == [[], ["non_finite"], []]
+    (need,) = listed[1]["needs"]
+    assert need["step"] == 11
+    (line,) = (line for line in succeeded(runs("list")).splitlines() if ": b " in line)
+    assert "non_finite" in line
+    shown = succeeded(runs("show", "b"))
+    assert f"needs you: {need['message']} [non_finite]" in flat_lines(shown)
+    assert [run["needs"] for run in strict(succeeded(runs("list", "--format", "json", "--filter", "needs : *")))] == [[need]]
+
+
+def test_a_list_by_needs_begins_with_who_has_some(sick: str, runs: New) -> None:
+    listed = strict(succeeded(runs("list", "--json", "--sort", "needs")))
+    assert [run["name"][-1] for run in listed] == ["b", "a", "c"]
+
+
+def test_show_tells_what_happened_to_a_run_in_order(train: New, runs: New) -> None:
+    train("a", 9, close="RUN_STATUS_PREEMPTED", message="told to stop")
+    train("a", 2, after_step=4)
+    events = strict(succeeded(runs("show", "a", "--json")))["events"]
+    assert [(event["kind"], event["step"]) for event in events] == [("opened", 0), ("closed", 9), ("rewound", 4)]
+    text = succeeded(runs("show", "a"))
+    assert "what happened:" in text
+    assert "closed as preempted: told to stop" in text
+
+
+def flat_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def test_the_store_is_left_with_every_step_and_can_be_served_again(
         assert kept["labels"] == {"model": run["model"], "base": run["base"], "batch": str(run["batch"]), "seed": "0"}
         assert kept["rewinds"] == (1 if run["kill"] else 0)
     assert server.stop() == 0
+
+
+@pytest.mark.timeout(300)
+def test_the_page_stays_after_the_table_until_ctrl_c(tmp_path: Path):
+    command = [*DEMO, "--quick", "--no-sweep", "--dir", str(tmp_path / "demo")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address = next(match[1] for line in process.stdout if (match := re.search(r"The page is open: (http://\S+)", line)))
+        with urllib.request.urlopen(f"{address}/api/v1/runs", timeout=30) as reply:
+            runs = json.load(reply)["runs"]
+        assert {run["run"] for run in runs} == {recipe.run for recipe in _fleet.quick().recipes}
+        assert {run["status"] for run in runs} == {"finished"}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        assert processes_that_name(tmp_path) == []
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.timeout(300)

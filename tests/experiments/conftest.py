@@ -67,6 +67,7 @@ def record() -> Callable[..., dict[str, Any]]:
             "curve": [[steps // 2, 0.005, 0.6], [steps, 0.01, 0.5]],
             "parameters": 10,
             "seconds": 1.0,
+            "wall": 1.5,
             "machine": "a machine of the tests",
             "when": "2026-01-02 03:04",
             **fields,

@@ -1,5 +1,6 @@
 """The results file outlives kills, and results of several machines come together."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,11 @@ def test_merging_adds_what_is_new_or_of_another_list(tmp_path: Path) -> None:
                 log.add(record)
     assert _results.merge(mine, [other]) == 2
     assert _results.merge(mine, [other]) == 0
-    assert {key: record["spec"]["steps"] for key, record in _results.read(mine).items()} == {"a": 1, "b": 2, "c": 1}
+    merged = _results.read(mine)
+    assert {key: record["spec"]["steps"] for key, record in merged.items()} == {"a": 1, "b": 2, "c": 1}
+    packed = tmp_path / "mine.jsonl.gz"
+    packed.write_bytes(gzip.compress(mine.read_bytes()))
+    assert _results.read(packed) == merged
 
 
 def test_flags_come_back() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from experiments._plan import Shard
 from experiments._runner import Progress, Setup
 
 COMMAND = [sys.executable, "-m", "experiments"]
-CHANGING = ("seconds", "when")  # of a record, from one run to the next
+CHANGING = ("seconds", "wall", "when")  # of a record, from one run to the next
 
 
 def run(
@@ -78,6 +79,19 @@ def test_interrupted_and_run_again_it_has_the_same_results(
         assert count <= len(_results.read(parted)) < len(_results.read(whole))
     run(tiny, parted, new_setup(None, "parted"))
     assert lasting(parted) == lasting(whole)
+
+
+def test_a_training_that_fails_is_named_and_the_others_go_on(
+    tiny: Experiment, new_setup: Callable[..., Setup], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (row,) = tiny.rows
+    broken = replace(row, task=replace(row.task, name="logistic/nothing", data="nothing"))
+    both = replace(tiny, rows=(broken, row), arms=(MECHANIC,), sweep=False)
+    results = tmp_path / "results.jsonl"
+    with pytest.raises(_runner.RunFailed, match=r"logistic/nothing/adamw/mechanic/seed.: DataMissing: .*, and 1 more; "):
+        run(both, results, new_setup(None))
+    assert set(_results.read(results)) == {Training(row, MECHANIC, seed).key for seed in both.seeds}
+    assert "DataMissing: the set 'nothing' is not in" in caplog.text
 
 
 def test_past_its_deadline_it_stops_and_says_what_is_left(

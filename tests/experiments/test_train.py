@@ -22,7 +22,7 @@ def result(training: Training, data: Path, where: Where, checkpoint: Path, stop_
         training, lambda name: _data.load(data, name), "cpu", where, checkpoint, lambda: next(steps) == (stop_after or -1)
     )
     if made is not None:
-        del made["seconds"]
+        del made["seconds"], made["wall"]
     return made
 
 

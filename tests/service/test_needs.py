@@ -148,6 +148,13 @@ def test_nor_does_it_in_the_other_conventions(convention: Any) -> None:
     assert judged(trainings.train(X, trainings.regression(), trainings.sgd(), STEPS, config=config), config) == {}
 
 
+@pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
+def test_a_run_without_a_step_needs_nothing_yet(convention: Any) -> None:
+    config = TunerConfig(convention=convention)
+    nan = (math.nan,)
+    assert needs(row(Vitals(), StepRow(0, S, 1, nan, nan, nan, nan, nan, (0.0,), None), config), S, SILENCE) == []
+
+
 # --- stuck -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +248,15 @@ def test_parameters_and_s_that_explode_together_run_away() -> None:
     found = [need for each in rows for need in needs(each, each.step_time, SILENCE) if need.kind == "running_away"]
     assert "S grew from" in found[0].message
     assert "and ‖x‖ from" in found[0].message
+
+
+def test_s_at_the_bound_of_the_tuner_runs_away_whatever_else_is_known() -> None:
+    """One h that never changes, no decay, nothing forgotten: S grows until it saturates."""
+    config = TunerConfig(s_decay=0.0, betas=(1.0,))
+    steps = trainings.train(X, noise, trainings.sgd(), 3000, config=config, spoil=lambda step, r: r._replace(delta_dot_g=-1.0))
+    last = at_end(steps, config)
+    assert max(last.scale) == 1e30
+    assert "it grows without end" in of(needs(last, last.step_time, SILENCE), "running_away").message
 
 
 def test_a_ramp_that_finds_a_floor_does_not_run_away() -> None:

@@ -40,7 +40,7 @@ _STORE_SECONDS: Final = 0.1
 _BACKOFF_FIRST: Final = 0.1
 _BACKOFF_MOST: Final = 5.0
 _REPLAY_BATCH: Final = 256
-_PIPELINED: Final = 8
+_PIPELINED: Final = 32
 """Steps that may be on their way at once where none waits for its answer; those that take longer than the way are one."""
 _STATUS: Final = {
     "finished": resources_pb2.RUN_STATUS_FINISHED,

@@ -5,7 +5,7 @@ Every call has a deadline. grpc's errors are translated in one place (`translate
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -21,6 +21,9 @@ _OPTIONS: Final = [
 ]
 
 
+_MOST_STEPS: Final = 64
+"""Of one message; a replay sends its own number."""
+
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -29,14 +32,14 @@ class Link:
 
     def __init__(self, stub: tuner_service_pb2_grpc.TunerServiceStub, target: str, metadata: Metadata) -> None:
         self._target = target
-        self._requests: queue.SimpleQueue[tuner_service_pb2.StreamStepsRequest | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Sequence[tuner_service_pb2.StepRequest] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuner_service_pb2.StepResult | MechanicdError] = queue.SimpleQueue()
-        self._call: Any = stub.StreamSteps(iter(self._requests.get, None), metadata=metadata)
+        self._call: Any = stub.StreamSteps(self._messages(), metadata=metadata)
         threading.Thread(target=self._read, name="mechanicd-results", daemon=True).start()
 
     def send(self, *steps: tuner_service_pb2.StepRequest) -> None:
-        """Sends steps in one message; returns at once."""
-        self._requests.put(tuner_service_pb2.StreamStepsRequest(steps=steps))
+        """Sends steps, in one message with others that wait to be sent; returns at once."""
+        self._requests.put(steps)
 
     @property
     def ready(self) -> bool:
@@ -64,6 +67,21 @@ class Link:
         """Ends the stream."""
         self._requests.put(None)
         self._call.cancel()
+
+    def _messages(self) -> Iterator[tuner_service_pb2.StreamStepsRequest]:
+        """Asked by grpc whenever it can send: a message costs more than the steps in it, so it takes all that wait."""
+        while (steps := self._requests.get()) is not None:
+            message = tuner_service_pb2.StreamStepsRequest(steps=steps)
+            ended = False
+            while len(message.steps) < _MOST_STEPS and not self._requests.empty():
+                more = self._requests.get()
+                if more is None:
+                    ended = True
+                    break
+                message.steps.extend(more)
+            yield message
+            if ended:
+                return
 
     def _read(self) -> None:
         try:

@@ -25,14 +25,15 @@ from mechanicd.demo._outcome import Outcome
 )
 @click.option("--quick", is_flag=True, help="Three trainings of 200 steps: shows that all works, and says nothing of accuracy.")
 @click.option("--no-sweep", is_flag=True, help="Train the mechanized runs only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout; progress goes to stderr.")
-def demo(path: Path | None, quick: bool, no_sweep: bool, as_json: bool) -> None:
+@click.option("--once", is_flag=True, help="End after the table. Default: the server and its page stay until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout and end; progress goes to stderr.")
+def demo(path: Path | None, quick: bool, no_sweep: bool, once: bool, as_json: bool) -> None:
     """Train a small fleet of real models with MECHANIC, and compare each with a sweep of the learning rate.
 
     Starts a server with an embedded store, and trains two models of handwritten digits with AdamW, SGD and Lion and several
     batch sizes, all at once. One training is killed midway and goes on from its checkpoint. Then the same models train with
     the bare optimizers and five learning rates each, and a table shows test accuracy side by side. Takes 2 to 3 minutes on two
-    processors. Ctrl-C stops everything.
+    processors. The page that shows S of all of them is there from the start, and stays after the table until Ctrl-C.
     """
     path = (path or Path(".mechanicd", time.strftime("demo-%Y%m%d-%H%M%S"))).absolute()
     folder = Folder(path)
@@ -41,13 +42,21 @@ def demo(path: Path | None, quick: bool, no_sweep: bool, as_json: bool) -> None:
     began = time.monotonic()
     try:
         with StopSignals() as signals:
-            outcomes = _train(folder, fleet, not no_sweep, console, signals)
+            _prepare(folder)
+            with Server(folder.store_url, folder.logs, signals.check, http="") as server:
+                outcomes = _train(folder, fleet, not no_sweep, console, signals, server)
+                _tell(folder, outcomes, time.monotonic() - began, quick, as_json)
+                if not (once or as_json):
+                    _stay(server, signals)
     except DemoError as error:
         raise click.ClickException(str(error)) from None
     except Stopped as stopped:
         console.print(f"{stopped}: the trainings and the server are stopped; what they kept is in {path}", soft_wrap=True)
         sys.exit(128 + stopped.signum)
-    seconds = time.monotonic() - began
+
+
+def _tell(folder: Folder, outcomes: list[Outcome], seconds: float, quick: bool, as_json: bool) -> None:
+    """The table, and how to come back to it."""
     if as_json:
         click.echo(json.dumps(_document(folder, outcomes, seconds), indent=2, allow_nan=False))
         return
@@ -57,20 +66,27 @@ def demo(path: Path | None, quick: bool, no_sweep: bool, as_json: bool) -> None:
     table.print(_show.summary(outcomes, table.width))
     if quick:
         table.print("200 steps are too few to judge by: run without --quick for that.")
-    table.print(f"\n{seconds:.0f} seconds in all. The runs are kept; to look at them again:\n")
+    table.print(f"\n{seconds:.0f} seconds in all. The runs are kept; to look at them again later:\n")
     for command in look_again(folder, outcomes):
         table.print(f"    {command}", markup=False, soft_wrap=True)
 
 
-def _train(folder: Folder, fleet: _fleet.Fleet, sweeps: bool, console: Console, signals: StopSignals) -> list[Outcome]:
-    folder.check()
+def _stay(server: Server, signals: StopSignals) -> None:
+    """Keeps the page open until Ctrl-C."""
+    click.echo(f"\nThe page is open: {server.page}\nCtrl-C ends the server.")
     try:
-        digits = _data.read()
-    except ModuleNotFoundError as error:
-        raise DemoError(f"the demo needs {error.name}, which is not installed; pip install 'mechanicd[demo]'") from None
-    folder.make()
-    _data.save(digits, folder.digits)
-    with Server(folder.store_url, folder.logs, signals.check) as server, Crew(folder.logs) as crew:
+        while True:
+            signals.check()
+            server.check()
+            time.sleep(0.2)
+    except Stopped:
+        click.echo()
+
+
+def _train(
+    folder: Folder, fleet: _fleet.Fleet, sweeps: bool, console: Console, signals: StopSignals, server: Server
+) -> list[Outcome]:
+    with Crew(folder.logs) as crew:
         conductor = Conductor(fleet, sweeps, folder, server.target, crew)
 
         def check() -> None:
@@ -79,9 +95,21 @@ def _train(folder: Folder, fleet: _fleet.Fleet, sweeps: bool, console: Console, 
 
         with _show.Board(console, conductor.runs, conductor.sweep_size) as board:
             board.note(f"server at {server.target}, store {folder.store_url}")
-            board.note(f"meanwhile, in another terminal: mechanicd runs list --target {server.target}")
+            board.note(f"meanwhile, in a browser: {server.page}")
+            board.note(f"or in another terminal: mechanicd runs list --target {server.target}")
             conductor.conduct(board, check)
     return [Outcome(run) for run in conductor.runs]
+
+
+def _prepare(folder: Folder) -> None:
+    """The folder and the digits in it."""
+    folder.check()
+    try:
+        digits = _data.read()
+    except ModuleNotFoundError as error:
+        raise DemoError(f"the demo needs {error.name}, which is not installed; pip install 'mechanicd[demo]'") from None
+    folder.make()
+    _data.save(digits, folder.digits)
 
 
 def look_again(folder: Folder, outcomes: list[Outcome]) -> list[str]:

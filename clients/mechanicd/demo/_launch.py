@@ -17,7 +17,7 @@ from typing import Final, Self
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_READY: Final = re.compile(r"grpc=(\S+)")
+_READY: Final = re.compile(r"grpc=(\S+)(?:.* http=(\S+))?.*\n")
 
 
 class DemoError(Exception):
@@ -90,26 +90,31 @@ class Server:
 
     Attributes:
         target: where it listens.
+        page: where its page is, or "".
+
+    Args:
+        http: where its page shall be; "off" for none, "" for the usual place, or another port where that is taken.
     """
 
-    def __init__(self, store_url: str, logs: Path, check: Callable[[], None]) -> None:
+    def __init__(self, store_url: str, logs: Path, check: Callable[[], None], http: str = "off") -> None:
         self._out, self._log = logs / "server.out", logs / "server.log"
         with self._out.open("wb") as stdout:
-            command = ["-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "off", "--store", store_url]
+            command = ["-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--store", store_url]
+            command += ["--http", http] if http else []
             self._process = _spawn(command, stdout.fileno(), self._log)
         try:
-            self.target = self._wait(check)
+            self.target, self.page = self._wait(check)
         except BaseException:
             self.stop()
             raise
 
-    def _wait(self, check: Callable[[], None]) -> str:
+    def _wait(self, check: Callable[[], None]) -> tuple[str, str]:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             check()
             self.check()
             if ready := _READY.search(self._out.read_text()):
-                return ready[1]
+                return ready[1], ready[2] or ""
             time.sleep(0.05)
         raise DemoError(f"the server was not ready in {START_SECONDS:.0f} s; see {self._log}")
 

@@ -110,8 +110,7 @@ class Mechanized(Optimizer):
                 self._passes.launch(active, to_host=False)
                 flag = self._passes.guard(self.base)
                 if flag is not None:
-                    there = flag
-                    return self._ahead.step(self._passes, lambda: self._guarded_base_step(there), self._base_lr())
+                    return self._step_ahead(self._ahead, flag)
             self._settle()
             self._ahead = None
         team = self._team
@@ -165,6 +164,14 @@ class Mechanized(Optimizer):
         if flag is not None and not still and not self.frozen and self._goes_ahead():
             self._ahead = Ahead(session, self._memory, active, self._cap())
         return result
+
+    def _step_ahead(self, ahead: Ahead, flag: Tensor) -> float | None:
+        """The rest of a step that the device takes alone."""
+        try:
+            return ahead.step(self._passes, lambda: self._guarded_base_step(flag), self._base_lr())
+        except BaseException:
+            self._ahead = None
+            raise
 
     def _goes_ahead(self) -> bool:
         """Whether the device may have S before the host does: where nothing but the scalars decides it."""

@@ -24,6 +24,15 @@ from mechanicd.v1 import resources_pb2, run_service_pb2
 _SKETCH_WIDTH: Final = 24
 _CHROME: Final = 4
 """Lines of the screen that are not runs."""
+_LEAST_WIDTHS: Final = {
+    "run": 24,
+    "status": 9,
+    "step": 9,
+    "S": 8,
+    "S over the steps": _SKETCH_WIDTH,
+    "last step": 10,
+    "needs": 8,
+}
 
 
 class _Fleet:
@@ -63,7 +72,7 @@ class _Fleet:
 
 
 class _Sketches:
-    """Sparklines of the runs on the screen, asked for again where a run has gone on."""
+    """Sparklines of the runs on the screen, asked for again where a run has gone on so far that it could look otherwise."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -72,7 +81,8 @@ class _Sketches:
     def of(self, runs: list[resources_pb2.Run]) -> dict[str, str]:
         """One per run's name."""
         for run in runs:
-            if self._made.get(run.name, (-1, ""))[0] != run.durable_step:
+            drawn = self._made.get(run.name, (-1, ""))[0]
+            if not drawn <= run.durable_step <= drawn + drawn // (2 * _SKETCH_WIDTH):
                 with contextlib.suppress(MechanicdError):  # it may be deleted by now; a server that is gone is told elsewhere
                     self._made[run.name] = run.durable_step, _look.sketch_of(self._client, run.name, _SKETCH_WIDTH)
         return {run.name: self._made[run.name][1] for run in runs if run.name in self._made}
@@ -170,6 +180,7 @@ def _screen(
     table = _text.table(shown, sketches)
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
+        column.min_width = _LEAST_WIDTHS.get(str(column.header), 1)
     return Group(heading, hints, Text(""), table)
 
 

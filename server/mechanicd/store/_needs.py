@@ -38,8 +38,8 @@ AWAY_LR: Final = 1.0
 AWAY_DECAY: Final = 0.5
 """Where the loss falls along Δ without end, the decay term of h alone holds S, at about 1/λ. A BASE whose learning rate is so
 small that S has to come near that is held there too, and told so."""
-BOUND: Final = 1e30
-"""Far above any learning rate, and below the bound at which the tuner saturates."""
+BOUND: Final = 1e20
+"""Far above any learning rate, and far below where the tuner saturates (1e30 for each β)."""
 NON_FINITE_SHARE: Final = 0.2
 NON_FINITE_STEPS: Final = 60
 """Loss scaling in half precision skips about one step in 2,000, and up to a dozen at its start."""
@@ -63,7 +63,7 @@ class Need:
 
 
 def needs(row: RunRow, now: int, silence: Silence) -> list[Need]:
-    """What somebody should look at in this run, in the order of `KINDS`.
+    """What somebody should look at in this run, in the order of `KINDS`. A run that is over keeps what its last steps gave.
 
     Args:
         row: as stored, or as `judged`.
@@ -100,7 +100,7 @@ def _stuck(row: RunRow, _: int) -> Need | None:
 def _collapsed(row: RunRow, _: int) -> Need | None:
     vitals, scale = row.vitals, max(row.scale)
     marked = vitals.marks[-1].scale if vitals.marks else scale
-    if vitals.peak < COLLAPSE_OF * first_scale(row.config) or max(scale, marked) > COLLAPSE * vitals.peak:
+    if not vitals.peak or vitals.peak < COLLAPSE_OF * first_scale(row.config) or max(scale, marked) > COLLAPSE * vitals.peak:
         return None
     return Need(
         COLLAPSED,

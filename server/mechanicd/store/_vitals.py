@@ -164,12 +164,15 @@ class Vitals:
     @classmethod
     def from_text(cls, text: str) -> "Vitals":
         """The reverse of `to_text`. Fields that this mechanicd does not know are passed over."""
-        values = {name: value for name, value in json.loads(text or "{}").items() if name in _NEW}
-        for name in ("turns", "returns"):
-            if name in values:
-                values[name] = tuple(values[name])
+        if not text:
+            return cls()
+        values = json.loads(text)
+        if not values.keys() <= _NEW.keys():
+            values = {name: value for name, value in values.items() if name in _NEW}
+        for name in _TUPLES & values.keys():
+            values[name] = tuple(values[name])
         if "marks" in values:
-            values["marks"] = tuple(Mark(*mark) for mark in values["marks"])
+            values["marks"] = tuple(map(Mark._make, values["marks"]))
         return cls(**values)
 
 
@@ -178,6 +181,7 @@ def first_scale(config: TunerConfig) -> float:
     return {"theory": 0.0, "optax": config.s_init * len(config.betas)}.get(config.convention, config.s_init)
 
 
+_TUPLES: Final = {"turns", "returns"}
 _NEW: Final = {each.name: each.default for each in fields(Vitals)}
 
 
