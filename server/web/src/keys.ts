@@ -35,15 +35,16 @@ export function followKeys(): void {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     const target = event.target as HTMLElement;
-    if (target.matches("input, select, textarea")) {
+    if (target.matches("input[type=search], select, textarea")) {
       if (event.key === "Escape") target.blur();
       if (target.id !== "search" || !["ArrowDown", "Enter", "Escape"].includes(event.key)) return;
       target.blur();
       if (event.key !== "Escape") move(1);
       return;
     }
-    const onButton = target.matches("button, a, [role=checkbox]");
-    if (onButton && (event.key === "Enter" || event.key === " ")) return;
+    const keepsEnter = target.matches("button, a, input");
+    if (keepsEnter && (event.key === "Enter" || event.key === " ")) return;
+    if (target.matches("input") && event.key.startsWith("Arrow")) return;
     if (handle(event.key)) event.preventDefault();
   });
 }

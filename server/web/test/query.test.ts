@@ -65,6 +65,15 @@ test("words are put in and taken out", () => {
   assert.equal(toggleWord("bert", labelWord("opt", "adam w")), 'bert opt="adam w"');
   assert.equal(toggleWord('bert opt="adam w"', 'opt="adam w"'), "bert");
   assert.ok(hasWord("a b", "b") && !hasWord("ab", "b"));
+  for (const value of ["", "256", "adam w", 'say "(hi)" [now] \\d', "a=b<c"]) {
+    const labelled = run({ run: "r", labels: { l: value, m: "x" } });
+    const other = run({ run: "r", labels: { l: `${value}!` } });
+    const text = `m=x ${labelWord("l", value)}`;
+    const query = parseQuery(text);
+    assert.equal(query.problem, null, text);
+    assert.ok(query.matches(labelled, 0) && !query.matches(other, 0), text);
+    assert.ok(hasWord(text, labelWord("l", value)), text);
+  }
 });
 
 test("orders: who needs somebody is first, who has no value is last either way", () => {

@@ -7,6 +7,8 @@ import { colour, dark } from "../theme";
 
 interface Props {
   readonly data: HeatmapReply;
+  /** How many scale groups there are; where there are very many, a row is some neighbours. */
+  readonly groups: number;
   readonly chosen: number | null;
   readonly onChoose: (group: number | null) => void;
 }
@@ -18,11 +20,14 @@ interface Seen {
 
 const NAMES = 168;
 
-export function Heatmap({ data, chosen, onChoose }: Props) {
+export function Heatmap({ data, groups: all, chosen: chosenGroup, onChoose }: Props) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const [seen, setSeen] = useState<Seen | null>(null);
   const groups = data.groups.length;
-  const rowHeight = groups <= 8 ? 22 : groups <= 24 ? 15 : Math.max(3, Math.floor(360 / groups));
+  const together = Math.max(1, Math.ceil(all / Math.max(1, groups)));
+  const chosen = chosenGroup === null ? null : Math.floor(chosenGroup / together);
+  const choose = (row: number): void => onChoose(chosen === row ? null : row * together);
+  const rowHeight = groups <= 8 ? 22 : groups <= 24 ? 15 : Math.max(1, Math.floor(480 / groups));
   const height = groups * rowHeight;
   const [low, high] = bounds(data);
   const isDark = dark.value;
@@ -56,7 +61,7 @@ export function Heatmap({ data, chosen, onChoose }: Props) {
                 class={chosen === i ? "on" : ""}
                 style={{ top: `${i * rowHeight}px`, lineHeight: `${Math.max(14, rowHeight)}px` }}
               >
-                <button type="button" title={name} onClick={() => onChoose(chosen === i ? null : i)}>
+                <button type="button" title={name} onClick={() => choose(i)}>
                   {name}
                 </button>
               </li>
@@ -72,7 +77,7 @@ export function Heatmap({ data, chosen, onChoose }: Props) {
           onPointerLeave={() => setSeen(null)}
           onClick={(event) => {
             const cell = at(event);
-            if (cell) onChoose(chosen === cell.group ? null : cell.group);
+            if (cell) choose(cell.group);
           }}
         />
         <span />

@@ -109,8 +109,8 @@ function takeDelta(delta: RunsDelta): void {
   clockAhead = delta.now - Date.now();
   if (delta.runs.length === 0 && delta.gone.length === 0) return;
   const next = new Map(runs.value);
+  for (const name of delta.gone) next.delete(name); // first: a name may have been taken anew
   for (const change of delta.runs) next.set(change.name, { ...next.get(change.name), ...change } as RunItem);
-  for (const name of delta.gone) next.delete(name);
   batch(() => {
     runs.value = next;
     touched.value = delta.runs.map((run) => run.name);

@@ -155,6 +155,9 @@ export function toggleWord(text: string, word: string): string {
 
 export const hasWord = (text: string, word: string): boolean => words(text).includes(word);
 
-/** `key=value`, in quotes where it must be. */
-export const labelWord = (key: string, value: string): string =>
-  /[\s"]/.test(value) ? `${key}="${value.replaceAll('"', "")}"` : `${key}=${value}`;
+/** `key=value`, in quotes where it must be; as an expression where there are quotes in it. */
+export function labelWord(key: string, value: string): string {
+  if (!value.includes('"')) return /\s/.test(value) || value === "" ? `${key}="${value}"` : `${key}=${value}`;
+  const plain = value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  return `${key}~^${plain.replaceAll('"', ".").replace(/\s/g, "\\s")}$`;
+}

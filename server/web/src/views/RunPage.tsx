@@ -1,28 +1,18 @@
 /** One run: what it does now, all its series on one time axis with the events on it, what it is, how to go on with it. */
 
 import { type Signal, useSignal } from "@preact/signals";
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import type uPlot from "uplot";
-import { Chart, cursorLabel } from "../charts/Chart";
-import { Heatmap } from "../charts/Heatmap";
+import { Chart } from "../charts/Chart";
 import { type Curve, eventColour, type Mark } from "../charts/paint";
 import { ink } from "../charts/palette";
 import * as api from "../data/api";
 import { useFetched } from "../data/fetched";
 import { runs } from "../data/live";
 import { useSeries } from "../data/series";
-import {
-  type RunDetail,
-  type RunEvent,
-  type RunItem,
-  SERIES,
-  type Series,
-  type SeriesAsk,
-  type SeriesRun,
-} from "../data/types";
+import type { RunDetail, RunItem, Series, SeriesRun } from "../data/types";
 import { count, moment, NONE, number, plural, span } from "../format";
 import { Ago } from "../parts/Ago";
-import { CopyButton } from "../parts/CopyButton";
 import { savePng, saveRun } from "../parts/download";
 import { Icon, StatusIcon } from "../parts/icons";
 import { Legend } from "../parts/Legend";
@@ -31,6 +21,8 @@ import { overviewAddress, show, view, yAxis } from "../view";
 import { resetZoom } from "./actions";
 import { AxisControls, grain, roundPixels, X_TITLES, zoomed } from "./ChartPanel";
 import { Facts } from "./Facts";
+import { askOf, Layers, Small, useMarks } from "./RunSeries";
+import { Branches, Events, lookAt, Resume } from "./RunSide";
 import { words } from "./Table";
 
 const SMALL: readonly Series[] = [
@@ -47,7 +39,8 @@ export function RunPage() {
   const { run: name } = view.value;
   const live = runs.value.get(name);
   // Events, branches and sessions change seldom: with these, not with every step.
-  const key = `${name} ${live?.sessions} ${live?.rewinds} ${live?.status} ${Math.floor(Date.now() / 60_000)}`;
+  const needs = live?.needs.map((need) => need.kind).join();
+  const key = `${name} ${live?.sessions} ${live?.rewinds} ${live?.status} ${needs} ${Math.floor(Date.now() / 60_000)}`;
   const { value: detail, error } = useFetched(key, (signal) => api.run(name, signal));
   if (!detail || detail.run.name !== name)
     return error ? (
@@ -158,17 +151,6 @@ function Figure({ name, value, strong = false }: { name: string; value: preact.C
     </div>
   );
 }
-
-/** The steps around one. */
-function lookAt(run: RunItem, step: number): void {
-  const half = Math.max(50, Math.round(run.step * 0.02));
-  show({ x: "step", x0: Math.max(1, step - half), x1: Math.max(2, step + half) }, "push");
-}
-
-const askOf = (series: Series, pixels: number): SeriesAsk => {
-  const { x, x0, x1, scale, branch } = view.value;
-  return { series, group: scale, branch, x, x0, x1, pixels: roundPixels(pixels) };
-};
 
 interface MainProps {
   readonly detail: RunDetail;
@@ -311,21 +293,6 @@ function useBranches(detail: RunDetail, name: string, width: number): Curve[] {
   );
 }
 
-/** Events on the axis that is shown; a step's own place is looked up in the columns. */
-function useMarks(detail: RunDetail, line: SeriesRun | undefined, x: string): Mark[] {
-  return useMemo(
-    () =>
-      detail.events.flatMap((event) => {
-        if (x === "step") return [{ x: event.step, kind: event.kind }];
-        if (x === "time") return [{ x: event.time, kind: event.kind }];
-        const columns = line?.columns;
-        const at = columns ? columns.last.findIndex((last) => last >= event.step) : -1;
-        return columns && at >= 0 ? [{ x: columns.x[at]!, kind: event.kind }] : [];
-      }),
-    [detail.events, line, x],
-  );
-}
-
 function MarkKey({ marks, line }: { marks: readonly Mark[]; line: SeriesRun | undefined }) {
   const kinds = new Map<string, string>();
   for (const mark of marks) kinds.set(eventColour(mark.kind), KIND_TITLES[eventColour(mark.kind)] ?? "");
@@ -358,178 +325,6 @@ const KIND_TITLES: Record<string, string> = {
   "--event-bad": "outage, gap or fence",
   "--event-end": "closed",
 };
-
-function Layers({ run, width }: { run: RunItem; width: number }) {
-  const { branch, x, x0, x1, scale } = view.value;
-  const zoom = x === "step" ? ([x0, x1] as const) : ([null, null] as const);
-  const columns = Math.min(600, roundPixels(width) / 2);
-  const [round, setRound] = useState(0);
-  useEffect(() => {
-    const timer = setInterval(() => !document.hidden && setRound((before) => before + 1), 5000);
-    return () => clearInterval(timer);
-  }, []);
-  const moving = run.status === "running" ? round : 0;
-  const key = JSON.stringify([run.name, branch, zoom, columns, moving]);
-  const { value, error } = useFetched(key, (signal) =>
-    api.heatmap(run.name, branch, zoom[0], zoom[1], columns, signal),
-  );
-  return (
-    <section class="panel" aria-label="S by scale group">
-      <div class="panel-head">
-        <h2>S by scale group</h2>
-        <span class="says">
-          {plural(run.groups, "group")}, largest in each column{x === "step" ? "" : "; by step, all of them"}
-        </span>
-      </div>
-      {value && <Heatmap data={value} chosen={scale} onChoose={(group) => show({ scale: group })} />}
-      {error && <p class="bad pad">{error.message}</p>}
-    </section>
-  );
-}
-
-function Small({ series, run, detail }: { series: Series; run: RunItem; detail: RunDetail }) {
-  const shown = view.value;
-  const [width, setWidth] = useState(500);
-  const cursor = useSignal<number | null>(null);
-  const names = useMemo(() => [run.name], [run.name]);
-  const { lines, error } = useSeries(names, askOf(series, width));
-  const line = lines.get(run.name);
-  const signed = SERIES[series].signed;
-  const y = shown.y === "linear" ? "linear" : signed ? "asinh" : "log";
-  const marks = useMarks(detail, line, shown.x);
-  const missing = line?.missing || line?.columns.max.every((value) => value === null);
-  const entry = { id: series, label: SERIES[series].title, ink: ink(0), columns: line?.columns ?? null };
-  return (
-    <figure class="small">
-      <figcaption>
-        <b>{SERIES[series].title}</b> <span>{SERIES[series].says}</span>
-        <SmallValue entry={entry} cursor={cursor} />
-      </figcaption>
-      <Chart
-        series={series}
-        curves={
-          line
-            ? [
-                {
-                  id: series,
-                  label: series,
-                  ink: ink(0),
-                  columns: line.columns,
-                  spread: run.groups > 1 && shown.scale === null,
-                },
-              ]
-            : []
-        }
-        marks={marks}
-        x={shown.x}
-        y={y}
-        smoothing={shown.smooth}
-        x0={shown.x0}
-        x1={shown.x1}
-        height={150}
-        sync="run"
-        cursor={cursor}
-        onZoom={(x0, x1) => show(zoomed(shown.x, x0, x1), "push")}
-        onReset={resetZoom}
-        onWidth={setWidth}
-      />
-      {missing && (
-        <p class="chart-note">
-          {series === "base_lr" || series === "effective_lr" ? "The trainer sends no BASE lr." : "No values."}
-        </p>
-      )}
-      {error && <p class="chart-note bad">{error}</p>}
-    </figure>
-  );
-}
-
-function SmallValue({
-  entry,
-  cursor,
-}: {
-  entry: Parameters<typeof Legend>[0]["entries"][number];
-  cursor: MainProps["cursor"];
-}) {
-  const at = cursor.value;
-  const columns = entry.columns;
-  const place = columns && at !== null ? columns.x.findIndex((x) => x >= at) : -1;
-  const value = columns ? (place >= 0 ? columns.end[place] : columns.end.at(-1)) : null;
-  return <output title={at === null ? "last value" : cursorLabel(view.value.x, at)}>{number(value, 3)}</output>;
-}
-
-function Resume({ detail }: { detail: RunDetail }) {
-  return (
-    <section class="panel resume">
-      <div class="panel-head">
-        <h2>Resume</h2>
-        {detail.resume && <CopyButton text={detail.resume} />}
-      </div>
-      {detail.resume ? (
-        <pre>{detail.resume}</pre>
-      ) : (
-        <p class="pad">
-          How this run was started is not known. Start it again with the same run name, and with its last checkpoint: it
-          goes on at that step.
-        </p>
-      )}
-    </section>
-  );
-}
-
-function Events({ events, run }: { events: readonly RunEvent[]; run: RunItem }) {
-  const latestFirst = [...events].reverse();
-  return (
-    <section class="panel events">
-      <div class="panel-head">
-        <h2>Events</h2>
-        <span class="says">{count(events.length)}</span>
-      </div>
-      <ol>
-        {latestFirst.map((event, i) => (
-          <li key={`${event.time} ${i}`}>
-            <i class="dot" style={{ background: `var(${eventColour(event.kind)})` }} />
-            <div>
-              <button type="button" class="link" onClick={() => lookAt(run, event.step)} title="Zoom to these steps">
-                {words(event.kind)} <span>at step {count(event.step)}</span>
-              </button>
-              <time dateTime={new Date(event.time).toISOString()}>{moment(event.time)}</time>
-              {event.message && <p>{event.message}</p>}
-            </div>
-          </li>
-        ))}
-        {events.length === 0 && <li class="pad">None are recorded: this run is from an older version of the store.</li>}
-      </ol>
-    </section>
-  );
-}
-
-function Branches({ detail, branch }: { detail: RunDetail; branch: number }) {
-  return (
-    <section class="panel branches">
-      <div class="panel-head">
-        <h2>Branches</h2>
-        <span class="says">steps given up at a rewind stay</span>
-      </div>
-      <ul>
-        {detail.branches.map((one) => (
-          <li key={one.branch}>
-            <button
-              type="button"
-              class={one.branch === branch ? "on" : ""}
-              aria-pressed={one.branch === branch}
-              onClick={() => show({ branch: one.branch })}
-            >
-              <b>{one.branch === 0 ? "the run" : `branch ${one.branch}`}</b>
-              <span>
-                steps {count(one.first_step)} to {count(one.last_step)}
-              </span>
-            </button>
-          </li>
-        ))}
-      </ul>
-    </section>
-  );
-}
 
 function NoRun({ name, message }: { name: string; message: string }) {
   return (
