@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -20,13 +19,14 @@ from mechanicd.torch._ahead import Ahead
 from mechanicd.torch._closure import evaluate
 from mechanicd.torch._distributed import Shards, Step
 from mechanicd.torch._memory import Memory
+from mechanicd.torch._of_base import OfBase
 from mechanicd.torch._passes import Passes
 from mechanicd.tuner import TunerState
 
 logger = logging.getLogger("mechanicd.torch")
 
 
-class Mechanized(Optimizer):
+class Mechanized(OfBase):
     """BASE with its updates scaled by MECHANIC's S; made by `mechanize`.
 
     `param_groups`, `state` and `defaults` are BASE's own, so a scheduler that sets the lr here sets BASE's.
@@ -272,39 +272,6 @@ class Mechanized(Optimizer):
     def _base_lr(self) -> float | None:
         lr = self.param_groups[0].get("lr")
         return None if lr is None else float(lr)
-
-    # ---- what BASE owns
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """BASE's."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.base.param_groups = value
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """BASE's."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: defaultdict[Tensor, Any]) -> None:
-        self.base.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """BASE's."""
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.base.defaults = value
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As BASE does it."""
-        self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Gives BASE more parameters; they join with Δ = 0.

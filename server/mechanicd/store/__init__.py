@@ -52,13 +52,12 @@ from mechanicd.store._model import (
     Rewind,
     RunRow,
     SessionRow,
-    StepRow,
     SummaryRequest,
 )
 from mechanicd.store._needs import KINDS as NEED_KINDS
 from mechanicd.store._needs import Need, needs
 from mechanicd.store._open import open_store, without_password
-from mechanicd.store._records import outcomes, pack, unpack
+from mechanicd.store._records import StepRow, outcomes, pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._status import Silence, duration, judged
 from mechanicd.store._store import SQLStore

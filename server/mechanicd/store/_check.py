@@ -8,7 +8,8 @@ import numpy as np
 
 from mechanicd.store import _records, _summary
 from mechanicd.store._interface import Store
-from mechanicd.store._model import TUNED, RunRow, StepRow
+from mechanicd.store._model import TUNED, RunRow
+from mechanicd.store._records import StepRow
 from mechanicd.tuner import Reductions, Tuner, TunerState
 
 _PAGE = 10_000

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
-from mechanicd.store._model import HELD, NON_FINITE, TUNED, StepRow
+from mechanicd.store._model import HELD, NON_FINITE, TUNED
+from mechanicd.store._records import StepRow
 
 COLUMNS: Final = (
     *("step", "time", "outcome", "scale_group", "scale", "h"),

@@ -17,7 +17,7 @@ import numpy as np
 
 from mechanicd.store import _records, _summary, _tiers
 from mechanicd.store._journal import Segment
-from mechanicd.store._model import StepRow
+from mechanicd.store._records import StepRow
 from mechanicd.store._sql import TABLES, Database, insert
 
 _WRITE = insert("chunks") + (

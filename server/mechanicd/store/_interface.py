@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from mechanicd.store._model import Claim, Commit, EventRow, Fork, Release, Rewind, RunRow, SessionRow, StepRow, SummaryRequest
+from mechanicd.store._model import Claim, Commit, EventRow, Fork, Release, Rewind, RunRow, SessionRow, SummaryRequest
+from mechanicd.store._records import StepRow
 from mechanicd.store._summary import Buckets
 from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig

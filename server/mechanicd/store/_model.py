@@ -71,22 +71,6 @@ class RunRow:
     revision: int = field(default=0, compare=False)
 
 
-class StepRow(NamedTuple):
-    """One step as stored: what came and what it gave. Every tuple holds one float64 per scale group."""
-
-    step: int
-    time: int
-    outcome: int
-    delta_dot_g: tuple[float, ...]
-    delta_dot_x: tuple[float, ...]
-    g_norm_sq: tuple[float, ...]
-    x_norm_sq: tuple[float, ...]
-    h: tuple[float, ...]
-    scale: tuple[float, ...]
-    base_lr: float | None
-    branch: int = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
     """One session as stored: it began after `after_step`."""

@@ -9,11 +9,25 @@ Packing at the step and appending bytes keeps the store out of the step's way.
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mechanicd.store._model import StepRow
+
+class StepRow(NamedTuple):
+    """One step as stored: what came and what it gave. Every tuple holds one float64 per scale group."""
+
+    step: int
+    time: int
+    outcome: int
+    delta_dot_g: tuple[float, ...]
+    delta_dot_x: tuple[float, ...]
+    g_norm_sq: tuple[float, ...]
+    x_norm_sq: tuple[float, ...]
+    h: tuple[float, ...]
+    scale: tuple[float, ...]
+    base_lr: float | None
+    branch: int = 0
 
 
 @lru_cache(maxsize=256)

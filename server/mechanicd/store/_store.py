@@ -21,9 +21,9 @@ from mechanicd.store._model import (
     Rewind,
     RunRow,
     SessionRow,
-    StepRow,
     SummaryRequest,
 )
+from mechanicd.store._records import StepRow
 from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
 from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
