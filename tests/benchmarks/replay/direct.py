@@ -179,7 +179,7 @@ def _write(
     total = sum(plan.steps for _, plan in rows.values())
     done = 0
     context = multiprocessing.get_context("spawn")
-    tasks, results = context.SimpleQueue(), context.Queue(2 * processes)
+    tasks, results = context.Queue(), context.Queue(2 * processes)  # tasks may be more than a pipe holds before anybody reads
     for block in blocks:
         tasks.put(block)
     workers = [context.Process(target=_work, args=(tasks, results, keep_steps, seed), daemon=True) for _ in range(processes)]
