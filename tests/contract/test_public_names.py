@@ -14,7 +14,7 @@ PUBLIC = {
         Buckets Claim Commit EventRow Filter FilterError Finding Fork Mark Need OwnershipLost Release Rewind RunExists
         RunRow SQLStore SQLiteStore SchemaTooNew SchemaTooOld SessionRow Silence StepRow Store StoreError StoreInUse
         StoreNotWritable StorePackageMissing SummaryRequest Vitals
-        check copy duration export_rows first_scale judged needs open_store outcomes pack parse_filter unpack
+        changes check copy duration export_rows first_scale judged needs open_store outcomes pack parse_filter same_needs unpack
         without_password
     """,
     "mechanicd.client": """

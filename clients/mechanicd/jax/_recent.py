@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from mechanicd.client import MechanicdError
-from mechanicd.jax._report import Reporter
+from mechanicd.jax._report import Reporter, packed_size
 from mechanicd.tuner import TunerConfig
 
 RING_BYTES: Final = 4 * 2**20
@@ -25,8 +25,7 @@ SECONDS: Final = 0.05
 
 def empty(config: TunerConfig) -> jax.Array:
     """A ring for a run: uint32, shape (capacity, words of a packed step)."""
-    n, G = len(config.betas), len(config.scale_groups)
-    words = 2 + 10 * n * G + 10 * G
+    words = packed_size(config)
     return jnp.zeros((min(max(RING_BYTES // (4 * words), LEAST), MOST), words), jnp.uint32)
 
 
@@ -83,10 +82,8 @@ class Reader:
             try:
                 self._tell(np.asarray(ring), int(step), self._owed)
                 self._owed = 0
-            except MechanicdError:
-                pass  # the reporter has it
-            except RuntimeError as error:  # the program's own: its user hears of it where the parameters are read
-                del error
+            except (MechanicdError, RuntimeError):
+                pass  # the reporter has the first; the other is the program's own, told where its parameters are read
             finally:
                 self._copies.task_done()
 

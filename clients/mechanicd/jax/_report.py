@@ -47,6 +47,12 @@ def pack(step: jax.Array, told: jax.Array, tuner: jax.Array, sums: jax.Array, fo
     return jnp.concatenate([counts, *(part.reshape(-1) for part in (tuner, sums, following))])
 
 
+def packed_size(config: TunerConfig) -> int:
+    """How many uint32 a packed step has."""
+    n, G = len(config.betas), len(config.scale_groups)
+    return 2 + 10 * n * G + 8 * G + 2 * G
+
+
 def unpack(config: TunerConfig, packed: Any) -> tuple[int, int, NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
     """The inverse, on the host: step, told, tuner, sums, following."""
     words, n, G = np.asarray(packed), len(config.betas), len(config.scale_groups)

@@ -129,7 +129,6 @@ class DeviceTuner:
     Attributes:
         scales: float32 (2, G): S_t and S_{t+1} of the last step, capped.
         report: float64 (G, COLUMNS) of the last step.
-        steps: how many steps the state has taken.
     """
 
     def __init__(self, device: torch.device, config: TunerConfig, cap: float) -> None:
@@ -141,13 +140,11 @@ class DeviceTuner:
         self._state = torch.zeros(4, n, G, dtype=torch.float64, device=device)
         self.scales = torch.zeros(2, G, dtype=torch.float32, device=device)
         self.report = torch.zeros(G, COLUMNS, dtype=torch.float64, device=device)
-        self.steps = -1
 
     def load(self, state: TunerState) -> None:
         """Takes over the host's state."""
         rows: Any = [list(row[:4]) for row in state.rows]  # (G, 4, n)
         self._state.copy_(torch.tensor(rows, dtype=torch.float64).permute(1, 2, 0))
-        self.steps = state.step
 
     def advance(self, totals: Tensor, flag: Tensor) -> None:
         """One step, on the device. The current device must be this one.
@@ -160,4 +157,3 @@ class DeviceTuner:
             totals, flag, self._state, self._constants, self.scales, self.report, self._groups,
             N=self._n, BLOCK=BLOCK, num_warps=1,
         )  # fmt: skip
-        self.steps += 1

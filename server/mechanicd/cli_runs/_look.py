@@ -25,14 +25,7 @@ _WIDE = 10_000
 @_options.target_option
 @_options.any_project_option
 @_options.filter_option
-@click.option(
-    "--sort",
-    type=click.Choice([sign + name for name in _text.SORTS for sign in ("", "-")]),
-    default="name",
-    show_default=True,
-    metavar="[-]FIELD",
-    help=f"One of {', '.join(_text.SORTS)}: the smallest, the youngest, the neediest first; with a - the other way round.",
-)
+@_options.sort_option("name")
 @click.option(
     "--format",
     "format_",

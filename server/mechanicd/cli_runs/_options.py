@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from mechanicd.cli import fail
+from mechanicd.cli_runs._text import SORTS
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
@@ -34,6 +35,20 @@ any_project_option = click.option(
 filter_option = click.option(
     "--filter", "filter_", default="", metavar="EXPRESSION", help="As in: status = RUNNING AND scale < 1e-6"
 )
+
+
+def sort_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """By what runs are put in order."""
+    return click.option(
+        "--sort",
+        type=click.Choice([sign + name for name in SORTS for sign in ("", "-")]),
+        default=default,
+        show_default=True,
+        metavar="[-]FIELD",
+        help=f"One of {', '.join(SORTS)}: the smallest, the youngest, the neediest first; with a - the other way round.",
+    )
+
+
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 

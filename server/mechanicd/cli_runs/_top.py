@@ -92,14 +92,7 @@ class _Sketches:
 @_options.target_option
 @_options.any_project_option
 @_options.filter_option
-@click.option(
-    "--sort",
-    type=click.Choice([sign + name for name in _text.SORTS for sign in ("", "-")]),
-    default="needs",
-    show_default=True,
-    metavar="[-]FIELD",
-    help=f"As of `mechanicd runs list`: one of {', '.join(_text.SORTS)}.",
-)
+@_options.sort_option("needs")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 3600.0),

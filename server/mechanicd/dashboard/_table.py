@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mechanicd.dashboard._item import Item, item
-from mechanicd.store import RUNNING, SILENT, Need, RunRow, Silence, judged, needs
+from mechanicd.store import RUNNING, SILENT, Need, RunRow, Silence, judged, needs, same_needs
 
 MOST_GONE: Final = 1000
 _AGAIN: Final = 10**9
@@ -117,7 +117,7 @@ class Table:
     def _judge(self, moment: int, entry: _Entry, row: RunRow, time: int) -> None:
         seen = judged(row, time, self.silence)
         found = needs(seen, time, self.silence)
-        news = row is not entry.row or seen.status != entry.seen.status or _kinds(found) != _kinds(entry.needs)
+        news = row is not entry.row or seen.status != entry.seen.status or not same_needs(entry.needs, found)
         if not news and time - entry.said_at < _SAID:
             entry.judge_at = _judge_at(seen, time)
             return
@@ -135,10 +135,6 @@ class Table:
         self._gone.append((moment, name))
         while len(self._gone) > MOST_GONE:
             self.oldest, _ = self._gone.popleft()
-
-
-def _kinds(found: Iterable[Need]) -> list[tuple[str, int | None]]:
-    return [(need.kind, need.step) for need in found]
 
 
 def _judge_at(row: RunRow, time: int) -> int:

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
 from time import monotonic, time_ns
 from typing import Final
 
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._table import Table
-from mechanicd.store import RunRow, Store, StoreError
+from mechanicd.store import StoreError, changes
 
 log = logging.getLogger("mechanicd.dashboard")
 
@@ -80,10 +79,3 @@ class Watch:
         except TimeoutError:
             return False
         return True
-
-
-def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
-    """Rows whose revision is other than known, and the ids of known runs that are gone."""
-    pulse = store.pulse()
-    changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
-    return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]

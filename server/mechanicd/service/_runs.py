@@ -11,7 +11,7 @@ from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._lineage import Lineage
 from mechanicd.service._table import Seen, Table
-from mechanicd.store import RunRow, Silence
+from mechanicd.store import RunRow, Silence, same_needs
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -165,7 +165,7 @@ def _name(row: RunRow) -> str:
 
 
 def _differs(before: Seen | None, now: Seen) -> bool:
-    """Whether a watcher should hear of it. Messages that only count the time on are no news."""
+    """Whether a watcher should hear of it."""
     if before is None:
         return True
     (old, old_needs), (new, new_needs) = before, now
@@ -173,7 +173,7 @@ def _differs(before: Seen | None, now: Seen) -> bool:
         return False
     if old.revision != new.revision or old.status != new.status:
         return True
-    return [(need.kind, need.step) for need in old_needs] != [(need.kind, need.step) for need in new_needs]
+    return not same_needs(old_needs, new_needs)
 
 
 def _page_size(asked: int, default: int, most: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.store import Need, RunRow, Silence, Store, judged, needs
+from mechanicd.store import Need, RunRow, Silence, Store, changes, judged, needs
 
 JUDGE_NS: Final = 10**9
 """A run that did not change is judged anew this often: it may have become silent."""
@@ -35,7 +35,8 @@ class Table:
     async def read(self) -> list[RunRow]:
         """Every run as it is now."""
         async with self._lock:
-            changed, gone = await self._call(self._read)
+            known = {id_: row.revision for id_, row in self._rows.items()}
+            changed, gone = await self._call(changes, self._store, known)
             for id_ in gone:
                 del self._rows[id_]
             self._rows.update({row.id: row for row in changed})
@@ -56,9 +57,3 @@ class Table:
             for row in rows
         }
         return self._seen
-
-    def _read(self) -> tuple[list[RunRow], list[int]]:
-        known, pulse = self._rows, self._store.pulse()
-        stale = [id_ for id_, revision in pulse.items() if id_ not in known or known[id_].revision != revision]
-        rows = list(self._store.rows(stale)) if stale else []
-        return rows, [id_ for id_ in known if id_ not in pulse]

@@ -23,7 +23,7 @@ from mechanicd.store._export import COLUMNS as EXPORT_COLUMNS
 from mechanicd.store._export import FORMATS as EXPORT_FORMATS
 from mechanicd.store._export import rows as export_rows
 from mechanicd.store._filter import Filter, FilterError, parse_filter
-from mechanicd.store._interface import Store
+from mechanicd.store._interface import Store, changes
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import (
     ADOPTED,
@@ -55,7 +55,7 @@ from mechanicd.store._model import (
     SummaryRequest,
 )
 from mechanicd.store._needs import KINDS as NEED_KINDS
-from mechanicd.store._needs import Need, needs
+from mechanicd.store._needs import Need, needs, same_needs
 from mechanicd.store._open import open_store, without_password
 from mechanicd.store._records import StepRow, outcomes, pack, unpack
 from mechanicd.store._sqlite import SQLiteStore
@@ -119,6 +119,7 @@ __all__ = [
     "StorePackageMissing",
     "SummaryRequest",
     "Vitals",
+    "changes",
     "check",
     "copy",
     "duration",
@@ -130,6 +131,7 @@ __all__ = [
     "outcomes",
     "pack",
     "parse_filter",
+    "same_needs",
     "unpack",
     "without_password",
 ]

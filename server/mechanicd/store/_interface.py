@@ -1,6 +1,6 @@
 """What the service asks of a store. Every method may block: it runs on the store's own thread."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from mechanicd.store._model import Claim, Commit, EventRow, Fork, Release, Rewind, RunRow, SessionRow, SummaryRequest
@@ -106,3 +106,10 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Releases the database."""
+
+
+def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
+    """Rows whose revision is other than known by run id, and the ids of known runs that are gone."""
+    pulse = store.pulse()
+    changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
+    return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]

@@ -75,6 +75,11 @@ def needs(row: RunRow, now: int, silence: Silence) -> list[Need]:
     return [need for need in found if need is not None]
 
 
+def same_needs(before: Iterable[Need], now: Iterable[Need]) -> bool:
+    """Whether nobody has to hear of it: messages that only count the time on are no news."""
+    return [(need.kind, need.step) for need in before] == [(need.kind, need.step) for need in now]
+
+
 def _silent(row: RunRow, now: int) -> Need | None:
     if row.status != SILENT:
         return None
