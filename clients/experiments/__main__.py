@@ -110,6 +110,9 @@ def data_(names: Sequence[str], folder: Path | None) -> None:
 )
 @click.option("--project", help="The runs' project on the server.  [default: experiments]")
 @click.option("--shard", metavar="I/N", default="1/1", help="Only the I-th of N parts.")
+@click.option(
+    "--tasks", multiple=True, metavar="GLOB", help="Only tasks with names like this, such as 'finetune/*'; repeatable."
+)
 @click.option("--time-limit", type=float, metavar="MINUTES", help="Stop then; another `run` goes on from there.")
 @click.option("--workers", type=click.IntRange(1), help="Trainings at once on the CPU.  [default: one a processor]")
 @click.option(
@@ -131,6 +134,7 @@ def run_(
     http: str,
     project: str | None,
     shard: str,
+    tasks: Sequence[str],
     time_limit: float | None,
     workers: int | None,
     device: str,
@@ -147,7 +151,7 @@ def run_(
     project = project or ("experiments-quick" if quick else "experiments")
     with _said_errors(), StopSignals() as signals:
         chosen = _choose(names, quick)
-        part = _parsed(shard)
+        part = _parsed(shard, tasks)
         (work / "logs").mkdir(parents=True, exist_ok=True)
         _ensure_data(data or _data.default_folder(), chosen)
         with _server(target, http, work, signals.check) as (address, page, check):
@@ -201,9 +205,9 @@ def _choose(names: Sequence[str], quick: bool) -> tuple[Experiment, ...]:
         raise click.BadParameter(str(error), param_hint="NAME") from None
 
 
-def _parsed(shard: str) -> _plan.Shard:
+def _parsed(shard: str, tasks: Sequence[str]) -> _plan.Shard:
     try:
-        return _plan.Shard.parse(shard)
+        return _plan.Shard.parse(shard, tasks)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--shard") from None
 

@@ -80,6 +80,8 @@ def _sweep(training: Training, params: Params, options: dict[str, Any], settings
 
 def _mechanic(training: Training, params: Params, options: dict[str, Any], settings: dict[str, Any], where: Where) -> Tuned:
     base = BASES[training.row.base](params, lr=float(settings.pop("base_lr", 1.0)), **options)
+    if settings.pop("warm_start", None) and training.start is not None:
+        settings["s_init"] = training.start
     if "n" in settings:
         settings["betas"] = [1.0 - 0.1**i for i in range(1, int(settings.pop("n")) + 1)]
     optimizer = mechanize(

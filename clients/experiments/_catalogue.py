@@ -5,7 +5,7 @@ or a peer. All arms of a row share data, model, batches, steps, schedule and cli
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
 
@@ -84,11 +84,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Training:
-    """One optimizer, one seed; all of a row, an arm and a seed."""
+    """One optimizer, one seed; all of a row, an arm and a seed.
+
+    Attributes:
+        start: the S that a warm start begins with, once it is known; it is another training's result, so no part of the spec.
+    """
 
     row: Row
     arm: Arm
     seed: int
+    start: float | None = field(default=None, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -100,6 +105,13 @@ class Training:
         """All that decides its outcome, as JSON has it."""
         task = asdict(self.row.task)
         return {**task, "base": self.row.base, "arm": self.arm.name, "seed": self.seed}
+
+    @property
+    def source(self) -> "Training | None":
+        """The training whose last S this one starts from: plain MECHANIC's on the same row, with the next seed."""
+        if self.arm != WARM_ARM:
+            return None
+        return Training(self.row, MECHANIC, (self.seed + 1) % len(SEEDS))
 
     @property
     def labels(self) -> dict[str, str]:
@@ -137,7 +149,10 @@ class Experiment:
         for row in self.rows:
             if self.sweep:
                 yield from (Training(row, sweep(rate), seed) for rate in start_of_sweep(row) for seed in self.sweep_seeds)
-            yield from (Training(row, arm, seed) for arm in self.arms if arm.applies(row.base) for seed in self.seeds)
+            for own in (Training(row, arm, seed) for arm in self.arms if arm.applies(row.base) for seed in self.seeds):
+                if own.source is not None:
+                    yield own.source
+                yield own
 
 
 # ---- arms
@@ -152,7 +167,13 @@ PEERS: Final[Mapping[str, tuple[str, ...]]] = {
 MECHANIC: Final = Arm("mechanic")
 PEER_ARMS: Final = (*map(Arm, PEERS), Arm("mechanic-pytorch"))
 GROUP_ARMS: Final = tuple(Arm("mechanic", (("scale_groups", groups),)) for groups in ("param_group", "tensor"))
-OPTION_ARMS: Final = (Arm("mechanic", (("convention", "optax"),)), Arm("mechanic", (("s_init", 1e-4),)))
+WARM_ARM: Final = Arm("mechanic", (("warm_start", "next-seed"),))
+OPTION_ARMS: Final = (
+    Arm("mechanic", (("convention", "optax"),)),
+    Arm("mechanic", (("s_init", 1e-4),)),
+    Arm("mechanic", (("scale_groups", "tensor"), ("s_init", 1e-4))),
+    WARM_ARM,
+)
 DECAY_ARM: Final = Arm("mechanic", (("s_decay", 0.1),))
 
 
@@ -279,7 +300,7 @@ FULL: Final = (
     ),
     Experiment("ablations", "BASE's lr, s_init, λ, n", "Tables 3 to 6", ABLATED_ROWS, ABLATION_ARMS, sweep=False),
     Experiment("groups", "one S, one a param group, one a tensor", "section 5's question", MAIN_ROWS, GROUP_ARMS, sweep=False),
-    Experiment("options", "the authors' later form, a larger s_init", "none", MAIN_ROWS, OPTION_ARMS, sweep=False),
+    Experiment("options", "the authors' later form, other s_init, a warm start", "none", MAIN_ROWS, OPTION_ARMS, sweep=False),
 )
 _QUICK_TASKS: Final = {
     "logistic/segment", "logistic/german", "logistic/sonar", "vision/digits-mlp", "vision/mnist-cnn", "language/brown",

@@ -20,6 +20,8 @@ TITLES: Final[Mapping[str, str]] = {
     "mechanic--scale_groups-tensor": "MECHANIC, an S a tensor",
     "mechanic--convention-optax": "MECHANIC, convention optax",
     "mechanic--s_init-0.0001": "MECHANIC, s_init = 1e-4",
+    "mechanic--scale_groups-tensor--s_init-0.0001": "MECHANIC, an S a tensor, s_init = 1e-4",
+    "mechanic--warm_start-next-seed": "MECHANIC, warm start",
     "mechanic--s_decay-0.1": "MECHANIC, λ = 0.1",
 }
 

@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Final
 
 from experiments import _judge
@@ -15,21 +16,29 @@ _STEP_SECONDS: Final = {"logistic": 4e-4, "vision": 5e-3, "language": 2e-2, "tra
 
 @dataclass(frozen=True)
 class Shard:
-    """The i-th of n parts of the rows. All of a row stays together, since a sweep is widened by its own results."""
+    """The i-th of n parts of the rows. All of a row stays together, since a sweep is widened by its own results.
+
+    Attributes:
+        i: which part, from 1.
+        n: how many there are.
+        tasks: patterns; only rows whose task has a name like one of them. Empty for all.
+    """
 
     i: int = 1
     n: int = 1
+    tasks: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> "Shard":
+    def parse(cls, text: str, tasks: Iterable[str] = ()) -> "Shard":
         """Raises ValueError where it is not i/n with 1 ≤ i ≤ n."""
         i, slash, n = text.partition("/")
         if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
             raise ValueError(f"got {text!r}; expected i/n, such as 1/4 for the first of four parts")
-        return cls(int(i), int(n))
+        return cls(int(i), int(n), tuple(tasks))
 
     def has(self, row: Row) -> bool:
-        return zlib.crc32(row.name.encode()) % self.n == self.i - 1
+        named = not self.tasks or any(fnmatchcase(row.task.name, pattern) for pattern in self.tasks)
+        return named and zlib.crc32(row.name.encode()) % self.n == self.i - 1
 
 
 def trainings(experiments: Iterable[Experiment], records: Mapping[str, Record], shard: Shard = Shard()) -> list[Training]:
@@ -55,6 +64,14 @@ def pending(every: Sequence[Training], records: Mapping[str, Record]) -> list[Tr
     left = [training for training in every if current(training, records) is None]
     seconds = Guess(records)
     return sorted(left, key=lambda training: (training.seed, -seconds(training), training.key))
+
+
+def started(training: Training, records: Mapping[str, Record]) -> Training | None:
+    """The training with what it needs of others, or None while that is not there."""
+    if training.source is None:
+        return training
+    record = current(training.source, records)
+    return None if record is None else replace(training, start=record["scale"] or None)
 
 
 class Guess:

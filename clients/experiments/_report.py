@@ -114,7 +114,7 @@ def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]
     hours = sum(record["wall"] for record in ended) / 3600.0
     days = sorted({record["when"][:10] for record in ended if "when" in record})
     seeds = sorted({training.seed for training in every})
-    each = Counter(experiment.name for experiment in experiments for _ in experiment.trainings())
+    each = {experiment.name: len({training.key for training in experiment.trainings()}) for experiment in experiments}
     return [
         "## Conditions",
         "",

@@ -103,7 +103,7 @@ def run(
     failures: list[str] = []
     told = 0.0
     with _results.Log(results) as log, _Pool(setup) as pool:
-        pool.begin(left.values())
+        pool.begin(_startable(left.values(), records))
         while pool.futures:
             check()
             if deadline is not None and time.monotonic() > deadline:
@@ -117,6 +117,7 @@ def run(
                 log.add(record)
                 records[training.key] = record
                 del left[training.key]
+                pool.begin(_startable((each for each in left.values() if each.source == training), records))
                 if training.arm.method == "sweep":
                     wider = {
                         each.key: each for each in _plan.swept(experiments, training.row, records) if each.key not in every
@@ -131,6 +132,12 @@ def run(
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise RunFailed(f"{failures[0]}{more}; what had ended is kept, and the same command tries these again")
     return _progress(len(every), left.values(), records, setup)
+
+
+def _startable(trainings: Iterable[Training], records: Mapping[str, Record]) -> list[Training]:
+    """Those that wait for no other, with what they need of it."""
+    every = [_plan.started(training, records) for training in trainings]
+    return [training for training in every if training is not None]
 
 
 def _progress(total: int, left: Collection[Training], records: Mapping[str, Record], setup: Setup, last: str = "") -> Progress:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from experiments import _data, _judge, _plan, _results, _runner
-from experiments._catalogue import MECHANIC, Experiment, Training
+from experiments._catalogue import MECHANIC, WARM_ARM, Experiment, Training
 from experiments._plan import Shard
 from experiments._runner import Progress, Setup
 
@@ -94,6 +94,23 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(
     assert "DataMissing: the set 'nothing' is not in" in caplog.text
 
 
+@pytest.mark.timeout(300)
+def test_a_warm_start_waits_for_the_run_whose_scale_it_begins_with(
+    tiny: Experiment, new_setup: Callable[..., Setup], server: Any, project: str, tmp_path: Path, run_cli: Any
+) -> None:
+    warm = replace(tiny, arms=(WARM_ARM,), sweep=False, seeds=(0, 1))
+    results = tmp_path / "results.jsonl"
+    run(warm, results, new_setup(server.target))
+    records = _results.read(results)
+    listed = json.loads(run_cli("runs", "list", "--target", server.target, "--project", project, "--json").stdout)
+    s_init = {shown["name"].partition("/runs/")[2]: shown["config"]["s_init"] for shown in listed}
+    (row,) = warm.rows
+    for seed, following in ((0, 1), (1, 2)):
+        plain = Training(row, MECHANIC, following)
+        assert s_init[plain.key] == 1e-8
+        assert s_init[Training(row, WARM_ARM, seed).key] == records[plain.key]["scale"] > 1e-8
+
+
 def test_past_its_deadline_it_stops_and_says_what_is_left(
     tiny: Experiment, new_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:
@@ -111,6 +128,16 @@ def test_shards_part_the_rows_and_keep_each_whole() -> None:
     rows = [{training.row.name for training in part} for part in parts]
     assert not (rows[0] & rows[1] | rows[0] & rows[2] | rows[1] & rows[2])
     assert all(rows)
+
+
+def test_tasks_are_chosen_by_their_names() -> None:
+    from experiments._catalogue import FULL
+
+    some = _plan.trainings(FULL, {}, Shard(tasks=("finetune/*-dropout0", "language/brown")))
+    names = {training.row.task.name for training in some}
+    assert names == {"finetune/r8-dropout0", "finetune/20news-dropout0", "language/brown"}
+    every = [training.key for training in _plan.trainings(FULL, {}) if training.row.task.name in names]
+    assert [training.key for training in some] == every
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/2/3"])
