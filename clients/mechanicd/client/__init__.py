@@ -6,7 +6,8 @@
         S = session.step(Reductions(delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq))
 
 `_errors` draws the tree of errors, `_session` is what a training loop sees, `_local` the session without a server, `_remote`
-the one with a server and what becomes of it in an outage, `_backlog` the steps it keeps, `_transport` the wire.
+the one with a server and what becomes of it in an outage, `_backlog` the steps it keeps, `_scale_of` what another run may start
+with, `_transport` the wire.
 """
 
 import os
@@ -15,7 +16,7 @@ import os
 # No child uses grpc here, so they serve nobody. grpc reads this when it is imported, which may be long before _transport does.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from mechanicd.client._client import Client, connect, make_config, open_run
+from mechanicd.client._client import Client, connect, make_config, open_run, scale_of
 from mechanicd.client._errors import (
     ConfigMismatch,
     InvalidArgument,
@@ -52,4 +53,5 @@ __all__ = [
     "connect",
     "make_config",
     "open_run",
+    "scale_of",
 ]

@@ -104,9 +104,8 @@ class Client:
         from mechanicd.client._remote import RemoteSession
         from mechanicd.client._targets import Route
 
-        project = project or os.environ.get("MECHANICD_PROJECT") or DEFAULT_PROJECT
+        name = _full_name(project, run)
         try:
-            name = str(names.run_name(project, run))
             checked = names.check_labels(labels or {})
         except names.MalformedName as error:
             raise InvalidArgument(error.reason, str(error)) from None
@@ -124,6 +123,29 @@ class Client:
         _open_sessions.add(session)
         _signals.watch(_close_sessions)
         return session
+
+    def scale_of(self, run: str, *, project: str | None = None, group: str | None = None) -> float:
+        """The S that a run ended with, for another of its kind to start with: `mechanize(…, s_init=client.scale_of("seed0"))`.
+
+        Only of a run that has finished: S of another still moves, and a training that is resumed would ask again and begin
+        with another s_init than it had.
+
+        Args:
+            run: its name in the project.
+            project: None takes MECHANICD_PROJECT, or "default".
+            group: which scale group, of a run that has several.
+
+        Raises:
+            InvalidArgument: MALFORMED_NAME, RUN_NOT_FINISHED, SEVERAL_SCALES (a run of several groups, and none of them is
+                named, or one it does not have), NO_SCALE (it never had one other than 0).
+            MechanicdError: RUN_NOT_FOUND.
+            ServerUnavailable: no server answers.
+        """
+        from mechanicd.client._scale_of import finished_scale
+        from mechanicd.v1 import run_service_pb2
+
+        name = _full_name(project, run)
+        return finished_scale(self.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run, group)
 
     def call(self, method: str, request: Any, timeout: float = 10.0) -> Any:
         """Any unary method of the contract by its name, with errors of this package.
@@ -177,6 +199,12 @@ def open_run(
     return session
 
 
+def scale_of(target: str | None, run: str, *, project: str | None = None, group: str | None = None) -> float:
+    """`connect(target).scale_of(run, …)`, the connection closed again. See `Client.scale_of`."""
+    with connect(target) as client:
+        return client.scale_of(run, project=project, group=group)
+
+
 def make_config(**settings: Any) -> TunerConfig:
     """A TunerConfig, with errors of this package.
 
@@ -187,6 +215,13 @@ def make_config(**settings: Any) -> TunerConfig:
         return TunerConfig(**settings)
     except ConfigError as error:
         raise InvalidArgument(error.reason, str(error), {"field": error.field}) from None
+
+
+def _full_name(project: str | None, run: str) -> str:
+    try:
+        return str(names.run_name(project or os.environ.get("MECHANICD_PROJECT") or DEFAULT_PROJECT, run))
+    except names.MalformedName as error:
+        raise InvalidArgument(error.reason, str(error)) from None
 
 
 def _command() -> str:
