@@ -1,5 +1,6 @@
 """The README's examples work as typed, and name only what exists."""
 
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,10 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["torch", "jax", "any framework"])
+TORCH, JAX, ANY_FRAMEWORK, WARM = EXAMPLES
+
+
+@pytest.mark.parametrize("example", [TORCH, JAX, ANY_FRAMEWORK], ids=["torch", "jax", "any framework"])
 def test_an_example_works_as_typed(example: str, server: Any, tmp_path: Path) -> None:
     assert "127.0.0.1:50051" in example
     program = tmp_path / "example.py"
@@ -25,12 +29,12 @@ def test_an_example_works_as_typed(example: str, server: Any, tmp_path: Path) ->
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("index", "run"), [(0, "sine/seed0"), (1, "sine/jax")], ids=["torch", "jax"])
+@pytest.mark.parametrize(("example", "run"), [(TORCH, "sine/seed0"), (JAX, "sine/jax")], ids=["torch", "jax"])
 def test_an_example_learns_a_scale_and_the_server_shows_it(
-    index: int, run: str, server: Any, tmp_path: Path, run_cli: Any
+    example: str, run: str, server: Any, tmp_path: Path, run_cli: Any
 ) -> None:
     program = tmp_path / "example.py"
-    program.write_text(EXAMPLES[index].replace("127.0.0.1:50051", server.target))
+    program.write_text(example.replace("127.0.0.1:50051", server.target))
     printed = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=100, check=True).stdout
     loss, scale = re.fullmatch(r"loss (\S+), S (\S+)\n", printed).groups()  # type: ignore[union-attr]
     assert float(loss) < 0.05, "sin(2x) has a variance near 0.5"
@@ -38,6 +42,18 @@ def test_an_example_learns_a_scale_and_the_server_shows_it(
     shown = run_cli("runs", "list", "--target", server.target, "--filter", f'name : "{run}"')
     assert "finished" in shown.stdout
     assert "1,000" in shown.stdout
+
+
+def test_the_warm_start_takes_the_place_of_the_first_examples_optimizer(server: Any, tmp_path: Path, run_cli: Any) -> None:
+    (optimizer,) = re.findall(r"^opt = .*\n", TORCH, re.MULTILINE)
+    for example in (TORCH, TORCH.replace(optimizer, WARM)):
+        program = tmp_path / "example.py"
+        program.write_text(example.replace("127.0.0.1:50051", server.target))
+        subprocess.run([sys.executable, program], timeout=100, check=True)
+    cold, warm = (
+        json.loads(run_cli("runs", "show", f"sine/seed{i}", "--target", server.target, "--json").stdout) for i in (0, 1)
+    )
+    assert warm["config"]["s_init"] == cold["scale"][0] > cold["config"]["s_init"]
 
 
 def test_every_command_that_the_readme_names_exists() -> None:

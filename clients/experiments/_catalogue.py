@@ -167,13 +167,9 @@ PEERS: Final[Mapping[str, tuple[str, ...]]] = {
 MECHANIC: Final = Arm("mechanic")
 PEER_ARMS: Final = (*map(Arm, PEERS), Arm("mechanic-pytorch"))
 GROUP_ARMS: Final = tuple(Arm("mechanic", (("scale_groups", groups),)) for groups in ("param_group", "tensor"))
+OPTION_ARMS: Final = (Arm("mechanic", (("convention", "optax"),)), Arm("mechanic", (("s_init", 1e-4),)))
 WARM_ARM: Final = Arm("mechanic", (("warm_start", "next-seed"),))
-OPTION_ARMS: Final = (
-    Arm("mechanic", (("convention", "optax"),)),
-    Arm("mechanic", (("s_init", 1e-4),)),
-    Arm("mechanic", (("scale_groups", "tensor"), ("s_init", 1e-4))),
-    WARM_ARM,
-)
+START_ARMS: Final = (Arm("mechanic", (("scale_groups", "tensor"), ("s_init", 1e-4))), WARM_ARM)
 DECAY_ARM: Final = Arm("mechanic", (("s_decay", 0.1),))
 
 
@@ -300,7 +296,15 @@ FULL: Final = (
     ),
     Experiment("ablations", "BASE's lr, s_init, λ, n", "Tables 3 to 6", ABLATED_ROWS, ABLATION_ARMS, sweep=False),
     Experiment("groups", "one S, one a param group, one a tensor", "section 5's question", MAIN_ROWS, GROUP_ARMS, sweep=False),
-    Experiment("options", "the authors' later form, other s_init, a warm start", "none", MAIN_ROWS, OPTION_ARMS, sweep=False),
+    Experiment("options", "the authors' later form, a larger s_init", "none", MAIN_ROWS, OPTION_ARMS, sweep=False),
+    Experiment(
+        "starts",
+        "a warm start, and a larger s_init with an S a tensor; not on fine-tunings",
+        "none",
+        tuple(row for row in MAIN_ROWS if row not in FINETUNE_ROWS),
+        START_ARMS,
+        sweep=False,
+    ),
 )
 _QUICK_TASKS: Final = {
     "logistic/segment", "logistic/german", "logistic/sonar", "vision/digits-mlp", "vision/mnist-cnn", "language/brown",
@@ -316,7 +320,7 @@ def _quickly(experiment: Experiment) -> Experiment:
         for row in experiment.rows
         if row.task.name in _QUICK_TASKS
     )
-    if experiment.name in ("groups", "options"):
+    if experiment.name in ("groups", "options", "starts"):
         rows = rows[:1]
     return replace(experiment, rows=rows, seeds=SEEDS[:1], sweep_seeds=SEEDS[:1])
 

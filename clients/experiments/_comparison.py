@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from experiments import _judge
-from experiments._catalogue import DECAY_ARM, GROUP_ARMS, MECHANIC, OPTION_ARMS, PEER_ARMS, Arm, Experiment, Row
+from experiments._catalogue import DECAY_ARM, GROUP_ARMS, MECHANIC, OPTION_ARMS, PEER_ARMS, START_ARMS, Arm, Experiment, Row
 from experiments._judge import Outcome, Verdict
 from experiments._results import Record
 
-COMPARED: Final = (MECHANIC, *PEER_ARMS, *GROUP_ARMS, *OPTION_ARMS, DECAY_ARM)
+COMPARED: Final = (MECHANIC, *PEER_ARMS, *GROUP_ARMS, *OPTION_ARMS, *START_ARMS, DECAY_ARM)
 TITLES: Final[Mapping[str, str]] = {
     "mechanic": "MECHANIC",
     "dadaptation": "D-adaptation",
