@@ -44,7 +44,7 @@ def of_npm(name: str) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(to, filter="data")
 
-    return _unpacked(name, f"{name}-*.tgz", ["npm", "pack", name], unpack) / "package"
+    return _unpacked(f"the npm package {name}", name, f"{name}-*.tgz", ["npm", "pack", name], unpack) / "package"
 
 
 def of_debian(name: str, file: str) -> Path:
@@ -57,19 +57,19 @@ def of_debian(name: str, file: str) -> Path:
         return installed
 
     def unpack(archive: Path, to: Path) -> None:
-        _run(["dpkg", "-x", archive.name, to.name], archive.parent, f"apt-get install {name}")
+        _run(["dpkg", "-x", archive.name, to.name], archive.parent, f"the Debian package {name}", f"apt-get install {name}")
 
-    return _unpacked(name, f"{name}_*.deb", ["apt-get", "download", name], unpack) / file
+    return _unpacked(f"the Debian package {name}", name, f"{name}_*.deb", ["apt-get", "download", name], unpack) / file
 
 
-def _unpacked(name: str, archives: str, fetch: list[str], unpack: Callable[[Path, Path], None]) -> Path:
+def _unpacked(what: str, name: str, archives: str, fetch: list[str], unpack: Callable[[Path, Path], None]) -> Path:
     """The folder of a package in the user's cache; whole, or not there."""
     packed = default_folder() / "packages"
     place = packed / name
     if not place.exists():
         packed.mkdir(parents=True, exist_ok=True)
         if not list(packed.glob(archives)):
-            _run(fetch, packed, f"put its output into {packed}")
+            _run(fetch, packed, what, f"put the output of `{' '.join(fetch)}` into {packed}")
         (archive,) = packed.glob(archives)
         unfinished = packed / f"{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -79,8 +79,8 @@ def _unpacked(name: str, archives: str, fetch: list[str], unpack: Callable[[Path
     return place
 
 
-def _run(command: list[str], folder: Path, how: str) -> None:
-    said = f"`{' '.join(command)}` failed"
+def _run(command: list[str], folder: Path, what: str, how: str) -> None:
+    said = f"{what} is not here, and `{' '.join(command)}` failed"
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
