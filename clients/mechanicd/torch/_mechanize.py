@@ -48,7 +48,7 @@ def mechanize(
         labels: what the run can be found by.
         s_decay: λ, the strength of MECHANIC's own weight decay.
         betas: the recency factors β, one s each.
-        s_init: the first s other than zero, summed over the βs.
+        s_init: the first s other than zero, summed over the βs; `mechanicd.client.scale_of` gives the S of another run.
         eps: ε, for numerical stability.
         convention: which reading of the algorithm; see `mechanicd.tuner.TunerConfig`.
         scale_groups: what shares one S: "all", "param_group" or "tensor".
