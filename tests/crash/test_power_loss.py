@@ -88,7 +88,7 @@ def held(path: Path, trainers: list[Trainer]) -> list[int]:
     return last
 
 
-@pytest.mark.timeout(600 if SOAK else 120)
+@pytest.mark.timeout(1200 if SOAK else 120)
 def test_the_files_of_any_moment_hold_every_step_announced_durable(
     new_server: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
