@@ -29,6 +29,8 @@ from experiments._results import Record, current
 _SIGNS: Final = {"win": "▲", "tie": "=", "loss": "▼", "unclear": "?"}
 _TABLE_ARMS: Final = (MECHANIC, *PEER_ARMS)
 _OTHER_ARMS: Final = (*GROUP_ARMS, *OPTION_ARMS, *START_ARMS)
+_MENDING_ARMS: Final = _OTHER_ARMS[1:]  # an S a param group changes little where there are two
+_SHORT: Final = {arm: TITLES[arm.name].removeprefix("MECHANIC, ") for arm in _OTHER_ARMS}
 
 Lines = list[str]
 
@@ -114,10 +116,10 @@ def _head(rows: Sequence[Compared], claims: Sequence[_claims.Claim], quick: bool
 
 def _options_counted(rows: Sequence[Compared]) -> Lines:
     """Each option, and how often it is as good."""
-    counts = [(TITLES[arm.name].removeprefix("MECHANIC, "), count(rows, arm)) for arm in _OTHER_ARMS]
+    counts = [(arm, count(rows, arm)) for arm in _OTHER_ARMS]
     return [
-        f"  - {title}: {_number(found.as_good, '.0f')} % of {found.judged} ({found.win} wins, {found.loss} losses)"
-        for title, found in counts
+        f"  - {_SHORT[arm]}: {_number(found.as_good, '.0f')} % of {found.judged} ({found.win} wins, {found.loss} losses)"
+        for arm, found in counts
     ]
 
 
@@ -299,10 +301,10 @@ def _why(rows: Sequence[Compared]) -> Lines:
                 "ramp",
                 "S ÷ best rate",
                 "training loss ÷ sweep's",
-                *(TITLES[a.name] for a in _OTHER_ARMS[1:]),
+                *(TITLES[a.name] for a in _MENDING_ARMS),
             ]
         ),
-        _row(["---"] * (4 + len(_OTHER_ARMS))),
+        _row(["---"] * (5 + len(_MENDING_ARMS))),
     ]
     losses = [row for row in rows if row.verdict(MECHANIC) == "loss"]
     for row in sorted(losses, key=lambda row: (row.row.task.metric, row.gap(MECHANIC) or 0.0)):
@@ -318,12 +320,12 @@ def _why(rows: Sequence[Compared]) -> Lines:
                     "–" if share is None else f"{100 * share:.0f} %",
                     "–" if row.found is None else _number(row.found, ".2g"),
                     _number(_train_loss(mechanic) / _train_loss(row.best), ".2f"),
-                    *(_SIGNS.get(row.verdict(arm) or "", "–") for arm in _OTHER_ARMS[1:]),
+                    *(_SIGNS.get(row.verdict(arm) or "", "–") for arm in _MENDING_ARMS),
                 ]
             )
         )
     mended = [(arm, Counter(row.verdict(arm) for row in losses)) for arm in _OTHER_ARMS]
-    kept = [f"{TITLES[arm.name].removeprefix('MECHANIC, ')} {found['tie'] + found['win']}" for arm, found in mended]
+    kept = [f"{_SHORT[arm]} {found['tie'] + found['win']}" for arm, found in mended]
     lines += ["", f"Of these {len(losses)}, won or tied by an option: {'; '.join(kept)}."]
     families = dict.fromkeys(row.row.task.family for row in rows)
     summary = [_row(["family", "median ramp", "median S ÷ best rate", "problems"]), _row(["---"] * 4)]

@@ -27,7 +27,9 @@ class Trainer:
         self.step = 0
         self.taken: list[Any] = []
         """(step, S of each group)"""
-        self._rng = random.Random(name)
+        self._rng = random.Random(
+            name.rpartition("/")[2]
+        )  # not of the project, whose name is another one in each run of the tests
         self._client = connect(target)
         config = resources_pb2.TunerConfig(scale_groups=groups)
         start = {} if after_step is None else {"after_step": after_step}

@@ -18,13 +18,14 @@ def finished_scale(run: resources_pb2.Run, group: str | None) -> float:
             "begin with another one; wait for its end, or give s_init as a number (`mechanicd runs list` shows S)",
         )
     groups = list(run.config.scale_groups)
-    if (group is None and len(groups) > 1) or (group is not None and group not in groups):
+    chosen = [place for place, name in enumerate(groups) if group in (None, name)]
+    if len(chosen) != 1:
         asked = "none is named" if group is None else f"none is {group!r}"
         some = ", ".join(groups[:8]) + (", …" if len(groups) > 8 else "")
         raise InvalidArgument(
             "SEVERAL_SCALES", f"{run.name} has {len(groups)} scale groups and {asked}; give group= one of {some}"
         )
-    scale = run.scale[0 if group is None else groups.index(group)] if run.scale else 0.0
+    scale = run.scale[chosen[0]] if run.scale else 0.0
     if scale <= 0.0:
         raise InvalidArgument(
             "NO_SCALE", f"{run.name} has no S other than 0 after {run.durable_step} steps; give s_init as a number"
