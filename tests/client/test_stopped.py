@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,16 +43,19 @@ signal.signal(signal.SIGTERM, stop)
 """
 
 
-def ended(server: Any, project: str, number: signal.Signals, **parts: str) -> tuple[int, str]:
-    """Trains until the signal comes; the exit code and what was said."""
+def ended(server: Any, project: str, number: int, **parts: str) -> tuple[int, str]:
+    """Trains until the signal comes, 0 for none from here; the exit code and what was said."""
     program = TRAINER.format(**{"before": "", "after": "", "main": "main()"} | parts)
     environment = {**os.environ, "MECHANICD_PROJECT": project}
     command = [sys.executable, "-c", program, server.target]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
+        too_long = threading.Timer(60.0, process.kill)
+        too_long.start()
         assert process.stdout.readline() == "trained\n"
         process.send_signal(number)
         said = process.stdout.read()
+        too_long.cancel()
         return process.wait(30), said
 
 
@@ -85,6 +89,50 @@ def test_a_trainer_that_ignores_the_signal_goes_on(server: Any, project: str) ->
     main = "threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start(); main()"
     assert ended(server, project, signal.SIGTERM, before=ignoring, main=main) == (-signal.SIGKILL, "")
     assert {run.status for run in runs(server, project).values()} == {resources_pb2.RUN_STATUS_RUNNING}
+
+
+AMID_A_STEP = """
+class Rate:
+    def __float__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.1
+
+def main():
+    for session in sessions:
+        session.step(Reductions(-1.0, 0.5, 1.0, 2.0))
+    print("trained", flush=True)
+    for session in sessions:
+        session.begin(Reductions(-1.0, 0.5, 1.0, 2.0), base_lr=Rate())
+        session.finish(wait=False)
+    train()
+
+main()
+"""
+
+
+def test_a_signal_amid_a_step_closes_the_runs_as_well(server: Any, project: str) -> None:
+    assert ended(server, project, 0, main=AMID_A_STEP) == (-signal.SIGTERM, "")
+    assert {run.status for run in runs(server, project).values()} == {PREEMPTED}
+
+
+def test_a_handler_of_its_own_may_close_amid_a_step(server: Any, project: str) -> None:
+    handler = HANDLER.replace("    sys.exit(5)", "    for session in sessions: session.close()\n    sys.exit(5)")
+    assert ended(server, project, 0, before=handler, main=AMID_A_STEP) == (5, "my own handler\n")
+    assert {run.status for run in runs(server, project).values()} == {PREEMPTED}
+
+
+def test_a_process_whose_main_thread_waits_for_one_that_trains_ends_too(server: Any, project: str) -> None:
+    """It waits in C, where no handler of Python's runs any more: as a main thread of JAX's does for a callback."""
+    main = """
+import ctypes
+lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+threading.Thread(target=main, daemon=True).start()
+time.sleep(0.2)
+signal.raise_signal(signal.SIGTERM)
+lock(mutex), lock(mutex)  # for ever
+"""
+    assert ended(server, project, 0, main=main)[0] == -signal.SIGTERM
+    assert {run.status for run in runs(server, project).values()} == {PREEMPTED}
 
 
 def test_a_training_on_another_thread_is_preempted_too(server: Any, project: str) -> None:

@@ -104,6 +104,7 @@ class Client:
         from mechanicd.client._remote import RemoteSession
         from mechanicd.client._targets import Route
 
+        _signals.await_end()
         name = _full_name(project, run)
         try:
             checked = names.check_labels(labels or {})

@@ -26,6 +26,7 @@ from mechanicd.client._errors import (
     StepConflict,
 )
 from mechanicd.client._session import Session
+from mechanicd.client._signals import Turn
 from mechanicd.client._targets import Route
 from mechanicd.client._transport import Link, step_error
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
@@ -92,7 +93,7 @@ class RemoteSession(Session):
         self._open_request = tuner_service_pb2.OpenSessionRequest(
             name=name, config=_config_out(config), labels=dict(labels), client=client, command=command
         )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of the program's own may flush or close amid a step
         self._link: Link | None = None
         self._link_of_step: Link | None = None
         self._unanswered: deque[tuple[Link, TunerState]] = deque()
@@ -139,9 +140,13 @@ class RemoteSession(Session):
                 its store refuses to write.
             SessionError: the run is no longer this session's.
         """
-        end = time.monotonic() + (_CALL_SECONDS if timeout is None else timeout)
+        with self._turn:
+            self._catch_up()
+        return self._flush(_CALL_SECONDS if timeout is None else timeout)
+
+    def _flush(self, timeout: float) -> int:
+        end = time.monotonic() + timeout
         refused: MechanicdError | None = None
-        self._catch_up()
         while True:
             self._check()
             left = end - time.monotonic()
@@ -178,7 +183,7 @@ class RemoteSession(Session):
             f"{self.name} is held by process {self._pid}, this is its forked child {os.getpid()}; "
             "train in the parent, or start the child by multiprocessing's 'spawn' or 'forkserver' and open a run in it",
         )
-        self._lock = threading.Lock()  # the parent may have held it at the fork
+        self._lock, self._turn = threading.RLock(), Turn()  # the parent may have held them at the fork
         self._link = self._link_of_step = None
         self._unanswered.clear()
         self._closed = True
@@ -377,7 +382,8 @@ class RemoteSession(Session):
         if self._fatal is None:
             # An outage at the end: what waits has no other place to go than here, so the server gets a while to come back.
             with contextlib.suppress(MechanicdError):
-                self.flush(self._deadline if self._link is not None else max(self._deadline, _LAST_SECONDS))
+                self._catch_up()
+                self._flush(self._deadline if self._link is not None else max(self._deadline, _LAST_SECONDS))
         self._ended.set()
         link, self._link = self._link, None
         try:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
-from mechanicd.client._signals import told_to_stop
+from mechanicd.client._signals import Turn, told_to_stop
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
 
 log = logging.getLogger("mechanicd.client")
@@ -35,6 +35,7 @@ class Session(ABC):
         self._closed = False
         self._skipping = False
         self._callbacks: list[Callable[[], None]] = []
+        self._turn = Turn()
 
     @property
     def state(self) -> TunerState:
@@ -61,21 +62,22 @@ class Session(ABC):
             InvalidArgument: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; nothing was sent.
             SessionClosed: after `close()`, or where the last `begin` was not finished.
         """
-        self._check()
-        if self._closed:
-            raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
-        if self._next is not None:
-            raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} was begun already; call finish() first")
-        try:
-            groups = self._tuner.groups(reductions)
-        except ReductionsError as error:
-            raise InvalidArgument(error.reason, str(error)) from None
-        hold = self._send(self._state.step + 1, groups, base_lr, hold)
-        # While the scalars travel, this process's own copy of the tuner takes the same step.
-        h = None if hold else self._tuner.h(self._state, groups)
-        self._next = self._tuner.hold(self._state) if h is None else self._tuner.advance(self._state, h)
-        self._say_skipped(groups, skipped=h is None and not hold)
-        return h is not None
+        with self._turn:
+            self._check()
+            if self._closed:
+                raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
+            if self._next is not None:
+                raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} was begun already; call finish() first")
+            try:
+                groups = self._tuner.groups(reductions)
+            except ReductionsError as error:
+                raise InvalidArgument(error.reason, str(error)) from None
+            hold = self._send(self._state.step + 1, groups, base_lr, hold)
+            # While the scalars travel, this process's own copy of the tuner takes the same step.
+            h = None if hold else self._tuner.h(self._state, groups)
+            self._next = self._tuner.hold(self._state) if h is None else self._tuner.advance(self._state, h)
+            self._say_skipped(groups, skipped=h is None and not hold)
+            return h is not None
 
     def finish(self, *, wait: bool = True) -> tuple[float, ...]:
         """S_{t+1} of the step begun last, one float per scale group; finite and ≥ 0.
@@ -88,12 +90,13 @@ class Session(ABC):
         Raises:
             SessionError, ServerUnavailable: as the session's kind says.
         """
-        if self._next is None:
-            self._check()
-            raise SessionClosed("STEP_NOT_BEGUN", "no step was begun; call begin(reductions) first")
-        following, self._next = self._next, None
-        self._state = self._receive(following, wait)
-        return self._state.scale
+        with self._turn:
+            if self._next is None:
+                self._check()
+                raise SessionClosed("STEP_NOT_BEGUN", "no step was begun; call begin(reductions) first")
+            following, self._next = self._next, None
+            self._state = self._receive(following, wait)
+            return self._state.scale
 
     def step(self, reductions: Reductions) -> float:
         """`begin` and `finish` in one, for a run of one scale group: S_{t+1}.
@@ -121,14 +124,15 @@ class Session(ABC):
                 is not said to be finished counts as preempted.
             message: why, in words.
         """
-        if self._closed:
-            return
-        self._closed = True
-        if status != "finished" and told_to_stop():
-            status, message = "preempted", "SIGTERM told the process to stop"
-        self._close(status or "finished", message)
-        for callback in self._callbacks:
-            callback()
+        with self._turn.closing:
+            if self._closed:
+                return
+            self._closed = True
+            if status != "finished" and told_to_stop():
+                status, message = "preempted", "SIGTERM told the process to stop"
+            self._close(status or "finished", message)
+            for callback in self._callbacks:
+                callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Calls back once the session is closed."""
