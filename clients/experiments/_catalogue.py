@@ -169,7 +169,8 @@ PEER_ARMS: Final = (*map(Arm, PEERS), Arm("mechanic-pytorch"))
 GROUP_ARMS: Final = tuple(Arm("mechanic", (("scale_groups", groups),)) for groups in ("param_group", "tensor"))
 OPTION_ARMS: Final = (Arm("mechanic", (("convention", "optax"),)), Arm("mechanic", (("s_init", 1e-4),)))
 WARM_ARM: Final = Arm("mechanic", (("warm_start", "next-seed"),))
-START_ARMS: Final = (Arm("mechanic", (("scale_groups", "tensor"), ("s_init", 1e-4))), WARM_ARM)
+TENSOR_START_ARM: Final = Arm("mechanic", (("scale_groups", "tensor"), ("s_init", 1e-4)))
+START_ARMS: Final = (TENSOR_START_ARM, WARM_ARM)
 DECAY_ARM: Final = Arm("mechanic", (("s_decay", 0.1),))
 
 
@@ -297,12 +298,13 @@ FULL: Final = (
     Experiment("ablations", "BASE's lr, s_init, λ, n", "Tables 3 to 6", ABLATED_ROWS, ABLATION_ARMS, sweep=False),
     Experiment("groups", "one S, one a param group, one a tensor", "section 5's question", MAIN_ROWS, GROUP_ARMS, sweep=False),
     Experiment("options", "the authors' later form, a larger s_init", "none", MAIN_ROWS, OPTION_ARMS, sweep=False),
+    Experiment("starts", "a warm start", "none", MAIN_ROWS, (WARM_ARM,), sweep=False),
     Experiment(
-        "starts",
-        "a warm start, and a larger s_init with an S a tensor; not on fine-tunings",
+        "tensor-starts",
+        "a larger s_init with an S a tensor; not on fine-tunings",
         "none",
         tuple(row for row in MAIN_ROWS if row not in FINETUNE_ROWS),
-        START_ARMS,
+        (TENSOR_START_ARM,),
         sweep=False,
     ),
 )

@@ -101,8 +101,8 @@ def _head(rows: Sequence[Compared], claims: Sequence[_claims.Claim], quick: bool
         f"{_number(found.as_good, '.0f')} % (aim: 80 %).",
         f"- Against D-adaptation it wins on {against.win}, ties on {against.tie}, loses on {against.loss}.",
         "- With other settings, as good as the best of the sweep (a warm start is s_init = the S with which the same problem's",
-        "  run of another seed had ended; the last two were added once the others' results were seen, and not tried on the",
-        "  fine-tunings):",
+        "  run of another seed had ended; the last two were added once the others' results were seen, the first of them not on",
+        "  the fine-tunings):",
         *_options_counted(rows),
         f"- Of the paper's {len(claims)} claims, {marks['confirmed']} are confirmed here, {marks['not confirmed']} are not, "
         f"{marks['unclear']} are unclear.",
@@ -125,10 +125,11 @@ def _options_counted(rows: Sequence[Compared]) -> Lines:
 
 def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]) -> Lines:
     every = _plan.trainings(experiments, records)
-    ended = [record for training in every if (record := current(training, records)) is not None]
-    machines = Counter(record.get("machine", "unknown") for record in ended)
-    hours = sum(record["wall"] for record in ended) / 3600.0
-    days = sorted({record["when"][:10] for record in ended if "when" in record})
+    ended = [(training.row.name, record) for training in every if (record := current(training, records)) is not None]
+    machines = Counter(record.get("machine", "unknown") for _, record in ended)
+    machines_of = Counter(problem for problem, _ in {(problem, record.get("machine", "unknown")) for problem, record in ended})
+    hours = sum(record["wall"] for _, record in ended) / 3600.0
+    days = sorted({record["when"][:10] for _, record in ended if "when" in record})
     seeds = sorted({training.seed for training in every})
     each = {experiment.name: len({training.key for training in experiment.trainings()}) for experiment in experiments}
     return [
@@ -139,6 +140,8 @@ def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]
         f"- Seeds {', '.join(map(str, seeds))}: they move the model's start and the order of the batches.",
         "- Each training had one thread:",
         *(f"  - {number} on {machine}" for machine, number in machines.most_common()),
+        f"- Of {len(machines_of)} problems, the scale experiment's among them, {sum(n > 1 for n in machines_of.values())} were "
+        "trained on more than one of these machines, whose sums differ in the last bits.",
         *_RULES.splitlines(),
         "- Trainings by experiment, shared ones trained once: "
         + ", ".join(f"{name} {number}" for name, number in each.items()),
