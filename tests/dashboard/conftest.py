@@ -27,9 +27,8 @@ class Trainer:
         self.step = 0
         self.taken: list[Any] = []
         """(step, S of each group)"""
-        self._rng = random.Random(
-            name.rpartition("/")[2]
-        )  # not of the project, whose name is another one in each run of the tests
+        # By the run's name alone: the project's is another one each time the tests run.
+        self._rng = random.Random(name.rpartition("/")[2])
         self._client = connect(target)
         config = resources_pb2.TunerConfig(scale_groups=groups)
         start = {} if after_step is None else {"after_step": after_step}
