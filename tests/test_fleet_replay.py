@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mechanicd.store import RunRow, open_store
+from mechanicd.runs import RunRow
+from mechanicd.store import open_store
 
 FLEET = Path(__file__).parent / "benchmarks" / "fleet.py"
 CLOSED = {"finished", "preempted", "failed"}

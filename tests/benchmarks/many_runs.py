@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from mechanicd.runs import RunRow, RunStats, StepRow, first_scale, pack, record_dtype
 from mechanicd.service._writer import FOLD_BYTES, FOLD_SECONDS
-from mechanicd.store import Claim, Commit, RunRow, SQLiteStore, StepRow, SummaryRequest, Vitals, _records, first_scale, pack
+from mechanicd.store import Claim, Commit, SQLiteStore, SummaryRequest
 from mechanicd.tuner import TunerConfig, TunerState
 
 CONFIG = TunerConfig()
@@ -51,7 +52,7 @@ def claimed(store: SQLiteStore, run: str, session: int) -> RunRow:
 def commits(store: SQLiteStore, runs: int, seconds: int, fold_seconds: float) -> tuple[float, float]:
     """Milliseconds of commits, and of folding, for a second of training."""
     rows = [claimed(store, f"run{index}", index + 1) for index in range(runs)]
-    vitals = [Vitals()] * runs
+    stats = [RunStats()] * runs
     committing = folding = 0.0
     folded = 0
     for second in range(1, seconds + 1):
@@ -61,7 +62,7 @@ def commits(store: SQLiteStore, runs: int, seconds: int, fold_seconds: float) ->
             began = time.perf_counter()
             batch = []
             for index in range(flush, runs, FLUSHES):
-                vitals[index] = vitals[index].after(1, first_scale(CONFIG), records)
+                stats[index] = stats[index].after(1, first_scale(CONFIG), records)
                 row = rows[index]
                 batch.append(
                     Commit(
@@ -73,7 +74,7 @@ def commits(store: SQLiteStore, runs: int, seconds: int, fold_seconds: float) ->
                         state=row.state,
                         scale=(1e-3,),
                         step_time=second * 10**9,
-                        vitals=vitals[index],
+                        stats=stats[index],
                         records=records,
                     )
                 )
@@ -94,7 +95,7 @@ def train(store: SQLiteStore, steps: int) -> RunRow:
     portion = 8192
     for first in range(1, steps + 1, portion):
         last = min(first + portion - 1, steps)
-        rows = np.zeros(last - first + 1, _records.dtype(1))
+        rows = np.zeros(last - first + 1, record_dtype(1))
         rows["step"] = np.arange(first, last + 1)
         rows["outcome"] = 1
         rows["values"] = np.random.default_rng(first).random(rows["values"].shape)

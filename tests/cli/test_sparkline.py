@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechanicd.cli_runs import sparkline
+from mechanicd.cli._text import sparkline
 
 BARS = "▁▂▃▄▅▆▇█"
 VALUES = st.lists(st.one_of(st.just(0.0), st.floats(5e-324, 1e300)), max_size=300)

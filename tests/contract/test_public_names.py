@@ -8,14 +8,16 @@ PUBLIC = {
     "mechanicd.tuner": """
         CONVENTIONS ConfigError Reductions ReductionsError StateError Tuner TunerConfig TunerState
     """,
+    "mechanicd.runs": """
+        EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING
+        Alert AlertKind EventKind EventRow Filter FilterError Mark RunRow RunStats RunStatus SessionRow Silence StepOutcome
+        StepRow alerts duration export_rows first_scale judged outcomes pack parse_filter record_dtype record_layout same_alerts
+        unpack
+    """,
     "mechanicd.store": """
-        ADOPTED CLOSED EXPORT_COLUMNS EXPORT_FORMATS FAILED FENCED FINISHED FORKED HELD LEFT NEED_KINDS NON_FINITE OPENED
-        OUTAGE PREEMPTED REATTACHED RESUMED REWOUND REWOUND_BY_HAND RUNNING SCHEMA_VERSION SERIES SILENT SWING TUNED
-        Buckets Claim Commit EventRow Filter FilterError Finding Fork Mark Need OwnershipLost Release Rewind RunExists
-        RunRow SQLStore SQLiteStore SchemaTooNew SchemaTooOld SessionRow Silence StepRow Store StoreError StoreInUse
-        StoreNotWritable StorePackageMissing SummaryRequest Vitals
-        changes check copy duration export_rows first_scale judged needs open_store outcomes pack parse_filter same_needs unpack
-        without_password
+        SCHEMA_VERSION SERIES Buckets Claim Commit Finding Fork OwnershipLost Release Rewind RunExists SQLStore SQLiteStore
+        SchemaTooNew SchemaTooOld Store StoreError StoreInUse StoreNotWritable StorePackageMissing SummaryRequest
+        changes check copy open_store without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError

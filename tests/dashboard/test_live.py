@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from mechanicd.dashboard._table import MOST_GONE, Table
-from mechanicd.store import RUNNING, RunRow, Silence
+from mechanicd.runs import RunRow, RunStatus, Silence
 from mechanicd.tuner import TunerConfig
 
 New = Callable[..., Any]
@@ -128,7 +128,7 @@ def row(id_: int, run: str = "", **fields: Any) -> RunRow:
         "run": run or f"r{id_}",
         "labels": {},
         "config": TunerConfig(),
-        "status": RUNNING,
+        "status": RunStatus.RUNNING,
         "status_message": "",
         "epoch": 1,
         "session": 1,

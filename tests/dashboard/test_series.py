@@ -12,7 +12,8 @@ from mechanicd.dashboard._bands import grid, quantiles
 from mechanicd.dashboard._curves import Curves
 from mechanicd.dashboard._request import SeriesRequest
 from mechanicd.dashboard._series import SERIES, Axis, columns, heat
-from mechanicd.store import TUNED, Claim, Commit, StepRow, open_store, pack
+from mechanicd.runs import StepOutcome, StepRow, pack
+from mechanicd.store import Claim, Commit, open_store
 from mechanicd.store._summary import of_steps
 from mechanicd.tuner import TunerConfig, TunerState
 
@@ -37,7 +38,7 @@ def runs(draw: st.DrawFn) -> tuple[int, Any, list[float | None]]:
 
 def records(groups: int, values: Any, lrs: list[float | None], first: int = 1) -> bytes:
     return b"".join(
-        pack(groups, StepRow(first + at, 10**9 * (first + at), TUNED, *map(tuple, step.tolist()), lr))
+        pack(groups, StepRow(first + at, 10**9 * (first + at), StepOutcome.TUNED, *map(tuple, step.tolist()), lr))
         for at, (step, lr) in enumerate(zip(values, lrs, strict=True))
     )
 
@@ -93,7 +94,8 @@ def test_columns_of_a_growing_run_stay_where_they_are() -> None:
 
 def test_a_time_axis_is_in_its_unit_and_never_goes_back() -> None:
     rows = [
-        StepRow(step, time, TUNED, *([(1.0,)] * 6), None) for step, time in [(1, 5 * 10**9), (2, 7 * 10**9), (3, 6 * 10**9)]
+        StepRow(step, time, StepOutcome.TUNED, *([(1.0,)] * 6), None)
+        for step, time in [(1, 5 * 10**9), (2, 7 * 10**9), (3, 6 * 10**9)]
     ]
     buckets = of_steps(1, b"".join(pack(1, row) for row in rows), 1)
     assert columns(buckets, "S", None, 10, Axis("time")).x.tolist() == [5000.0, 7000.0, 7000.0]
@@ -149,7 +151,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     for first in range(0, STEPS, 10_000):
         records = b"".join(
-            pack(1, StepRow(step + 1, ORIGIN + 10**9 * step, TUNED, *([(1.0,)] * 5), (float(S[step]),), None))
+            pack(1, StepRow(step + 1, ORIGIN + 10**9 * step, StepOutcome.TUNED, *([(1.0,)] * 5), (float(S[step]),), None))
             for step in range(first, first + 10_000)
         )
         commit = Commit(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from mechanicd.runs import EventKind, RunStatus
 from mechanicd.service import Engine, ServiceError, _writer
-from mechanicd.store import FINISHED, OPENED, REATTACHED, Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreError
+from mechanicd.store import Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreError
 from mechanicd.tuner import Reductions, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -403,7 +404,7 @@ def test_a_released_run_is_nobodys_in_the_store_too(play: Callable[..., Bench]) 
     store = SQLiteStore(str(bench.path))
     row = store.get("p", "r")
     assert row is not None
-    assert (row.session, row.status, row.last_step) == (0, FINISHED, 2)
+    assert (row.session, row.status, row.last_step) == (0, RunStatus.FINISHED, 2)
     store.close()
 
 
@@ -422,14 +423,14 @@ def test_what_is_noted_while_the_store_fails_is_kept_once_when_it_works_again(pl
         assert await bench.flush() == 5
         row = bench.store.inner.get("p", "r")
         assert row is not None
-        assert [event.kind for event in bench.store.inner.events(row.id)] == [OPENED, REATTACHED]
-        assert (row.vitals.tuned, len(row.vitals.returns)) == (5, 1)
-        assert row.vitals.away > row.step_time
+        assert [event.kind for event in bench.store.inner.events(row.id)] == [EventKind.OPENED, EventKind.REATTACHED]
+        assert (row.stats.tuned, len(row.stats.returns)) == (5, 1)
+        assert row.stats.away > row.step_time
         bench.step()
         await bench.flush()
         row = bench.store.inner.get("p", "r")
         assert row is not None
-        assert (row.vitals.tuned, row.vitals.away) == (6, 0)
+        assert (row.stats.tuned, row.stats.away) == (6, 0)
 
     assert len(play(act).stored()) == 6
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
 from mechanicd.service import _events, _sessions
-from mechanicd.store import FENCED, FINISHED, OUTAGE, REATTACHED, REWOUND, RUNNING, EventRow, RunRow
 from mechanicd.tuner import TunerConfig
 
 S = 10**9
@@ -16,7 +16,7 @@ ROW = RunRow(
     run="r",
     labels={},
     config=TunerConfig(),
-    status=RUNNING,
+    status=RunStatus.RUNNING,
     status_message="",
     epoch=1,
     session=7,
@@ -35,12 +35,16 @@ REWINDS = _sessions.Decision(_sessions.REWOUND, 4, None, "the run rewinds")
 
 @pytest.mark.parametrize(
     ("changes", "kinds"),
-    [({}, [FENCED, REWOUND]), ({"session": 0}, [REWOUND]), ({"session": 0, "status": FINISHED}, [REWOUND])],
+    [
+        ({}, [EventKind.FENCED, EventKind.REWOUND]),
+        ({"session": 0}, [EventKind.REWOUND]),
+        ({"session": 0, "status": RunStatus.FINISHED}, [EventKind.REWOUND]),
+    ],
 )
 def test_a_new_session_says_whether_it_took_the_run_from_another(changes: dict[str, Any], kinds: list[str]) -> None:
     events = _events.opened(replace(ROW, **changes), REWINDS, 5 * S, "")
     assert [event.kind for event in events] == kinds
-    assert events[-1] == EventRow(5 * S, 4, REWOUND, "the run rewinds")
+    assert events[-1] == EventRow(5 * S, 4, EventKind.REWOUND, "the run rewinds")
     assert all((event.step, "session 3 had not closed" in event.message) == (10, True) for event in events[:-1])
 
 
@@ -51,7 +55,7 @@ def test_a_new_session_says_whether_it_took_the_run_from_another(changes: dict[s
 def test_a_stretch_without_steps_is_an_outage_if_longer_than_usual(interval: float, quiet: float, outage: bool) -> None:
     row = replace(ROW, interval=int(interval * S))
     events = _events.came_back(row, row.step_time + int(quiet * S), in_memory=True)
-    assert [event.kind for event in events] == [OUTAGE, REATTACHED][0 if outage else 1 :]
+    assert [event.kind for event in events] == [EventKind.OUTAGE, EventKind.REATTACHED][0 if outage else 1 :]
     assert {event.step for event in events} == {10}
     if outage:
         assert f"no step reached the server for {quiet:.3g} s before" in events[0].message

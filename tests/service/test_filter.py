@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechanicd.runs import RunRow, RunStatus
 from mechanicd.service import ServiceError
 from mechanicd.service._convert import filter_in as parse
-from mechanicd.store import FAILED, RUNNING, RunRow
 from mechanicd.tuner import TunerConfig
 
 ROW = RunRow(
@@ -19,7 +19,7 @@ ROW = RunRow(
     run="resnet/seed0",
     labels={"batch": "256", "note": 'says "hi" \\ bye', "optimizer.name": "adam-w", "empty": ""},
     config=TunerConfig(scale_groups=("a", "b")),
-    status=RUNNING,
+    status=RunStatus.RUNNING,
     status_message="",
     epoch=1,
     session=1,
@@ -172,7 +172,7 @@ def test_a_wrong_filter_is_refused_with_its_place(text: str, position: int, said
 @given(st.text(string.ascii_lowercase[:3] + 'steplabs.AND ="<:31\\'))
 def test_any_text_is_a_filter_or_refused_as_one(text: str) -> None:
     try:
-        answers: set[Any] = {type(parse(text)(row)) for row in (ROW, replace(ROW, labels={}, status=FAILED))}
+        answers: set[Any] = {type(parse(text)(row)) for row in (ROW, replace(ROW, labels={}, status=RunStatus.FAILED))}
     except ServiceError as error:
         answers, position = {bool}, int(error.metadata["position"])
     else:

@@ -100,7 +100,7 @@ def test_a_connection_that_ends_with_its_session_open_is_kept_in_mind_until_the_
     def away() -> int:
         row = looking.get(project, run)
         assert row is not None
-        return row.vitals.away
+        return row.stats.away
 
     assert wait_for(lambda: away() > 0)
     training.take(1)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechanicd.runs import RunRow, RunStatus
 from mechanicd.service import ServiceError
 from mechanicd.service._sessions import (
     ADOPTED,
@@ -19,7 +20,6 @@ from mechanicd.service._sessions import (
     check_new,
     decide,
 )
-from mechanicd.store import RUNNING, RunRow
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 CONFIG = TunerConfig(betas=(0.9, 0.99))
@@ -43,7 +43,7 @@ def row(last_step: int) -> RunRow:
         run="r",
         labels={},
         config=CONFIG,
-        status=RUNNING,
+        status=RunStatus.RUNNING,
         status_message="",
         epoch=3,
         session=5,

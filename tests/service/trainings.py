@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mechanicd.store import HELD, NON_FINITE, TUNED, StepRow
+from mechanicd.runs import StepOutcome, StepRow
 from mechanicd.tuner import Reductions, Tuner, TunerConfig
 
 Vector = NDArray[np.float64]
@@ -72,9 +72,9 @@ def train(
             reductions = spoil(step, Reductions(float(delta @ g), float(delta @ x), float(g @ g), float(x @ x)))
             groups = tuner.groups([reductions])
             h = None if hold(step) else tuner.h(state, groups)
-            outcome = TUNED if h is not None else HELD if hold(step) else NON_FINITE
+            outcome = StepOutcome.TUNED if h is not None else StepOutcome.HELD if hold(step) else StepOutcome.NON_FINITE
             state = tuner.hold(state) if h is None else tuner.advance(state, h)
-            if outcome != NON_FINITE:
+            if outcome != StepOutcome.NON_FINITE:
                 delta = delta + schedule(step) * base(g)
             x = reference + state.scale[0] * delta
             yield StepRow(

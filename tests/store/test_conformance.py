@@ -9,22 +9,8 @@ from typing import Any
 
 import pytest
 
-from mechanicd import store as model
-from mechanicd.store import (
-    Claim,
-    Commit,
-    EventRow,
-    Mark,
-    OwnershipLost,
-    Release,
-    RunExists,
-    RunRow,
-    SessionRow,
-    StepRow,
-    Store,
-    Vitals,
-    pack,
-)
+from mechanicd.runs import EventKind, EventRow, Mark, RunRow, RunStats, RunStatus, SessionRow, StepRow, pack
+from mechanicd.store import Claim, Commit, OwnershipLost, Release, RunExists, Store
 from mechanicd.tuner import TunerConfig, TunerState
 
 ALL = 2**62
@@ -117,7 +103,7 @@ def test_a_new_run_is_as_it_was_created_and_nobody_holds_it(store: Store, config
     state = TunerState.initial(config)
     assert (row.project, row.run, row.config) == ("p", "bert/seed0", config)
     assert (row.state, row.scale) == (state.to_bytes(), state.scale)
-    assert (row.status, row.status_message, row.labels) == (model.RUNNING, "", {})
+    assert (row.status, row.status_message, row.labels) == (RunStatus.RUNNING, "", {})
     assert (row.epoch, row.session, row.last_step, row.rewinds) == (0, 0, 0, 0)
     assert (row.create_time, row.step_time) == (1_000, 0)
     assert store.get("p", "bert/seed0") == row
@@ -207,9 +193,13 @@ def test_the_pulse_moves_with_each_change_that_a_reader_can_see_and_with_nothing
     changes(lambda: store.set_labels(row.id, {"a": "b"}))
     changes(lambda: store.take_over(row.id, 1, got(store, row).session))
     held = got(store, row)
-    changes(lambda: store.commit([], [Release(run_id=row.id, epoch=2, session=held.session, status=model.FAILED, message="")]))
+    changes(
+        lambda: store.commit([], [Release(run_id=row.id, epoch=2, session=held.session, status=RunStatus.FAILED, message="")])
+    )
     before = store.pulse()
-    store.commit([commit_of(held, [step(2)])], [Release(run_id=row.id, epoch=9, session=9, status=model.FAILED, message="")])
+    store.commit(
+        [commit_of(held, [step(2)])], [Release(run_id=row.id, epoch=9, session=9, status=RunStatus.FAILED, message="")]
+    )
     store.steps(row, 0, 1, ALL, ALL)
     while store.fold():
         pass
@@ -228,46 +218,46 @@ def test_rows_are_those_of_the_ids_in_their_order_and_the_gone_are_missing(store
     assert [row.id for row in store.rows(row.id for row in made)] == [row.id for row in made if row.id != made[3].id]
 
 
-VITALS = Vitals(tuned=3, base_lr=0.5, peak=1e-300, turns=(1, 2), marks=(Mark(1, 0.1, 0.2, 0),), returns=(5,), away=6)
+VITALS = RunStats(tuned=3, base_lr=0.5, peak=1e-300, turns=(1, 2), marks=(Mark(1, 0.1, 0.2, 0),), returns=(5,), away=6)
 
 
 def test_vitals_and_command_are_kept_with_the_row(store: Store, reopen: Callable[[], Store]) -> None:
     row = make(store)
-    assert (row.vitals, row.command) == (Vitals(), "")
-    row = claim(store, row, command="python 'my train.py' --lr=1 ✓", vitals=Vitals(since=7))
-    assert (row.vitals, row.command) == (Vitals(since=7), "python 'my train.py' --lr=1 ✓")
-    assert store.commit([replace(commit_of(row, [step(1)]), vitals=VITALS)], []) == [True]
+    assert (row.stats, row.command) == (RunStats(), "")
+    row = claim(store, row, command="python 'my train.py' --lr=1 ✓", stats=RunStats(since=7))
+    assert (row.stats, row.command) == (RunStats(since=7), "python 'my train.py' --lr=1 ✓")
+    assert store.commit([replace(commit_of(row, [step(1)]), stats=VITALS)], []) == [True]
     again = got(reopen(), row)
-    assert (again.vitals, again.command) == (VITALS, row.command)
+    assert (again.stats, again.command) == (VITALS, row.command)
 
 
 def test_a_takeover_keeps_the_vitals_unless_it_has_others(store: Store) -> None:
-    row = claim(store, make(store), vitals=VITALS)
+    row = claim(store, make(store), stats=VITALS)
     row = store.take_over(row.id, row.epoch, row.session)
-    assert row.vitals == VITALS
-    row = store.take_over(row.id, row.epoch, row.session, VITALS.came_back(9), [EventRow(9, 0, model.REATTACHED, "back")])
-    assert row.vitals == got(store, row).vitals == replace(VITALS, away=0, returns=(5, 9))
-    assert store.events(row.id) == [EventRow(9, 0, model.REATTACHED, "back")]
+    assert row.stats == VITALS
+    row = store.take_over(row.id, row.epoch, row.session, VITALS.came_back(9), [EventRow(9, 0, EventKind.REATTACHED, "back")])
+    assert row.stats == got(store, row).stats == replace(VITALS, away=0, returns=(5, 9))
+    assert store.events(row.id) == [EventRow(9, 0, EventKind.REATTACHED, "back")]
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-def event(number: int, kind: str = model.OUTAGE) -> EventRow:
+def event(number: int, kind: str = EventKind.OUTAGE) -> EventRow:
     return EventRow(10**18 + number, number, kind, f"„{number}“")
 
 
 def test_events_come_with_what_they_tell_of_in_the_order_they_happened(store: Store, reopen: Callable[[], Store]) -> None:
-    row = claim(store, make(store), events=(event(1, model.FENCED), event(2, model.OPENED)))
+    row = claim(store, make(store), events=(event(1, EventKind.FENCED), event(2, EventKind.OPENED)))
     other = claim(store, make(store, "other"), events=(event(7),))
     assert store.commit([replace(commit_of(row, [step(1)]), events=(event(3),)), commit_of(other, [step(1)])], []) == [
         True,
         True,
     ]
-    release = Release(run_id=row.id, epoch=1, session=row.session, status=model.FINISHED, message="", events=(event(4),))
+    release = Release(run_id=row.id, epoch=1, session=row.session, status=RunStatus.FINISHED, message="", events=(event(4),))
     store.commit([], [release])
     store = reopen()
-    assert store.events(row.id) == [event(1, model.FENCED), event(2, model.OPENED), event(3), event(4)]
+    assert store.events(row.id) == [event(1, EventKind.FENCED), event(2, EventKind.OPENED), event(3), event(4)]
     assert store.events(other.id) == [event(7)]
     store.delete(row.id)
     assert store.events(row.id) == []
@@ -275,10 +265,10 @@ def test_events_come_with_what_they_tell_of_in_the_order_they_happened(store: St
 
 def test_a_commit_of_events_alone_adds_no_step(store: Store) -> None:
     row = commit(store, claim(store, make(store)), [step(1)])
-    alone = replace(commit_of(row, [step(2)]), last_step=1, records=b"", events=(event(1),), vitals=VITALS)
+    alone = replace(commit_of(row, [step(2)]), last_step=1, records=b"", events=(event(1),), stats=VITALS)
     assert store.commit([alone], []) == [True]
     after = got(store, row)
-    assert (after.last_step, after.vitals, store.events(row.id)) == (1, VITALS, [event(1)])
+    assert (after.last_step, after.stats, store.events(row.id)) == (1, VITALS, [event(1)])
     row = commit(store, row, [step(2)])
     assert history(store, row) == exact([step(1), step(2)])
 
@@ -288,7 +278,7 @@ def test_events_of_who_does_not_hold_the_run_are_not_noted(store: Store) -> None
     new = claim(store, old)
     assert store.commit([replace(commit_of(old, [step(1)]), events=(event(1),))], []) == [False]
     store.commit(
-        [], [Release(run_id=old.id, epoch=1, session=old.session, status=model.FAILED, message="", events=(event(2),))]
+        [], [Release(run_id=old.id, epoch=1, session=old.session, status=RunStatus.FAILED, message="", events=(event(2),))]
     )
     with pytest.raises(OwnershipLost):
         claim(store, old, events=(event(3),))
@@ -307,12 +297,12 @@ def test_of_very_many_events_the_last_are_given(store: Store) -> None:
 
 def test_a_claim_begins_the_next_epoch_of_the_run(store: Store) -> None:
     row = make(store)
-    store.commit([], [Release(run_id=row.id, epoch=0, session=0, status=model.FAILED, message="out of memory")])
+    store.commit([], [Release(run_id=row.id, epoch=0, session=0, status=RunStatus.FAILED, message="out of memory")])
     for epoch in (1, 2, 3):
         before = row
         row = claim(store, before, session=epoch * 10**17, state=b"S", scale=(0.5,), labels={"epoch": str(epoch)})
         assert (row.epoch, row.session, row.state, row.scale) == (epoch, epoch * 10**17, b"S", (0.5,))
-        assert (row.status, row.status_message, row.labels) == (model.RUNNING, "", {"epoch": str(epoch)})
+        assert (row.status, row.status_message, row.labels) == (RunStatus.RUNNING, "", {"epoch": str(epoch)})
         assert (row.id, row.create_time, row.last_step, row.rewinds) == (before.id, 1_000, 0, 0)
         assert got(store, row) == row
 
@@ -421,7 +411,7 @@ def test_nothing_to_commit_is_no_error(store: Store) -> None:
     assert store.commit([], []) == []
 
 
-@pytest.mark.parametrize("status", [model.PREEMPTED, model.FAILED, model.FINISHED])
+@pytest.mark.parametrize("status", [RunStatus.PREEMPTED, RunStatus.FAILED, RunStatus.FINISHED])
 def test_a_release_says_why_and_leaves_the_run_to_nobody(store: Store, status: str) -> None:
     row = commit(store, claim(store, make(store)), [step(1)])
     release = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=status, message="told to „stop“")
@@ -434,7 +424,7 @@ def test_a_release_says_why_and_leaves_the_run_to_nobody(store: Store, status: s
 @pytest.mark.parametrize("changes", [{"epoch": 0}, {"epoch": 2}, {"session": 77}])
 def test_a_release_by_who_does_not_hold_the_run_changes_nothing(store: Store, changes: dict[str, int]) -> None:
     row = claim(store, make(store))
-    release = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=model.FINISHED, message="")
+    release = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=RunStatus.FINISHED, message="")
     store.commit([], [replace(release, **changes)])
     assert got(store, row) == row
 
@@ -447,7 +437,7 @@ def test_a_session_leads_to_its_run_and_to_who_holds_it_now(store: Store, reopen
     first = claim(store, make(store))
     second = claim(store, first)
     third = claim(store, make(store, "closed"))
-    store.commit([], [Release(run_id=third.id, epoch=1, session=third.session, status=model.FINISHED, message="")])
+    store.commit([], [Release(run_id=third.id, epoch=1, session=third.session, status=RunStatus.FINISHED, message="")])
     for each_store in (lambda: store, reopen):
         each = each_store()
         for session, row in ((first, second), (second, second), (third, got(each, third)), (largest, largest)):

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechanicd.store import SERIES, Claim, Commit, RunRow, SQLiteStore, SQLStore, StepRow, StoreNotWritable, check, copy, pack
+from mechanicd.runs import RunRow, StepRow, pack
+from mechanicd.store import SERIES, Claim, Commit, SQLiteStore, SQLStore, StoreNotWritable, check, copy
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 CONFIG = TunerConfig()

@@ -8,24 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechanicd.store import (
-    FORKED,
-    PREEMPTED,
-    REWOUND_BY_HAND,
-    Claim,
-    Commit,
-    EventRow,
-    Fork,
-    OwnershipLost,
-    Release,
-    Rewind,
-    RunExists,
-    RunRow,
-    StepRow,
-    Store,
-    Vitals,
-    pack,
-)
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStats, RunStatus, StepRow, pack
+from mechanicd.store import Claim, Commit, Fork, OwnershipLost, Release, Rewind, RunExists, Store
 from mechanicd.tuner import TunerConfig, TunerState
 
 ALL = 2**62
@@ -67,7 +51,7 @@ def commit(store: Store, row: RunRow, count: int) -> RunRow:
         state=b"state %d" % last,
         scale=(float(last),) * groups,
         step_time=10**18 + last,
-        vitals=Vitals(tuned=last),
+        stats=RunStats(tuned=last),
         records=b"".join(pack(groups, step(number, groups)) for number in range(row.last_step + 1, last + 1)),
     )
     assert store.commit([change], []) == [True]
@@ -99,7 +83,7 @@ def rewind(store: Store, row: RunRow, after_step: int, **changes: Any) -> RunRow
         state=b"state %d" % after_step,
         scale=(float(after_step),) * len(row.config.scale_groups),
         message="by hand",
-        events=(EventRow(5, after_step, REWOUND_BY_HAND, "so"),),
+        events=(EventRow(5, after_step, EventKind.REWOUND_BY_HAND, "so"),),
     )
     return store.rewind(replace(wanted, **changes))
 
@@ -115,7 +99,7 @@ def fork(store: Store, row: RunRow, after_step: int, run: str = "new", **changes
         scale=(float(after_step),) * len(row.config.scale_groups),
         time=7_000,
         message="a copy",
-        events=(EventRow(7, after_step, FORKED, "so"),),
+        events=(EventRow(7, after_step, EventKind.FORKED, "so"),),
     )
     return store.fork(replace(wanted, **changes))
 
@@ -149,9 +133,9 @@ def test_a_rewind_keeps_what_it_gives_up_as_a_branch_and_the_run_goes_on(store: 
     assert row == got(store, "r")
     assert (row.last_step, row.state, row.scale) == (after_step, b"state %d" % after_step, (float(after_step),))
     assert (row.epoch, row.session, row.session_count, row.rewinds) == (before.epoch + 1, 0, 1, 1)
-    assert (row.status, row.status_message, row.labels) == (PREEMPTED, "by hand", before.labels)
+    assert (row.status, row.status_message, row.labels) == (RunStatus.PREEMPTED, "by hand", before.labels)
     assert row.revision > before.revision
-    assert store.events(row.id)[-1] == EventRow(5, after_step, REWOUND_BY_HAND, "so")
+    assert store.events(row.id)[-1] == EventRow(5, after_step, EventKind.REWOUND_BY_HAND, "so")
     assert history(store, row) == steps(1, after_step)
     assert history(store, row, 1) == steps(after_step + 1, STEPS)
     row = commit(store, claim(store, row), 700)
@@ -181,7 +165,7 @@ def test_a_run_that_somebody_holds_or_took_meanwhile_is_not_taken_back(store: St
 def test_a_run_taken_from_its_session_counts_as_nobodys_and_the_session_writes_nothing_more(store: Store) -> None:
     held = trained(store, closed=False)
     row = rewind(store, held, 100, session=77)
-    assert (row.session, row.status, row.last_step) == (77, PREEMPTED, 100)
+    assert (row.session, row.status, row.last_step) == (77, RunStatus.PREEMPTED, 100)
     late = Commit(
         run_id=held.id,
         epoch=held.epoch,
@@ -218,8 +202,8 @@ def test_a_fork_has_the_history_up_to_its_step_and_goes_its_own_way(store: Store
         *(config, source.labels),
     )
     assert (made.epoch, made.session, made.session_count, made.rewinds) == (0, 0, 0, 0)
-    assert (made.status, made.status_message, made.create_time) == (PREEMPTED, "a copy", 7_000)
-    assert store.events(made.id) == [EventRow(7, after_step, FORKED, "so")]
+    assert (made.status, made.status_message, made.create_time) == (RunStatus.PREEMPTED, "a copy", 7_000)
+    assert store.events(made.id) == [EventRow(7, after_step, EventKind.FORKED, "so")]
     assert history(store, made) == steps(1, after_step, groups)
     assert got(store, "r") == source, "the other run stays as it is"
     made = commit(store, claim(store, made), 300)
@@ -233,8 +217,8 @@ def test_a_fork_has_the_history_up_to_its_step_and_goes_its_own_way(store: Store
 
 def test_a_fork_at_the_last_step_has_the_vital_signs_too(store: Store) -> None:
     source = trained(store)
-    assert fork(store, source, STEPS).vitals == source.vitals == Vitals(tuned=STEPS)
-    assert fork(store, source, 5, "other").vitals == Vitals(since=5)
+    assert fork(store, source, STEPS).stats == source.stats == RunStats(tuned=STEPS)
+    assert fork(store, source, 5, "other").stats == RunStats(since=5)
 
 
 def test_a_fork_of_a_rewound_run_has_what_the_run_has_now(store: Store) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, Vitals, check, open_store
+from mechanicd.runs import RunStats
+from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, check, open_store
 from mechanicd.store._migrations import TABLES_V2
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -69,14 +70,14 @@ def test_a_migration_that_is_killed_is_begun_again(old: Path) -> None:
     """The process ends in the middle, without a word; the file is still of the old schema."""
     program = f"""
 import os
-from mechanicd.store import SQLiteStore, _tiers
-rise, calls = _tiers.rise, []
+from mechanicd.store import SQLiteStore, _pyramid
+rise, calls = _pyramid.rise, []
 def killed(*branch):
     calls.append(1)
     if len(calls) == 3:
         os._exit(9)
     return rise(*branch)
-_tiers.rise = killed
+_pyramid.rise = killed
 SQLiteStore({str(old)!r})
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -103,7 +104,7 @@ def test_what_an_old_file_did_not_know_is_empty_and_its_runs_go_on(old: Path) ->
     store = SQLiteStore(str(old))
     rows = store.list_runs(None, None, 100)
     assert [row.command for row in rows] == [""] * 4
-    assert [row.vitals for row in rows] == [Vitals(since=row.last_step) for row in rows], "judged from the next step on"
+    assert [row.stats for row in rows] == [RunStats(since=row.last_step) for row in rows], "judged from the next step on"
     assert [store.events(row.id) for row in rows] == [[]] * 4
     largest = max(row.id for row in rows)
     store.delete(largest)
@@ -113,7 +114,7 @@ def test_what_an_old_file_did_not_know_is_empty_and_its_runs_go_on(old: Path) ->
     store.close()
 
 
-def test_a_long_run_of_version_2_has_its_tiers_after_the_migration(tmp_path: Path) -> None:
+def test_a_long_run_of_version_2_has_its_pyramid_after_the_migration(tmp_path: Path) -> None:
     """The file is folded by today's code and then made as version 2 was: its chunks are the same."""
     path = tmp_path / "runs.db"
     shutil.copy(FIXTURES / "schema_v2.db", path)
@@ -159,7 +160,7 @@ def test_a_postgresql_database_of_version_2_has_everything_when_opened(postgres:
         store = open_store(url)
         world.check(store)
         rows = store.list_runs(None, None, 100)
-        assert [row.vitals for row in rows] == [Vitals(since=row.last_step) for row in rows]
+        assert [row.stats for row in rows] == [RunStats(since=row.last_step) for row in rows]
         assert {finding.reason for finding in check(store) if not finding.harmless} == {"STATE_UNREADABLE"}
         while store.fold():
             pass

@@ -9,18 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from mechanicd.store import (
-    Claim,
-    Commit,
-    OwnershipLost,
-    RunRow,
-    SchemaTooNew,
-    SQLStore,
-    StepRow,
-    StoreError,
-    StoreNotWritable,
-    pack,
-)
+from mechanicd.runs import RunRow, StepRow, pack
+from mechanicd.store import Claim, Commit, OwnershipLost, SchemaTooNew, SQLStore, StoreError, StoreNotWritable
 from mechanicd.store import open_store as open_any
 from mechanicd.tuner import TunerConfig, TunerState
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechanicd.store import StepRow, pack, unpack
+from mechanicd.runs import StepRow, pack, unpack
 
 FLOATS = st.one_of(
     st.floats(),

@@ -15,20 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from mechanicd.runs import RunRow, StepRow, pack, unpack
 from mechanicd.store import (
     SCHEMA_VERSION,
     Claim,
     Commit,
-    RunRow,
     SchemaTooNew,
     SQLiteStore,
-    StepRow,
     StoreError,
     StoreInUse,
     StoreNotWritable,
     open_store,
-    pack,
-    unpack,
 )
 from mechanicd.tuner import TunerConfig, TunerState
 

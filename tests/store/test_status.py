@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mechanicd.store import FAILED, FINISHED, PREEMPTED, RUNNING, SILENT, RunRow, Silence, judged
+from mechanicd.runs import RunRow, RunStatus, Silence, judged
 from mechanicd.tuner import TunerConfig
 
 S = 10**9
@@ -14,7 +14,7 @@ ROW = RunRow(
     run="r",
     labels={},
     config=TunerConfig(),
-    status=RUNNING,
+    status=RunStatus.RUNNING,
     status_message="",
     epoch=1,
     session=1,
@@ -52,8 +52,8 @@ def test_a_run_is_silent_after_many_of_its_intervals_and_a_least_time(
 ) -> None:
     row = replace(ROW, **changes)
     now = judged(row, 3000 * S + int(quiet * S), SILENCE)
-    assert (now.status == SILENT) == silent
-    assert now == (replace(row, status=SILENT, status_message=now.status_message) if silent else row)
+    assert (now.status == RunStatus.SILENT) == silent
+    assert now == (replace(row, status=RunStatus.SILENT, status_message=now.status_message) if silent else row)
 
 
 def test_the_message_says_how_long_and_what_was_usual() -> None:
@@ -64,7 +64,7 @@ def test_the_message_says_how_long_and_what_was_usual() -> None:
     assert judged(new, 3011 * S, SILENCE).status_message == "no step for 11 s; usually none has come in a rhythm yet"
 
 
-@pytest.mark.parametrize("status", [FAILED, FINISHED, PREEMPTED])
+@pytest.mark.parametrize("status", [RunStatus.FAILED, RunStatus.FINISHED, RunStatus.PREEMPTED])
 def test_what_has_ended_is_not_silent(status: str) -> None:
     row = replace(ROW, status=status)
     assert judged(row, 10**20, SILENCE) == row

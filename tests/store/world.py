@@ -8,21 +8,8 @@ Numbers are made by formula, so the test that reads a file needs no second file 
 import math
 import sys
 
-from mechanicd.store import (
-    FINISHED,
-    OPENED,
-    Claim,
-    Commit,
-    EventRow,
-    Release,
-    RunRow,
-    StepRow,
-    Store,
-    Vitals,
-    first_scale,
-    open_store,
-    pack,
-)
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStats, RunStatus, StepRow, first_scale, pack
+from mechanicd.store import Claim, Commit, Release, Store, open_store
 from mechanicd.tuner import TunerConfig, TunerState
 
 PLAIN = TunerConfig()
@@ -48,7 +35,7 @@ def write(store: Store) -> None:
     row = _claim(store, _create(store, "zoo", "long/run", PLAIN), 0, 11)
     for first in range(1, 3001, 7):  # as flushes do: a few steps each
         row = _commit(store, row, first, min(first + 6, 3000), "long/run")
-    release = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=FINISHED, message="done „well“")
+    release = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=RunStatus.FINISHED, message="done „well“")
     store.commit([], [release])
 
     row = _claim(store, _create(store, "zoo", "rewound", PLAIN), 0, 21)
@@ -76,7 +63,7 @@ def check(store: Store) -> None:
     new, groups, long, rewound = store.list_runs(None, None, 100)
     assert (new.epoch, new.session, new.last_step, new.step_time) == (0, 0, 0, 0)
     assert (groups.config, groups.session, groups.last_step, groups.state) == (GROUPS, 31, 300, b"state 300")
-    assert (long.status, long.status_message, long.session, long.last_step) == (FINISHED, "done „well“", 0, 3000)
+    assert (long.status, long.status_message, long.session, long.last_step) == (RunStatus.FINISHED, "done „well“", 0, 3000)
     assert (rewound.session, rewound.rewinds, rewound.last_step) == (24, 2, 105)
     assert rewound.labels == {"session": "24"}
     assert rewound.scale == (10.5,)
@@ -101,8 +88,8 @@ def check_noted(store: Store) -> None:
         "",
         *(f"python train.py --session {session}" for session in (31, 11, 24)),
     ]
-    assert (new.vitals, long.vitals.tuned, long.vitals.non_finite, rewound.vitals.since) == (Vitals(), 2940, 60, 100)
-    assert [mark.step for mark in long.vitals.marks] == [2880, 2944]
+    assert (new.stats, long.stats.tuned, long.stats.non_finite, rewound.stats.since) == (RunStats(), 2940, 60, 100)
+    assert [mark.step for mark in long.stats.marks] == [2880, 2944]
     assert store.events(new.id) == []
     assert store.events(rewound.id) == [_opened(*each) for each in ((21, 0), (22, 700), (23, 20), (24, 100))]
 
@@ -142,14 +129,14 @@ def _claim(store: Store, row: RunRow, after_step: int, session: int) -> RunRow:
             labels={"session": str(session)},
             time=10**18,
             command=f"python train.py --session {session}",
-            vitals=Vitals(since=after_step),
+            stats=RunStats(since=after_step),
             events=(_opened(session, after_step),),
         )
     )
 
 
 def _opened(session: int, after_step: int) -> EventRow:
-    return EventRow(10**18, after_step, OPENED, f"session {session} „began“")
+    return EventRow(10**18, after_step, EventKind.OPENED, f"session {session} „began“")
 
 
 def _commit(store: Store, row: RunRow, first: int, last: int, about: str) -> RunRow:
@@ -164,7 +151,7 @@ def _commit(store: Store, row: RunRow, first: int, last: int, about: str) -> Run
         state=b"state %d" % last,
         scale=(last / 10,) * groups,
         step_time=10**18 + last,
-        vitals=row.vitals.after(groups, first_scale(row.config), records),
+        stats=row.stats.after(groups, first_scale(row.config), records),
         records=records,
     )
     assert store.commit([commit], []) == [True]

@@ -6,7 +6,7 @@
     state = tx.init(params)
     updates, state = tx.update(grads, state, params)    # inside jit
 
-`_transform` is the step, `_reduce` and `_tuner` its parts on the device, `_report` what the host does meanwhile, `_recent` how
+`_transform` is the step, `_reduce` and `_tuner` its parts on the device, `_report` what the host does meanwhile, `_ring` how
 it hears of steps without a callback, `_groups` says which parameters share one S, and `_float64` how float64 is had in a
 program that has none.
 """

@@ -3,7 +3,7 @@
 S_{t+1} is computed on the device, with the bits that the server will compute, so no part of the step waits for the host. The
 scalars go to the host by a callback on whose result nothing but the next callback depends. It is not pure, but called so: JAX
 starts a program with any other kind of callback by a path that takes 10 ms for a model of 150 tensors. With `report="loop"`
-there is none: the state keeps the last steps until the training's loop has them read (`_recent`). Where an outage may change
+there is none: the state keeps the last steps until the training's loop has them read (`_ring`). Where an outage may change
 S (`on_outage` "hold" or "raise") the tuner runs on the host instead, and the step waits for it.
 """
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from mechanicd.client import InvalidArgument, make_config
 from mechanicd.client._run import Run
-from mechanicd.jax import _recent, _reduce, _tuner
+from mechanicd.jax import _reduce, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, host_bits, host_values, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
 from mechanicd.jax._report import Reporter, bits_of, pack
@@ -84,7 +84,7 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
 
     run: Run
     _reporters: dict[TunerConfig, Reporter]
-    _readers: dict[TunerConfig, _recent.Reader]
+    _readers: dict[TunerConfig, _ring.Reader]
     _last: MechanicState | None
 
     def report(self, state: Any) -> None:
@@ -110,7 +110,7 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         self._last = ours
         if jax.process_index() == 0:
             for config, reporter in self._reporters.items():
-                self._readers.setdefault(config, _recent.Reader(reporter)).look(ours.recent, ours.step)
+                self._readers.setdefault(config, _ring.Reader(reporter)).look(ours.recent, ours.step)
 
     def _raise(self) -> None:
         for reporter in self._reporters.values():
@@ -169,7 +169,7 @@ def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, 
             delta=() if layout == "ref" else jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), params),
             ref=jax.tree.map(jnp.array, params) if _keeps_ref(params, layout) else (),
             told=jnp.zeros((), jnp.int32),
-            recent=_recent.empty(config) if loop else (),
+            recent=_ring.empty(config) if loop else (),
         )
 
     def update(grads: Any, state: MechanicState, params: Any = None, **extra: Any) -> tuple[Any, MechanicState]:
@@ -238,7 +238,7 @@ def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, 
                 S_bits = to_bits(_tuner.scale(following.s))
             packed = _unbatched(pack(state.step, state.told, state.tuner, bits, S_bits))
             if loop:
-                return following, finite, state.told + 1, _recent.push(state.recent, state.step, packed)
+                return following, finite, state.told + 1, _ring.push(state.recent, state.step, packed)
             return following, finite, jax.pure_callback(reporter.follow, jax.ShapeDtypeStruct((), jnp.int32), packed), ()
         packed = _unbatched(pack(state.step, state.told, state.tuner, bits, bits[0]))
         tuner = jax.pure_callback(reporter.lead, jax.ShapeDtypeStruct(state.tuner.shape, BITS), packed)

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable, Session, make_config
 from mechanicd.client._run import Run
-from mechanicd.torch import _ahead, _checkpoint, _distributed, _groups, _older, _reference
-from mechanicd.torch._ahead import Ahead
+from mechanicd.torch import _async_device, _checkpoint, _distributed, _groups, _legacy_checkpoints, _reference
+from mechanicd.torch._async_device import Ahead
 from mechanicd.torch._closure import evaluate
+from mechanicd.torch._delegation import OfBase
 from mechanicd.torch._distributed import Shards, Step
 from mechanicd.torch._memory import Memory
-from mechanicd.torch._of_base import OfBase
 from mechanicd.torch._passes import Passes
 from mechanicd.tuner import TunerState
 
@@ -176,7 +176,7 @@ class Mechanized(OfBase):
     def _goes_ahead(self) -> bool:
         """Whether the device may have S before the host does: where nothing but the scalars decides it."""
         alone = self._run.target is None or self._run.on_outage == "local"
-        return self._may_go_ahead and alone and self._config.convention in _ahead.CONVENTIONS
+        return self._may_go_ahead and alone and self._config.convention in _async_device.CONVENTIONS
 
     def _settle(self) -> None:
         """The host takes the steps that so far only the device has taken."""
@@ -394,7 +394,7 @@ class Mechanized(OfBase):
             state_dict = before(self, state_dict) or state_dict
         params = self._here(self.param_groups)
         layout = self._memory.layout
-        today = _older.upgraded(state_dict, self._config, layout, params)
+        today = _legacy_checkpoints.upgraded(state_dict, self._config, layout, params)
         state, frozen, memory = _checkpoint.unpack(today, self._config, layout, params)
         self.base.load_state_dict(_checkpoint.bare(today))
         self._memory, self.frozen = memory, frozen

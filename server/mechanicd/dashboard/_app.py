@@ -27,7 +27,8 @@ from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRe
 from mechanicd.dashboard._table import Table
 from mechanicd.dashboard._watch import Watch
 from mechanicd.dashboard._webhook import tell
-from mechanicd.store import RunRow, parse_filter, without_password
+from mechanicd.runs import RunRow, parse_filter
+from mechanicd.store import without_password
 
 _API: Final = "/api/v1"
 _MOST_BYTES: Final = 2**20

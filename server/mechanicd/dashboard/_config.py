@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
-from mechanicd.store import Silence
+from mechanicd.runs import Silence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ from mechanicd.dashboard import _bands, _series
 from mechanicd.dashboard._request import BandsRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._series import Axis
 from mechanicd.dashboard._zoom import END, Zoom, fill
-from mechanicd.store import RunRow, Store, SummaryRequest
+from mechanicd.runs import RunRow
+from mechanicd.store import Store, SummaryRequest
 
 SPARK_COLUMNS: Final = 60
 HEAT_ROWS: Final = 512

@@ -6,7 +6,8 @@ from typing import Any
 
 from mechanicd.dashboard._curves import Curves
 from mechanicd.dashboard._item import Item
-from mechanicd.store import RunRow, Store
+from mechanicd.runs import RunRow
+from mechanicd.store import Store
 
 
 def detail(store: Store, curves: Curves, row: RunRow, item: Item, targets: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mechanicd.store import FilterError, StoreError
+from mechanicd.runs import FilterError
+from mechanicd.store import StoreError
 
 log = logging.getLogger("mechanicd.dashboard")
 

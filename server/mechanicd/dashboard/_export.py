@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import ExportRequest
 from mechanicd.dashboard._zoom import END
-from mechanicd.store import EXPORT_FORMATS, RunRow, StepRow, Store, export_rows
+from mechanicd.runs import EXPORT_FORMATS, RunRow, StepRow, export_rows
+from mechanicd.store import Store
 
 MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "jsonl": "application/x-ndjson"}
 _VALUES = 20_000

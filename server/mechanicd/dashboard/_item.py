@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mechanicd.store import Need, RunRow
+from mechanicd.runs import Alert, RunRow
 from mechanicd.v1 import names
 
 MOST_SCALES: Final = 16
@@ -11,9 +11,9 @@ MOST_SCALES: Final = 16
 Item = dict[str, Any]
 
 
-def item(row: RunRow, needs: Sequence[Need]) -> Item:
+def item(row: RunRow, needs: Sequence[Alert]) -> Item:
     """A judged row with its needs as JSON: times in ms since 1970, durations in seconds."""
-    scale, lr = max(row.scale), row.vitals.base_lr
+    scale, lr = max(row.scale), row.stats.base_lr
     return {
         "name": str(names.RunName(row.project, row.run)),
         "project": row.project,

@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from mechanicd.dashboard._item import Item
-from mechanicd.store import FAILED, FINISHED, NEED_KINDS, PREEMPTED, RUNNING, SILENT
-
-STATUSES: Final = (RUNNING, SILENT, PREEMPTED, FAILED, FINISHED)
+from mechanicd.runs import AlertKind, RunStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +55,9 @@ class _Told:
         yield _labelled("mechanicd_build_info", "The version that serves.", ["version"], {facts.version: 1})
         yield GaugeMetricFamily("mechanicd_store_readable", "Whether the page can read the store.", value=facts.readable)
         statuses, needs = Counter(item["status"] for item in items), Counter(need["kind"] for i in items for need in i["needs"])
-        by_status = {status: statuses[status] for status in STATUSES}
+        by_status = {status.value: statuses[status] for status in RunStatus}
         yield _labelled("mechanicd_runs", "Runs in the store, by status.", ["status"], by_status)
-        by_kind = {kind: needs[kind] for kind in NEED_KINDS}
+        by_kind = {kind.value: needs[kind] for kind in AlertKind}
         yield _labelled("mechanicd_needs", "Runs that need somebody, by what is the matter.", ["kind"], by_kind)
         if facts.counts:
             yield from _of_server(facts.counts, facts.age)

@@ -9,7 +9,7 @@ import orjson
 
 from mechanicd.dashboard._errors import ApiError
 from mechanicd.dashboard._series import SERIES, X_AXES, XAxis
-from mechanicd.store import EXPORT_FORMATS
+from mechanicd.runs import EXPORT_FORMATS
 
 MOST_RUNS: Final = 200
 MOST_SPARKLINES: Final = 100

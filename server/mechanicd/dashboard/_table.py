@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mechanicd.dashboard._item import Item, item
-from mechanicd.store import RUNNING, SILENT, Need, RunRow, Silence, judged, needs, same_needs
+from mechanicd.runs import Alert, RunRow, RunStatus, Silence, alerts, judged, same_alerts
 
 MOST_GONE: Final = 1000
 _AGAIN: Final = 10**9
@@ -23,7 +23,7 @@ _SAID: Final = 10**10
 class _Entry:
     row: RunRow
     seen: RunRow
-    needs: list[Need]
+    needs: list[Alert]
     item: Item
     changed: dict[str, int]
     latest: int
@@ -57,7 +57,7 @@ class Table:
         id_ = self._ids.get(name)
         return None if id_ is None else self._entries[id_].seen
 
-    def seen(self) -> list[tuple[RunRow, list[Need], Item]]:
+    def seen(self) -> list[tuple[RunRow, list[Alert], Item]]:
         """All runs, judged, in the order of their names."""
         entries = sorted(self._entries.values(), key=lambda entry: (entry.row.project, entry.row.run))
         return [(entry.seen, entry.needs, entry.item) for entry in entries]
@@ -108,7 +108,7 @@ class Table:
             self._judge(moment, entry, row, time)
             return
         seen = judged(row, time, self.silence)
-        found = needs(seen, time, self.silence)
+        found = alerts(seen, time, self.silence)
         new = item(seen, found)
         changed = dict.fromkeys(new, moment)
         self._entries[row.id] = _Entry(row, seen, found, new, changed, moment, _judge_at(seen, time), time)
@@ -116,8 +116,8 @@ class Table:
 
     def _judge(self, moment: int, entry: _Entry, row: RunRow, time: int) -> None:
         seen = judged(row, time, self.silence)
-        found = needs(seen, time, self.silence)
-        news = row is not entry.row or seen.status != entry.seen.status or not same_needs(entry.needs, found)
+        found = alerts(seen, time, self.silence)
+        news = row is not entry.row or seen.status != entry.seen.status or not same_alerts(entry.needs, found)
         if not news and time - entry.said_at < _SAID:
             entry.judge_at = _judge_at(seen, time)
             return
@@ -138,8 +138,8 @@ class Table:
 
 
 def _judge_at(row: RunRow, time: int) -> int:
-    if row.status == RUNNING:
+    if row.status == RunStatus.RUNNING:
         return time + _AGAIN
-    if row.status == SILENT:
+    if row.status == RunStatus.SILENT:
         return time + max(_AGAIN, (time - max(row.step_time, row.open_time, row.create_time)) // 10)
     return 2**63

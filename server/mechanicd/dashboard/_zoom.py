@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mechanicd.dashboard._series import Axis
-from mechanicd.store import SERIES, Buckets, RunRow, Store, SummaryRequest
+from mechanicd.runs import RunRow
+from mechanicd.store import SERIES, Buckets, Store, SummaryRequest
 
 END: Final = 2**62
 _ROUNDS: Final = 12

@@ -5,7 +5,7 @@ from typing import Final, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mechanicd import store
+from mechanicd import runs, store
 from mechanicd.service._errors import ServiceError
 from mechanicd.tuner import ConfigError, Reductions, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
@@ -19,16 +19,18 @@ _CONVENTIONS: Final = {
 }
 _CONVENTIONS_OUT: Final = {name: value for value, name in _CONVENTIONS.items() if value}
 STATUS_OUT: Final = {
-    store.RUNNING: resources_pb2.RUN_STATUS_RUNNING,
-    store.SILENT: resources_pb2.RUN_STATUS_SILENT,
-    store.PREEMPTED: resources_pb2.RUN_STATUS_PREEMPTED,
-    store.FAILED: resources_pb2.RUN_STATUS_FAILED,
-    store.FINISHED: resources_pb2.RUN_STATUS_FINISHED,
+    runs.RunStatus.RUNNING: resources_pb2.RUN_STATUS_RUNNING,
+    runs.RunStatus.SILENT: resources_pb2.RUN_STATUS_SILENT,
+    runs.RunStatus.PREEMPTED: resources_pb2.RUN_STATUS_PREEMPTED,
+    runs.RunStatus.FAILED: resources_pb2.RUN_STATUS_FAILED,
+    runs.RunStatus.FINISHED: resources_pb2.RUN_STATUS_FINISHED,
 }
 MAX_INTEGER: Final = 2**62
 """The largest step or session to take from outside: stores keep signed 64-bit numbers, and a run steps on from here."""
 MAX_COMMAND: Final = 4096
-CLOSING_STATUS: Final = {value: name for name, value in STATUS_OUT.items() if name not in (store.RUNNING, store.SILENT)}
+CLOSING_STATUS: Final = {
+    value: name for name, value in STATUS_OUT.items() if name not in (runs.RunStatus.RUNNING, runs.RunStatus.SILENT)
+}
 
 
 def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
@@ -107,11 +109,11 @@ def project_in(parent: str) -> str | None:
         raise ServiceError(error.reason, str(error), field="parent") from None
 
 
-def filter_in(text: str) -> store.Filter:
+def filter_in(text: str) -> runs.Filter:
     """A list filter. Raises ServiceError INVALID_FILTER, with the position."""
     try:
-        return store.parse_filter(text)
-    except store.FilterError as error:
+        return runs.parse_filter(text)
+    except runs.FilterError as error:
         metadata = {"filter": error.text, "position": error.position}
         raise ServiceError("INVALID_FILTER", str(error), metadata, field="filter") from None
 
@@ -134,7 +136,7 @@ def command_in(text: str) -> str:
     return text_in(text, MAX_COMMAND)
 
 
-def run_out(row: store.RunRow, needs: Sequence[store.Need] = (), *, command: bool = False) -> resources_pb2.Run:
+def run_out(row: runs.RunRow, needs: Sequence[runs.Alert] = (), *, command: bool = False) -> resources_pb2.Run:
     """A stored run with its needs; with its command if asked for."""
     run = resources_pb2.Run(
         name=str(names.RunName(row.project, row.run)),
@@ -148,7 +150,7 @@ def run_out(row: store.RunRow, needs: Sequence[store.Need] = (), *, command: boo
         session_count=row.session_count,
         rewind_count=row.rewinds,
         needs=map(need_out, needs),
-        base_lr=row.vitals.base_lr,
+        base_lr=row.stats.base_lr,
         command=row.command if command else "",
     )
     if row.step_time:
@@ -156,12 +158,12 @@ def run_out(row: store.RunRow, needs: Sequence[store.Need] = (), *, command: boo
     return run
 
 
-def need_out(need: store.Need) -> resources_pb2.Need:
+def need_out(need: runs.Alert) -> resources_pb2.Need:
     """A judgement."""
     return resources_pb2.Need(kind=f"NEED_KIND_{need.kind.upper()}", message=need.message, step=need.step)
 
 
-def event_out(event: store.EventRow) -> resources_pb2.RunEvent:
+def event_out(event: runs.EventRow) -> resources_pb2.RunEvent:
     """A stored event; of unspecified kind where the contract has none for it."""
     name = f"EVENT_KIND_{event.kind.upper()}"
     known = name if name in resources_pb2.EventKind.keys() else "EVENT_KIND_UNSPECIFIED"  # noqa: SIM118
@@ -173,7 +175,7 @@ def event_out(event: store.EventRow) -> resources_pb2.RunEvent:
     )
 
 
-def step_out(row: store.StepRow) -> resources_pb2.StepRecord:
+def step_out(row: runs.StepRow) -> resources_pb2.StepRecord:
     """A stored step."""
     return resources_pb2.StepRecord(
         step=row.step,

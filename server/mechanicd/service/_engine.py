@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from time import time_ns
 from typing import Any, Final
 
+from mechanicd.runs import RunRow
 from mechanicd.service import _convert, _events, _sessions
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
@@ -15,7 +16,7 @@ from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
 from mechanicd.service._replay import replayed
 from mechanicd.service._sessions import Start
 from mechanicd.service._writer import Retention, Writer
-from mechanicd.store import Claim, OwnershipLost, Release, RunExists, RunRow, Store
+from mechanicd.store import Claim, OwnershipLost, Release, RunExists, Store
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import names, tuner_service_pb2
 
@@ -200,7 +201,7 @@ class Engine:
                     labels=labels,
                     time=now,
                     command=command,
-                    vitals=_sessions.vitals(row, decision),
+                    stats=_sessions.stats(row, decision),
                     events=_events.opened(row, decision, now, client),
                 ),
             )
@@ -237,8 +238,8 @@ class Engine:
                 raise _fenced(session, row.session)
             # A new epoch: whatever another server still holds of this session in its memory counts no more.
             now = time_ns()
-            vitals, events = row.vitals.came_back(now), _events.came_back(row, now, in_memory=False)
-            row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, vitals, events)
+            stats, events = row.stats.came_back(now), _events.came_back(row, now, in_memory=False)
+            row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
             self._taken.discard(session)
             run = await self._hold(name, row, begun.after_step)
             here = False

@@ -5,11 +5,12 @@ import secrets
 from time import time_ns
 from typing import Final
 
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
 from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._replay import replayed
-from mechanicd.store import FORKED, REWOUND_BY_HAND, RUNNING, EventRow, Fork, OwnershipLost, Rewind, RunExists, RunRow
+from mechanicd.store import Fork, OwnershipLost, Rewind, RunExists
 from mechanicd.tuner import TunerState
 from mechanicd.v1 import names, run_service_pb2
 
@@ -58,7 +59,7 @@ class Lineage:
             row = await self._engine.settled(name)  # steps may have come meanwhile; from here on none does
             from_to = f"from step {row.last_step} to {state.step}"
             event = EventRow(
-                time_ns(), state.step, REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
+                time_ns(), state.step, EventKind.REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
             )
             now = await self._call(
                 self._store.rewind,
@@ -96,7 +97,7 @@ class Lineage:
                 scale=state.scale,
                 time=now,
                 message=message,
-                events=(EventRow(now, state.step, FORKED, f"from {source} after step {state.step}"),),
+                events=(EventRow(now, state.step, EventKind.FORKED, f"from {source} after step {state.step}"),),
             )
             try:
                 made = await self._call(self._store.fork, change)
@@ -139,7 +140,7 @@ class Lineage:
 
 def held(row: RunRow) -> bool:
     """Whether a session holds the run. (One that was fenced by hand leaves the number of nobody's session behind.)"""
-    return row.session != 0 and row.status == RUNNING
+    return row.session != 0 and row.status == RunStatus.RUNNING
 
 
 def _exists(name: names.RunName) -> ServiceError:

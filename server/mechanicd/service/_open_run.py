@@ -3,10 +3,11 @@
 from dataclasses import replace
 from time import time_ns
 
-from mechanicd import store
+from mechanicd import runs
+from mechanicd.runs import EventRow, RunRow, StepRow
 from mechanicd.service import _convert
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import Commit, EventRow, RunRow, StepRow
+from mechanicd.store import Commit
 from mechanicd.tuner import ReductionsError, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -45,7 +46,7 @@ class OpenRun:
         "fenced_by",
         "row",
         "state",
-        "vitals",
+        "stats",
     )
 
     def __init__(self, row: RunRow, begun_after: int, last: StepRow | None) -> None:
@@ -54,8 +55,8 @@ class OpenRun:
         self.state = TunerState.from_bytes(row.state, row.config)
         self.durable_step = row.last_step
         self.fenced_by = 0
-        self.vitals = row.vitals
-        self._first_scale = store.first_scale(row.config)
+        self.stats = row.stats
+        self._first_scale = runs.first_scale(row.config)
         self._events: list[EventRow] = []
         self._touched = False
         self._tuner = Tuner(row.config)
@@ -91,9 +92,9 @@ class OpenRun:
             raise ServiceError(error.reason, str(error), error.facts, field="reductions") from None
         h = None if request.hold else tuner.h(state, groups)
         if h is not None:
-            state, outcome = tuner.advance(state, h), store.TUNED
+            state, outcome = tuner.advance(state, h), runs.StepOutcome.TUNED
         else:
-            state, outcome = tuner.hold(state), store.HELD if request.hold else store.NON_FINITE
+            state, outcome = tuner.hold(state), runs.StepOutcome.HELD if request.hold else runs.StepOutcome.NON_FINITE
             h = (_NAN,) * self._groups
         now = time_ns()
         if self._stepped:
@@ -104,7 +105,7 @@ class OpenRun:
         lr = request.base_lr if request.HasField("base_lr") else None
         g, x, gg, xx = zip(*groups, strict=True)
         self._pending.append(
-            store.pack(self._groups, StepRow(state.step, now, outcome, g, x, gg, xx, h, state.scale, lr)),
+            runs.pack(self._groups, StepRow(state.step, now, outcome, g, x, gg, xx, h, state.scale, lr)),
         )
         result = StepResult(
             session=request.session,
@@ -130,19 +131,19 @@ class OpenRun:
 
     def came_back(self, time: int, events: list[EventRow]) -> None:
         """The session is back at `time` (ns since 1970), over another connection."""
-        self.vitals = self.vitals.came_back(time)
+        self.stats = self.stats.came_back(time)
         self._events += events
         self._touched = True
 
     def left(self, time: int) -> None:
         """The trainer's connection ended, and the session is open."""
-        self.vitals = replace(self.vitals, away=time)
+        self.stats = replace(self.stats, away=time)
         self._touched = True
 
     def collect(self) -> Commit:
         """What the store has not got yet. Follow it by `sealed`, then by `committed` or `restore`."""
-        if self._pending and self.vitals.away < self._step_time:
-            self.vitals = replace(self.vitals, away=0)
+        if self._pending and self.stats.away < self._step_time:
+            self.stats = replace(self.stats, away=0)
         records, self._pending, self._touched = b"".join(self._pending), [], False
         events, self._events = tuple(self._events), []
         after, self._committing_after = self._committing_after, self.state.step
@@ -156,19 +157,19 @@ class OpenRun:
             scale=self.state.scale,
             step_time=self._step_time,
             interval=self._interval,
-            vitals=self.vitals,
+            stats=self.stats,
             events=events,
             records=records,
         )
 
     def sealed(self, commit: Commit) -> Commit:
         """The commit with the vitals after its steps. Changes nothing here: any thread may call it."""
-        return replace(commit, vitals=commit.vitals.after(self._groups, self._first_scale, commit.records))
+        return replace(commit, stats=commit.stats.after(self._groups, self._first_scale, commit.records))
 
     def committed(self, commit: Commit) -> None:
         """The commit is on disk."""
         self.durable_step = commit.last_step
-        self.vitals = replace(commit.vitals, away=self.vitals.away, returns=self.vitals.returns)
+        self.stats = replace(commit.stats, away=self.stats.away, returns=self.stats.returns)
 
     def restore(self, commit: Commit) -> None:
         """The commit failed: its steps wait again."""
@@ -205,7 +206,9 @@ def _same(left: resources_pb2.Reductions, right: resources_pb2.Reductions) -> bo
 def rebuilt(session: int, row: StepRow) -> tuple[StepRequest, StepResult]:
     """A step's request and result from the history, so that it may be sent again."""
     record = _convert.step_out(row)
-    request = StepRequest(session=session, step=row.step, reductions=record.reductions, hold=row.outcome == store.HELD)
+    request = StepRequest(
+        session=session, step=row.step, reductions=record.reductions, hold=row.outcome == runs.StepOutcome.HELD
+    )
     result = StepResult(
         session=session,
         step=row.step,

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from mechanicd.store import HELD, NON_FINITE, RunRow, Store
+from mechanicd.runs import RunRow, StepOutcome
+from mechanicd.store import Store
 from mechanicd.tuner import Reductions, Tuner, TunerState
 
 _PAGE: Final = 10_000
@@ -22,7 +23,7 @@ def replayed(store: Store, row: RunRow, after_step: int) -> TunerState | None:
         for taken in page:
             if taken.step != state.step + 1:
                 return None
-            if taken.outcome in (HELD, NON_FINITE):
+            if taken.outcome in (StepOutcome.HELD, StepOutcome.NON_FINITE):
                 state = tuner.hold(state)
                 continue
             groups = list(map(Reductions, taken.delta_dot_g, taken.delta_dot_x, taken.g_norm_sq, taken.x_norm_sq))

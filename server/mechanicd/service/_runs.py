@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Final
 
+from mechanicd.runs import RunRow, Silence, same_alerts
 from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._lineage import Lineage
 from mechanicd.service._table import Seen, Table
-from mechanicd.store import RunRow, Silence, same_needs
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -173,7 +173,7 @@ def _differs(before: Seen | None, now: Seen) -> bool:
         return False
     if old.revision != new.revision or old.status != new.status:
         return True
-    return not same_needs(old_needs, new_needs)
+    return not same_alerts(old_needs, new_needs)
 
 
 def _page_size(asked: int, default: int, most: int) -> int:

@@ -13,11 +13,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from mechanicd.runs import Silence
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
 from mechanicd.service._runs import Runs
 from mechanicd.service._writer import Retention
-from mechanicd.store import Silence, Store
+from mechanicd.store import Store
 from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 log = logging.getLogger("mechanicd.service")

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
+from mechanicd.runs import RunRow, RunStats
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import RunRow, Vitals
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import tuner_service_pb2
 
@@ -78,10 +78,10 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     )
 
 
-def vitals(row: RunRow, decision: Decision) -> Vitals:
+def stats(row: RunRow, decision: Decision) -> RunStats:
     """The vitals that a session begins with: where it does not go on after the last step, they begin anew."""
     goes_on = decision.outcome in (CREATED, RESUMED)
-    return replace(row.vitals, away=0) if goes_on else Vitals(since=decision.after_step)
+    return replace(row.stats, away=0) if goes_on else RunStats(since=decision.after_step)
 
 
 def check_new(start: Start) -> None:

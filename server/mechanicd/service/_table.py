@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.store import Need, RunRow, Silence, Store, changes, judged, needs
+from mechanicd.runs import Alert, RunRow, Silence, alerts, judged
+from mechanicd.store import Store, changes
 
 JUDGE_NS: Final = 10**9
 """A run that did not change is judged anew this often: it may have become silent."""
 
-Seen = tuple[RunRow, list[Need]]
+Seen = tuple[RunRow, list[Alert]]
 """A run with its status and its needs at a moment."""
 
 
@@ -45,7 +46,7 @@ class Table:
     def judge(self, row: RunRow) -> Seen:
         """A run as it is judged now."""
         now = time_ns()
-        return judged(row, now, self._silence), needs(row, now, self._silence)
+        return judged(row, now, self._silence), alerts(row, now, self._silence)
 
     async def watch(self) -> dict[int, Seen]:
         """Every run by its id, as judged within the last second: for those who look often."""

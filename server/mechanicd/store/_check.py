@@ -6,10 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from mechanicd.store import _records, _summary
+from mechanicd.runs import RunRow, StepOutcome, StepRow, pack
+from mechanicd.store import _summary
 from mechanicd.store._interface import Store
-from mechanicd.store._model import TUNED, RunRow
-from mechanicd.store._records import StepRow
 from mechanicd.tuner import Reductions, Tuner, TunerState
 
 _PAGE = 10_000
@@ -95,7 +94,7 @@ def _take(tuner: Tuner, state: TunerState | None, step: StepRow) -> TunerState |
     """The state after one more step of the history; None once a step is missing."""
     if state is None or step.step != state.step + 1:
         return None
-    if step.outcome != TUNED:
+    if step.outcome != StepOutcome.TUNED:
         return tuner.hold(state)
     groups = list(map(Reductions, step.delta_dot_g, step.delta_dot_x, step.g_norm_sq, step.x_norm_sq))
     return tuner.update(state, groups)
@@ -104,7 +103,7 @@ def _take(tuner: Tuner, state: TunerState | None, step: StepRow) -> TunerState |
 def _check_summary(store: Store, row: RunRow, branch: int, page: list[StepRow], name: str) -> Iterator[Finding]:
     """Compares the stored buckets that lie whole within a page with what its exact steps give."""
     groups = len(row.config.scale_groups)
-    exact = _summary.of_steps(groups, b"".join(_records.pack(groups, step) for step in page))
+    exact = _summary.of_steps(groups, b"".join(pack(groups, step) for step in page))
     exact = exact[1:-1]  # the first and the last may hold steps of other pages
     if not len(exact):
         return

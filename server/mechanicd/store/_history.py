@@ -1,7 +1,7 @@
 """The history of steps in the database: a journal of flushes, folded into chunks of one run each.
 
 A flush is one row of the journal, whatever the number of its runs. Folding moves the steps into chunks, each of which spans
-`chunk_steps` steps of one branch of one run, and carries its part of the pyramid; what lies above them is `_tiers`. A segment
+`chunk_steps` steps of one branch of one run, and carries its part of the pyramid; what lies above them is `_pyramid`. A segment
 of the journal counts for its run while it is of the run's epoch and above the run's folded step, so that folding may stop and
 begin again anywhere: whoever begins a new epoch folds the run first.
 
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mechanicd.store import _records, _summary, _tiers
+from mechanicd.runs import StepRow, record_dtype, record_layout, unpack
+from mechanicd.store import _pyramid, _summary
 from mechanicd.store._journal import Segment
-from mechanicd.store._records import StepRow
 from mechanicd.store._sql import TABLES, Database, insert
 
 _WRITE = insert("chunks") + (
@@ -67,7 +67,7 @@ def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment]) -> No
             fine = _summary.merge(np.concatenate((chunk.fine, new)), _summary.FINEST)
             _write(db, run_id, groups, _Chunk(0, number, chunk.thinned, fine, chunk.records + records))
     if fresh:
-        _tiers.rise(db, run_id, groups, 0)
+        _pyramid.rise(db, run_id, groups, 0)
     db.execute("UPDATE runs SET folded_step = :step WHERE id = :id", {"step": counting[-1].last_step, "id": run_id})
 
 
@@ -76,9 +76,9 @@ def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: 
 
     Where its exact steps were thinned out, the bucket of the cut goes to both sides whole.
     """
-    _tiers.cut(db, run_id, groups, after_step)
+    _pyramid.cut(db, run_id, groups, after_step)
     _cut_chunks(db, run_id, groups, after_step, branch)
-    _tiers.rise(db, run_id, groups, branch)
+    _pyramid.rise(db, run_id, groups, branch)
 
 
 def copy_up_to(db: Database, run_id: int, to: int, groups: int, after_step: int) -> None:
@@ -112,8 +112,8 @@ def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch:
 
 def _cut(groups: int, chunk: _Chunk, after_step: int, branch: int) -> tuple[_Chunk, _Chunk]:
     """A chunk's steps up to `after_step`, and those above it as of a branch."""
-    size = _records.layout(groups).size
-    steps = np.frombuffer(chunk.records, _records.dtype(groups))["step"]
+    size = record_layout(groups).size
+    steps = np.frombuffer(chunk.records, record_dtype(groups))["step"]
     at = int(np.searchsorted(steps, after_step, side="right")) * size
     below, above = chunk.records[:at], chunk.records[at:]
     if chunk.thinned:
@@ -157,12 +157,12 @@ def steps(
             if segment.last_step >= first and segment.first_step <= last:
                 yield segment.records
 
-    width = _records.layout(groups).size
+    width = record_layout(groups).size
     for records in blobs():
-        known = np.frombuffer(records, _records.dtype(groups))["step"]
+        known = np.frombuffer(records, record_dtype(groups))["step"]
         begin = int(np.searchsorted(known, min(first, 2**63), side="left"))
         end = min(int(np.searchsorted(known, min(last, 2**63), side="right")), begin + limit - given)
-        yield from _records.unpack(groups, records[begin * width : end * width], branch)
+        yield from unpack(groups, records[begin * width : end * width], branch)
         given += max(0, end - begin)
         if given >= limit:
             return
@@ -180,7 +180,7 @@ def summary(
     stored = min(size, span)
     column = "records, fine, thinned" if stored == 1 else "fine" if stored == _summary.FINEST else "coarse"
     key = {"run_id": run_id, "branch": branch}
-    parts, covered = _tiers.read(db, run_id, groups, branch, begin, end, size)
+    parts, covered = _pyramid.read(db, run_id, groups, branch, begin, end, size)
     rows = db.execute(
         f"SELECT {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number > :covered"
         " AND number BETWEEN :low AND :high ORDER BY number",
@@ -217,8 +217,8 @@ def thin(db: Database, keep_steps: int, most: int) -> int:
 
 def split(groups: int, records: bytes) -> Iterator[tuple[int, bytes]]:
     """Records in step order, cut where chunks meet: (number of the chunk, its part)."""
-    width = _records.layout(groups).size
-    numbers = (np.frombuffer(records, _records.dtype(groups))["step"].astype(np.int64) - 1) // _summary.chunk_steps(groups)
+    width = record_layout(groups).size
+    numbers = (np.frombuffer(records, record_dtype(groups))["step"].astype(np.int64) - 1) // _summary.chunk_steps(groups)
     starts = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
     for begin, end in pairwise(starts):
         yield int(numbers[begin]), records[begin * width : end * width]

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from mechanicd.store._model import Claim, Commit, EventRow, Fork, Release, Rewind, RunRow, SessionRow, SummaryRequest
-from mechanicd.store._records import StepRow
+from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow
+from mechanicd.store._model import Claim, Commit, Fork, Release, Rewind, SummaryRequest
 from mechanicd.store._summary import Buckets
-from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
 
 
@@ -51,7 +50,7 @@ class Store(Protocol):
         run_id: int,
         expected_epoch: int,
         session: int,
-        vitals: Vitals | None = None,
+        stats: RunStats | None = None,
         events: Sequence[EventRow] = (),
     ) -> RunRow:
         """The next epoch for the session that holds the run: another server's commits count no more. Raises OwnershipLost."""

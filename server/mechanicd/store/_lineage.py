@@ -4,18 +4,18 @@ import json
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from mechanicd.store import _history, _tiers
+from mechanicd.runs import RunRow, RunStats, RunStatus
+from mechanicd.store import _history, _pyramid
 from mechanicd.store._errors import OwnershipLost, RunExists
-from mechanicd.store._model import PREEMPTED, RUNNING, Fork, Rewind, RunRow
+from mechanicd.store._model import Fork, Rewind
 from mechanicd.store._sql import TABLES, Database, floats_out, insert
-from mechanicd.store._vitals import Vitals
 
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 
 
 def rewind(db: Database, before: RunRow, change: Rewind) -> None:
     """See `Store.rewind`; the run must be folded."""
-    if before.session and before.status == RUNNING and not change.session:
+    if before.session and before.status == RunStatus.RUNNING and not change.session:
         raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has a session now")
     rewinds = before.rewinds
     if change.after_step < before.last_step:
@@ -31,10 +31,10 @@ def rewind(db: Database, before: RunRow, change: Rewind) -> None:
             "after_step": change.after_step,
             "state": change.state,
             "scale": floats_out(change.scale),
-            "status": PREEMPTED,
+            "status": RunStatus.PREEMPTED,
             "message": change.message,
             "rewinds": rewinds,
-            "vitals": Vitals(since=change.after_step).to_text(),
+            "vitals": RunStats(since=change.after_step).to_text(),
         },
     )
 
@@ -42,13 +42,13 @@ def rewind(db: Database, before: RunRow, change: Rewind) -> None:
 def fork(db: Database, source: RunRow, change: Fork) -> int:
     """See `Store.fork`; the source must be folded. The id of the new run."""
     there = change.after_step == source.last_step
-    vitals = replace(source.vitals, away=0, returns=()) if there else Vitals(since=change.after_step)
+    stats = replace(source.stats, away=0, returns=()) if there else RunStats(since=change.after_step)
     values: dict[str, Any] = dict.fromkeys(_NEW, 0) | {
         "project": change.project,
         "run": change.run,
         "labels": json.dumps(source.labels),
         "config": json.dumps(asdict(source.config)),
-        "status": PREEMPTED,
+        "status": RunStatus.PREEMPTED,
         "status_message": change.message,
         "last_step": change.after_step,
         "folded_step": change.after_step,
@@ -56,7 +56,7 @@ def fork(db: Database, source: RunRow, change: Fork) -> int:
         "scale": floats_out(change.scale),
         "create_time": change.time,
         "command": source.command,
-        "vitals": vitals.to_text(),
+        "vitals": stats.to_text(),
     }
     made = db.execute(f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING id", values).fetchone()
     if made is None:
@@ -64,5 +64,5 @@ def fork(db: Database, source: RunRow, change: Fork) -> int:
     (run_id,) = made
     groups = len(source.config.scale_groups)
     _history.copy_up_to(db, source.id, int(run_id), groups, change.after_step)
-    _tiers.rise(db, int(run_id), groups, 0)
+    _pyramid.rise(db, int(run_id), groups, 0)
     return int(run_id)

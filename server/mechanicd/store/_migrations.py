@@ -7,8 +7,8 @@ Version 3: revision, command, vitals, events, tiers above the chunks.
 import sqlite3
 from typing import Final
 
-from mechanicd.store import _history, _summary, _tiers
-from mechanicd.store._records import layout
+from mechanicd.runs import record_layout
+from mechanicd.store import _history, _pyramid, _summary
 from mechanicd.store._sql import TABLES, Database, insert
 
 SCHEMA_VERSION: Final = 3
@@ -43,7 +43,7 @@ def raise_tiers(db: Database) -> None:
     branches = db.execute("SELECT DISTINCT run_id, branch FROM chunks ORDER BY run_id, branch").fetchall()
     groups = dict(db.execute("SELECT id, length(scale) / 8 FROM runs").fetchall())
     for run_id, branch in branches:
-        _tiers.rise(db, run_id, int(groups[run_id]), branch)
+        _pyramid.rise(db, run_id, int(groups[run_id]), branch)
 
 
 def _from_2(db: sqlite3.Connection, schema: str) -> None:
@@ -103,7 +103,7 @@ def _fold_again(db: sqlite3.Connection, run_id: int, groups: int, branch: int) -
 
     for (id_,) in ids:
         (data,) = db.execute("SELECT records FROM old_chunks WHERE id = ?", (id_,)).fetchone()
-        assert len(data) % layout(groups).size == 0
+        assert len(data) % record_layout(groups).size == 0
         for part_number, part in _history.split(groups, data):
             if part_number != number:
                 write()

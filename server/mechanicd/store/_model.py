@@ -1,84 +1,9 @@
-"""What a store keeps: plain, frozen, and free of any database."""
+"""What a store is asked to change: plain, frozen requests, each conditional on who holds the run."""
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from mechanicd.store._vitals import Vitals
-from mechanicd.tuner import TunerConfig
-
-RUNNING: Final = "running"
-SILENT: Final = "silent"
-"""Never stored: a running run that no step has come for in a long time."""
-PREEMPTED: Final = "preempted"
-FAILED: Final = "failed"
-FINISHED: Final = "finished"
-
-TUNED: Final = 1
-NON_FINITE: Final = 2
-HELD: Final = 3
-
-OPENED: Final = "opened"
-RESUMED: Final = "resumed"
-REATTACHED: Final = "reattached"
-REWOUND: Final = "rewound"
-ADOPTED: Final = "adopted"
-FENCED: Final = "fenced"
-CLOSED: Final = "closed"
-OUTAGE: Final = "outage"
-FORKED: Final = "forked"
-REWOUND_BY_HAND: Final = "rewound_by_hand"
-
-
-class EventRow(NamedTuple):
-    """Something that happened to a run at `time` (ns since 1970), its last step then `step`; `kind` is one of those above."""
-
-    time: int
-    step: int
-    kind: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRow:
-    """A run as stored. `state` is TunerState.to_bytes() after `last_step`; times are nanoseconds since 1970.
-
-    (`epoch`, `session`, `last_step`) is what a commit is conditional on: a writer that does not know them has lost the run.
-    `epoch` grows whenever a session or a server takes hold of the run, `session_count` with each new session alone.
-    `interval` is the usual time between two steps in nanoseconds, 0 where it is not known yet. `command` is how the last
-    session's trainer was started. `revision` grows whenever anything else here changes.
-    """
-
-    id: int
-    project: str
-    run: str
-    labels: dict[str, str]
-    config: TunerConfig
-    status: str
-    status_message: str
-    epoch: int
-    session: int
-    last_step: int
-    state: bytes
-    scale: tuple[float, ...]
-    create_time: int
-    open_time: int
-    step_time: int
-    interval: int
-    session_count: int
-    rewinds: int
-    command: str = ""
-    vitals: Vitals = field(default_factory=Vitals)
-    revision: int = field(default=0, compare=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionRow:
-    """One session as stored: it began after `after_step`."""
-
-    session: int
-    run_id: int
-    after_step: int
-    open_time: int
+from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +22,7 @@ class Claim:
     labels: dict[str, str]
     time: int
     command: str = ""
-    vitals: Vitals = field(default_factory=Vitals)
+    stats: RunStats = field(default_factory=RunStats)
     events: tuple[EventRow, ...] = ()
 
 
@@ -114,7 +39,7 @@ class Commit:
     scale: tuple[float, ...]
     step_time: int
     interval: int = 0
-    vitals: Vitals = field(default_factory=Vitals)
+    stats: RunStats = field(default_factory=RunStats)
     events: tuple[EventRow, ...] = ()
     records: bytes = field(repr=False)
 
@@ -126,7 +51,7 @@ class Release:
     run_id: int
     epoch: int
     session: int
-    status: str
+    status: RunStatus
     message: str
     events: tuple[EventRow, ...] = ()
 

@@ -34,7 +34,7 @@ CREATE TABLE runs (
     session_count  INTEGER NOT NULL,
     rewinds        INTEGER NOT NULL,            -- how many branches of abandoned steps there are
     command        TEXT NOT NULL,               -- how the last session's trainer was started
-    vitals         TEXT NOT NULL,               -- JSON object, see _vitals
+    vitals         TEXT NOT NULL,               -- JSON object, see runs._run_stats
     folded_step    INTEGER NOT NULL,            -- the last step in chunks; later ones are in the journal
     UNIQUE (project, run)
 ) STRICT;
@@ -69,7 +69,7 @@ CREATE TABLE chunks (
 CREATE TABLE tiers (
     run_id     INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     branch     INTEGER NOT NULL,
-    tier       INTEGER NOT NULL,                -- see _tiers
+    tier       INTEGER NOT NULL,                -- see _pyramid
     number     INTEGER NOT NULL,                -- (step - 1) / steps in a row of this tier
     first_step INTEGER NOT NULL,
     last_step  INTEGER NOT NULL,

@@ -8,31 +8,18 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final
 
+from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow
 from mechanicd.store import _history, _journal, _lineage, _summary
 from mechanicd.store._errors import OwnershipLost, RunExists
 from mechanicd.store._journal import Segment
-from mechanicd.store._model import (
-    RUNNING,
-    Claim,
-    Commit,
-    EventRow,
-    Fork,
-    Release,
-    Rewind,
-    RunRow,
-    SessionRow,
-    SummaryRequest,
-)
-from mechanicd.store._records import StepRow
+from mechanicd.store._model import Claim, Commit, Fork, Release, Rewind, SummaryRequest
 from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
-from mechanicd.store._vitals import Vitals
 from mechanicd.tuner import TunerConfig
 
 _RUN: Final = ", ".join(f"runs.{column}" for column in TABLES["runs"][:-1])
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
-_PLAIN: Final = tuple(
-    column for column in TABLES["runs"][:-1] if column not in ("labels", "config", "state", "scale", "step_interval", "vitals")
-)
+_READ_OTHERWISE: Final = ("labels", "config", "state", "scale", "status", "step_interval", "vitals")
+_PLAIN: Final = tuple(column for column in TABLES["runs"][:-1] if column not in _READ_OTHERWISE)
 _PORTION: Final = 500
 _MOST_EVENTS: Final = 1000
 
@@ -90,7 +77,7 @@ class SQLStore(ABC):
             "run": run,
             "labels": "{}",
             "config": json.dumps(asdict(config)),
-            "status": RUNNING,
+            "status": RunStatus.RUNNING,
             "status_message": "",
             "command": "",
             "vitals": "",
@@ -189,11 +176,11 @@ class SQLStore(ABC):
                     "state": claim.state,
                     "scale": floats_out(claim.scale),
                     "labels": json.dumps(claim.labels),
-                    "status": RUNNING,
+                    "status": RunStatus.RUNNING,
                     "time": claim.time,
                     "rewinds": rewinds,
                     "command": claim.command,
-                    "vitals": claim.vitals.to_text(),
+                    "vitals": claim.stats.to_text(),
                 },
             )
             db.execute(
@@ -208,7 +195,7 @@ class SQLStore(ABC):
         run_id: int,
         expected_epoch: int,
         session: int,
-        vitals: Vitals | None = None,
+        stats: RunStats | None = None,
         events: Sequence[EventRow] = (),
     ) -> RunRow:
         with self.transaction() as db:
@@ -218,7 +205,7 @@ class SQLStore(ABC):
             self._fold_one(db, before)
             db.execute(
                 "UPDATE runs SET epoch = epoch + 1, vitals = :vitals, revision = revision + 1 WHERE id = :id",
-                {"id": run_id, "vitals": (vitals or before.vitals).to_text()},
+                {"id": run_id, "vitals": (stats or before.stats).to_text()},
             )
             _note(db, run_id, events)
             return _by_id(db, run_id)
@@ -395,7 +382,7 @@ def _moved(commit: Commit) -> dict[str, Any]:
         "scale": floats_out(commit.scale),
         "step_time": commit.step_time,
         "step_interval": commit.interval,
-        "vitals": commit.vitals.to_text(),
+        "vitals": commit.stats.to_text(),
         "segment": _journal.pack([segment]) if commit.records else b"",
     }
 
@@ -419,7 +406,8 @@ def _run_in(row: Sequence[Any]) -> RunRow:
         config=_config_in(values["config"]),
         state=bytes(values["state"]),
         scale=floats_in(values["scale"]),
+        status=RunStatus(values["status"]),
         interval=values["step_interval"],
-        vitals=Vitals.from_text(values["vitals"]),
+        stats=RunStats.from_text(values["vitals"]),
         **{name: values[name] for name in _PLAIN},
     )

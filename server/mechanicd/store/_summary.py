@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mechanicd.store import _records
+from mechanicd.runs import record_dtype, record_layout
 
 SERIES: Final = ("delta_dot_g", "delta_dot_x", "g_norm_sq", "x_norm_sq", "h", "scale", "effective_lr")
 """One series each per scale group, in this order; after all of them comes base_lr, one for the run."""
@@ -47,14 +47,14 @@ def dtype(groups: int) -> "np.dtype[Any]":
 def chunk_steps(groups: int) -> int:
     """How many steps a chunk of the history spans: 1,024, fewer where a run has more than about 20 scale groups."""
     size = FINEST
-    while size < 1024 and size * FACTOR * _records.layout(groups).size <= CHUNK_BYTES:
+    while size < 1024 and size * FACTOR * record_layout(groups).size <= CHUNK_BYTES:
         size *= FACTOR
     return size
 
 
 def of_steps(groups: int, records: bytes, size: int = FINEST) -> Buckets:
     """Buckets of `size` steps from packed records in step order; size 1 gives a bucket a step."""
-    rows = np.frombuffer(records, _records.dtype(groups))
+    rows = np.frombuffer(records, record_dtype(groups))
     buckets = np.empty(len(rows), dtype(groups))
     if not len(rows):
         return buckets

@@ -17,24 +17,12 @@ import numpy as np
 from replay.model import Array, Model
 from replay.plans import ENDS, Plan
 
-from mechanicd.store import (
-    CLOSED,
-    OPENED,
-    Claim,
-    EventRow,
-    Release,
-    RunRow,
-    SQLiteStore,
-    SQLStore,
-    Vitals,
-    first_scale,
-    open_store,
-)
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStats, first_scale, record_dtype
+from mechanicd.store import Claim, Release, SQLiteStore, SQLStore, open_store
 from mechanicd.store import _history as history
-from mechanicd.store import _records as records
+from mechanicd.store import _pyramid as tiers
 from mechanicd.store import _sql as sql
 from mechanicd.store import _summary as summary
-from mechanicd.store import _tiers as tiers
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.tuner import _rules_numpy as rules
 
@@ -61,7 +49,7 @@ class _End:
     state: bytes
     scale: tuple[float, ...]
     step_time: int
-    vitals: Vitals
+    stats: RunStats
 
 
 def fill(
@@ -126,7 +114,7 @@ def _begin(store: SQLStore, project: str, plan: Plan, start: int) -> RunRow:
             labels=plan.labels,
             time=start,
             command=plan.command,
-            events=(EventRow(start, 0, OPENED, "a new run"),),
+            events=(EventRow(start, 0, EventKind.OPENED, "a new run"),),
         )
     )
 
@@ -144,12 +132,12 @@ def _end(store: SQLStore, row: RunRow, plan: Plan, end: _End) -> None:
                 "scale": sql.floats_out(end.scale),
                 "step_time": end.step_time,
                 "step_interval": int(plan.interval * 1e9),
-                "vitals": end.vitals.to_text(),
+                "vitals": end.stats.to_text(),
             },
         )
     if plan.fate in ENDS:
         message = ENDS[plan.fate]
-        closed = EventRow(end.step_time, plan.steps, CLOSED, f"closed as {plan.fate}: {message}")
+        closed = EventRow(end.step_time, plan.steps, EventKind.CLOSED, f"closed as {plan.fate}: {message}")
         held = {"run_id": row.id, "epoch": row.epoch, "session": row.session}
         store.commit([], [Release(**held, status=plan.fate, message=message, events=(closed,))])
 
@@ -227,8 +215,8 @@ def _computed(block: list[_Run], keep_steps: int | None, seed: int) -> Iterator[
     span = summary.chunk_steps(groups)
     rows: list[Any] = []
     steps = 0
-    vitals, begun = [Vitals()] * len(block), first_scale(TunerConfig())
-    packed = np.empty((len(block), 0), records.dtype(groups))
+    stats, begun = [RunStats()] * len(block), first_scale(TunerConfig())
+    packed = np.empty((len(block), 0), record_dtype(groups))
     for first in range(1, last + 1, span):
         count = min(span, last - first + 1)
         values, table = _steps(model, config, table, first, count)
@@ -241,7 +229,7 @@ def _computed(block: list[_Run], keep_steps: int | None, seed: int) -> Iterator[
             each = len(fine) // len(part)
             for index, run in enumerate(block[begin : begin + len(part)]):
                 exact = part[index].tobytes()
-                vitals[begin + index] = vitals[begin + index].after(groups, begun, exact)
+                stats[begin + index] = stats[begin + index].after(groups, begun, exact)
                 number = (first - 1) // span
                 own = fine[index * each : (index + 1) * each]
                 rows.append(
@@ -252,7 +240,7 @@ def _computed(block: list[_Run], keep_steps: int | None, seed: int) -> Iterator[
             yield rows, steps
             rows, steps = [], 0
     yield rows, steps
-    yield list(_ends(block, groups, table, packed, vitals)), 0
+    yield list(_ends(block, groups, table, packed, stats)), 0
 
 
 def _steps(model: Model, config: TunerConfig, table: rules.Table, first: int, count: int) -> tuple[Array, rules.Table]:
@@ -285,7 +273,7 @@ def _steps(model: Model, config: TunerConfig, table: rules.Table, first: int, co
 def _packed(block: list[_Run], model: Model, values: Array, first: int) -> "np.ndarray[Any, Any]":
     """The records of a chunk, shape (runs, steps)."""
     count, groups = len(values), model.groups
-    packed = np.zeros((len(block), count), records.dtype(groups))
+    packed = np.zeros((len(block), count), record_dtype(groups))
     step = np.arange(first, first + count)
     packed["step"] = step
     packed["values"] = values.reshape(count, 6, len(block), groups).transpose(2, 0, 1, 3)
@@ -309,12 +297,12 @@ def _duration(plan: Plan) -> int:
 
 
 def _ends(
-    block: list[_Run], groups: int, table: rules.Table, packed: "np.ndarray[Any, Any]", vitals: list[Vitals]
+    block: list[_Run], groups: int, table: rules.Table, packed: "np.ndarray[Any, Any]", stats: list[RunStats]
 ) -> Iterator[_End]:
     rows = rules.to_rows(table)
     for index, run in enumerate(block):
         state = TunerState.from_rows(run.plan.steps, rows[index * groups : (index + 1) * groups])
-        yield _End(run.ids, state.to_bytes(), state.scale, int(packed["time"][index, -1]), vitals[index])
+        yield _End(run.ids, state.to_bytes(), state.scale, int(packed["time"][index, -1]), stats[index])
 
 
 def cores() -> int:

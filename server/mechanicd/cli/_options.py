@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from mechanicd.cli import fail
-from mechanicd.cli_runs._text import SORTS
+from mechanicd.cli._main import fail
+from mechanicd.cli._text import SORTS
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 

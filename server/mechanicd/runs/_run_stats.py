@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mechanicd.store import _records
+from mechanicd.runs import _records
+from mechanicd.runs._values import StepOutcome
 from mechanicd.tuner import TunerConfig
 
 LEFT: Final = 30.0
@@ -21,8 +22,6 @@ SWING: Final = 10.0
 TURNS: Final = 8
 MARK_STEPS: Final = 64
 RETURNS: Final = 8
-
-_TUNED, _NON_FINITE, _HELD = 1, 2, 3
 
 
 class Mark(NamedTuple):
@@ -35,7 +34,7 @@ class Mark(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vitals:
+class RunStats:
     """The vital signs of a run after its last step.
 
     Attributes:
@@ -76,7 +75,7 @@ class Vitals:
     away: int = 0
     returns: tuple[int, ...] = ()
 
-    def after(self, groups: int, first_scale: float, records: bytes) -> "Vitals":
+    def after(self, groups: int, first_scale: float, records: bytes) -> "RunStats":
         """The vitals after the steps of packed records, the next ones in order.
 
         Args:
@@ -88,10 +87,10 @@ class Vitals:
         steps, outcome, values = rows["step"], rows["outcome"], rows["values"]
         scale = values[:, 5, :].max(axis=1)
         lr = np.flatnonzero(rows["has_lr"])
-        non_finite, held = outcome == _NON_FINITE, outcome == _HELD
+        non_finite, held = outcome == StepOutcome.NON_FINITE, outcome == StepOutcome.HELD
         count, bad = len(rows), np.flatnonzero(non_finite)
         new: dict[str, Any] = {
-            "tuned": self.tuned + int(np.count_nonzero(outcome == _TUNED)),
+            "tuned": self.tuned + int(np.count_nonzero(outcome == StepOutcome.TUNED)),
             "non_finite": self.non_finite + len(bad),
             "held": self.held + int(np.count_nonzero(held)),
             "non_finite_streak": _streak(self.non_finite_streak, non_finite),
@@ -118,7 +117,7 @@ class Vitals:
         new["marks"] = self._marked(steps, scale, values, non_finite)
         return replace(self, **new, **self._turned(steps[:count], scale))
 
-    def came_back(self, time: int) -> "Vitals":
+    def came_back(self, time: int) -> "RunStats":
         """The session is back at `time` (ns since 1970)."""
         return replace(self, away=0, returns=(*self.returns, time)[-RETURNS:])
 
@@ -162,7 +161,7 @@ class Vitals:
         return json.dumps({name: value for name, new in _NEW.items() if (value := getattr(self, name)) != new})
 
     @classmethod
-    def from_text(cls, text: str) -> "Vitals":
+    def from_text(cls, text: str) -> "RunStats":
         """The reverse of `to_text`. Fields that this mechanicd does not know are passed over."""
         if not text:
             return cls()
@@ -182,7 +181,7 @@ def first_scale(config: TunerConfig) -> float:
 
 
 _TUPLES: Final = {"turns", "returns"}
-_NEW: Final = {each.name: each.default for each in fields(Vitals)}
+_NEW: Final = {each.name: each.default for each in fields(RunStats)}
 
 
 def _streak(before: int, which: NDArray[Any]) -> int:

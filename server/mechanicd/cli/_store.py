@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mechanicd import store as stores
-from mechanicd.cli import fail, json_option
+from mechanicd.cli._main import fail, json_option
+from mechanicd.runs import RunRow
 from mechanicd.service import Retention
 from mechanicd.store import StoreError
 
@@ -96,7 +97,7 @@ def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool,
     click.echo(json.dumps(report) if as_json else f"{after} runs kept, {before - after} deleted")
 
 
-def _runs(opened: stores.Store) -> Iterator[stores.RunRow]:
+def _runs(opened: stores.Store) -> Iterator[RunRow]:
     after = None
     while page := opened.list_runs(None, after, 1000):
         yield from page

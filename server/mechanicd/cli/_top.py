@@ -16,8 +16,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from mechanicd.cli import json_option
-from mechanicd.cli_runs import _look, _options, _text
+from mechanicd.cli import _options, _query, _text
+from mechanicd.cli._main import json_option
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
@@ -84,7 +84,7 @@ class _Sketches:
             drawn = self._made.get(run.name, (-1, ""))[0]
             if not drawn <= run.durable_step <= drawn + drawn // (2 * _SKETCH_WIDTH):
                 with contextlib.suppress(MechanicdError):  # it may be deleted by now; a server that is gone is told elsewhere
-                    self._made[run.name] = run.durable_step, _look.sketch_of(self._client, run.name, _SKETCH_WIDTH)
+                    self._made[run.name] = run.durable_step, _query.sketch_of(self._client, run.name, _SKETCH_WIDTH)
         return {run.name: self._made[run.name][1] for run in runs if run.name in self._made}
 
 
@@ -118,7 +118,7 @@ def top(target: str, project: str | None, filter_: str, sort: str, interval: flo
                 _print_json(fleet, sort, interval, once)
             elif once or not sys.stdout.isatty():
                 found = _text.ordered(fleet.runs(), sort)
-                _look.console().print(_screen(found, _Sketches(client).of(found[:1000]), len(found), sort))
+                _query.console().print(_screen(found, _Sketches(client).of(found[:1000]), len(found), sort))
             else:
                 _live(fleet, _Sketches(client), sort, interval)
         except KeyboardInterrupt:

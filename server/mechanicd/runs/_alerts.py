@@ -8,18 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mechanicd.store._model import SILENT, RunRow
-from mechanicd.store._status import Silence, duration, judged
-from mechanicd.store._vitals import LEFT, SWING, first_scale
-
-SILENT_: Final = "silent"
-STUCK: Final = "stuck"
-COLLAPSED: Final = "collapsed"
-RUNNING_AWAY: Final = "running_away"
-NON_FINITE: Final = "non_finite"
-OSCILLATING: Final = "oscillating"
-OUTAGE: Final = "outage"
-KINDS: Final = (SILENT_, STUCK, COLLAPSED, RUNNING_AWAY, NON_FINITE, OSCILLATING, OUTAGE)
+from mechanicd.runs._model import RunRow
+from mechanicd.runs._run_stats import LEFT, SWING, first_scale
+from mechanicd.runs._status import Silence, duration, judged
+from mechanicd.runs._values import AlertKind, RunStatus
 
 STUCK_STEPS: Final = 1000
 """S grows exponentially while ⟨Δ,g⟩ is negative on average (the paper, section 3): a factor e takes about 1/(signal-to-noise
@@ -54,16 +46,16 @@ RETURNS_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Alert:
     """Something that somebody should look at. `step`: since which, or at which, it was seen; None where it is of no step."""
 
-    kind: str
+    kind: AlertKind
     message: str
     step: int | None = None
 
 
-def needs(row: RunRow, now: int, silence: Silence) -> list[Need]:
-    """What somebody should look at in this run, in the order of `KINDS`. A run that is over keeps what its last steps gave.
+def alerts(row: RunRow, now: int, silence: Silence) -> list[Alert]:
+    """What somebody should look at in this run, in the order of `AlertKind`. A run that is over keeps what its last steps gave.
 
     Args:
         row: as stored, or as `judged`.
@@ -72,141 +64,143 @@ def needs(row: RunRow, now: int, silence: Silence) -> list[Need]:
     """
     seen = judged(row, now, silence)
     found = (detect(seen, now) for detect in _DETECTORS)
-    return [need for need in found if need is not None]
+    return [alert for alert in found if alert is not None]
 
 
-def same_needs(before: Iterable[Need], now: Iterable[Need]) -> bool:
+def same_alerts(before: Iterable[Alert], now: Iterable[Alert]) -> bool:
     """Whether nobody has to hear of it: messages that only count the time on are no news."""
-    return [(need.kind, need.step) for need in before] == [(need.kind, need.step) for need in now]
+    return [(alert.kind, alert.step) for alert in before] == [(alert.kind, alert.step) for alert in now]
 
 
-def _silent(row: RunRow, now: int) -> Need | None:
-    if row.status != SILENT:
+def _silent(row: RunRow, now: int) -> Alert | None:
+    if row.status != RunStatus.SILENT:
         return None
-    return Need(SILENT_, f"{row.status_message}: killed, hanging, cut off, or in a long evaluation", row.last_step)
+    return Alert(AlertKind.SILENT, f"{row.status_message}: killed, hanging, cut off, or in a long evaluation", row.last_step)
 
 
-def _stuck(row: RunRow, _: int) -> Need | None:
-    vitals, begun = row.vitals, first_scale(row.config)
-    if vitals.left_step or vitals.tuned < STUCK_STEPS or begun > STUCK_BELOW or vitals.base_lr == 0:
+def _stuck(row: RunRow, _: int) -> Alert | None:
+    stats, begun = row.stats, first_scale(row.config)
+    if stats.left_step or stats.tuned < STUCK_STEPS or begun > STUCK_BELOW or stats.base_lr == 0:
         return None
     scale = max(row.scale)
     if scale > LEFT * begun:
         return None
     why = "no update moves the parameters (is the learning rate 0, are the gradients?)" if scale == 0 else "S finds no descent"
-    return Need(
-        STUCK,
-        f"S is {scale:.3g} after {vitals.tuned} steps and never left the scale of s_init = {row.config.s_init:.3g}: {why}; "
+    return Alert(
+        AlertKind.STUCK,
+        f"S is {scale:.3g} after {stats.tuned} steps and never left the scale of s_init = {row.config.s_init:.3g}: {why}; "
         "⟨Δ,g⟩ must be negative more often than not",
-        vitals.since + 1,
+        stats.since + 1,
     )
 
 
-def _collapsed(row: RunRow, _: int) -> Need | None:
-    vitals, scale = row.vitals, max(row.scale)
-    marked = vitals.marks[-1].scale if vitals.marks else scale
-    if not vitals.peak or vitals.peak < COLLAPSE_OF * first_scale(row.config) or max(scale, marked) > COLLAPSE * vitals.peak:
+def _collapsed(row: RunRow, _: int) -> Alert | None:
+    stats, scale = row.stats, max(row.scale)
+    marked = stats.marks[-1].scale if stats.marks else scale
+    if not stats.peak or stats.peak < COLLAPSE_OF * first_scale(row.config) or max(scale, marked) > COLLAPSE * stats.peak:
         return None
-    return Need(
-        COLLAPSED,
-        f"S is {scale:.3g}, and was {vitals.peak:.3g} at step {vitals.peak_step}: the updates have turned against the descent, "
+    return Alert(
+        AlertKind.COLLAPSED,
+        f"S is {scale:.3g}, and was {stats.peak:.3g} at step {stats.peak_step}: the updates have turned against the descent, "
         "or the loss broke after that step",
-        vitals.peak_step,
+        stats.peak_step,
     )
 
 
-def _running_away(row: RunRow, _: int) -> Need | None:
-    vitals, scale, decay = row.vitals, max(row.scale), row.config.s_decay
+def _running_away(row: RunRow, _: int) -> Alert | None:
+    stats, scale, decay = row.stats, max(row.scale), row.config.s_decay
     if scale > BOUND:
-        return Need(
-            RUNNING_AWAY, f"S is {scale:.3g}: it grows without end, no learning rate is so large", vitals.left_step or None
+        return Alert(
+            AlertKind.RUNNING_AWAY,
+            f"S is {scale:.3g}: it grows without end, no learning rate is so large",
+            stats.left_step or None,
         )
-    if len(vitals.marks) < 2:
+    if len(stats.marks) < 2:
         return None
-    before, after = vitals.marks
+    before, after = stats.marks
     if decay and min(scale, after.scale) > AWAY_DECAY / decay:
-        return Need(
-            RUNNING_AWAY,
+        return Alert(
+            AlertKind.RUNNING_AWAY,
             f"S is {scale:.3g}, where s_decay = {decay:g} alone holds it: the loss falls along Δ without end, or BASE's "
             "learning rate is far too small (1.0 times a schedule is meant)",
             after.step,
         )
-    lr = 1.0 if vitals.base_lr is None else vitals.base_lr
+    lr = 1.0 if stats.base_lr is None else stats.base_lr
     if scale * lr < AWAY_LR or after.scale < AWAY_GROWTH * before.scale or after.x_norm < AWAY_GROWTH * before.x_norm:
         return None
-    return Need(
-        RUNNING_AWAY,
+    return Alert(
+        AlertKind.RUNNING_AWAY,
         f"from step {before.step} to {after.step} S grew from {before.scale:.3g} to {after.scale:.3g}, and ‖x‖ from "
         f"{before.x_norm:.3g} to {after.x_norm:.3g}: the loss falls along Δ without end, or its gradient has a wrong sign",
         before.step,
     )
 
 
-def _non_finite(row: RunRow, _: int) -> Need | None:
-    vitals = row.vitals
-    streak = vitals.non_finite_streak
+def _non_finite(row: RunRow, _: int) -> Alert | None:
+    stats = row.stats
+    streak = stats.non_finite_streak
     if streak >= NON_FINITE_STREAK:
         first = row.last_step - streak + 1
-        return Need(
-            NON_FINITE,
+        return Alert(
+            AlertKind.NON_FINITE,
             f"the last {streak} steps came with NaN or infinite scalars, from step {first}: the tuner stands still, and the "
             "parameters or the gradients are lost",
             first,
         )
-    if not vitals.marks:
+    if not stats.marks:
         return None
-    since = vitals.marks[0]
-    steps, bad = row.last_step - since.step, vitals.non_finite - since.non_finite
+    since = stats.marks[0]
+    steps, bad = row.last_step - since.step, stats.non_finite - since.non_finite
     if steps < NON_FINITE_STEPS or bad < NON_FINITE_SHARE * steps:
         return None
-    return Need(
-        NON_FINITE,
-        f"{bad} of the last {steps} steps came with NaN or infinite scalars, the last one step {vitals.non_finite_step}: the "
+    return Alert(
+        AlertKind.NON_FINITE,
+        f"{bad} of the last {steps} steps came with NaN or infinite scalars, the last one step {stats.non_finite_step}: the "
         "tuner stands still at such steps",
-        vitals.non_finite_step,
+        stats.non_finite_step,
     )
 
 
-def _oscillating(row: RunRow, _: int) -> Need | None:
-    turns = row.vitals.turns[-OSCILLATIONS:]
-    if not row.vitals.left_step:
+def _oscillating(row: RunRow, _: int) -> Alert | None:
+    turns = row.stats.turns[-OSCILLATIONS:]
+    if not row.stats.left_step:
         return None  # noise about the first scale: that is STUCK
     if len(turns) < OSCILLATIONS or row.last_step - turns[0] > OSCILLATING_STEPS:
         return None
     if row.last_step - turns[-1] > turns[-1] - turns[0]:
         return None  # it has been calm for longer than it swung
-    return Need(
-        OSCILLATING,
+    return Alert(
+        AlertKind.OSCILLATING,
         f"S has turned {len(turns)} times since step {turns[0]}, by a factor of {SWING:g} or more each: it finds no scale; "
         "a larger batch, or a gentler schedule, may calm it",
         turns[0],
     )
 
 
-def _outage(row: RunRow, now: int) -> Need | None:
-    vitals = row.vitals
+def _outage(row: RunRow, now: int) -> Alert | None:
+    stats = row.stats
     if not row.session:
         return None
-    if vitals.away and (now - vitals.away) / 1e9 > GONE_SECONDS:
-        quiet = duration((now - vitals.away) / 1e9)
-        return Need(
-            OUTAGE,
+    if stats.away and (now - stats.away) / 1e9 > GONE_SECONDS:
+        quiet = duration((now - stats.away) / 1e9)
+        return Alert(
+            AlertKind.OUTAGE,
             f"the trainer's connection ended {quiet} ago and its session is still open: it is cut off and goes on without the "
             "server, or it was killed; the server can't tell which",
             row.last_step,
         )
-    recent = [time for time in vitals.returns if (now - time) / 1e9 < RETURNS_SECONDS]
+    recent = [time for time in stats.returns if (now - time) / 1e9 < RETURNS_SECONDS]
     if len(recent) < RETURNS:
         return None
-    return Need(
-        OUTAGE,
+    return Alert(
+        AlertKind.OUTAGE,
         f"the session was lost and came back {len(recent)} times in the last {duration(RETURNS_SECONDS)}: the network, or the "
         "server, comes and goes; no step is lost by it",
         row.last_step,
     )
 
 
-_DETECTORS: Final[Iterable[Callable[[RunRow, int], Need | None]]] = (
+_DETECTORS: Final[Iterable[Callable[[RunRow, int], Alert | None]]] = (
     _silent,
     _stuck,
     _collapsed,

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
-from mechanicd.store._model import HELD, NON_FINITE, TUNED
-from mechanicd.store._records import StepRow
+from mechanicd.runs._records import StepRow
 
 COLUMNS: Final = (
     *("step", "time", "outcome", "scale_group", "scale", "h"),
@@ -18,7 +17,6 @@ COLUMNS: Final = (
 )
 """What a row holds, in this order."""
 
-_OUTCOMES: Final = {TUNED: "tuned", NON_FINITE: "non_finite", HELD: "held"}
 _PORTION: Final = 512
 
 Row = tuple[Any, ...]
@@ -31,7 +29,7 @@ def rows(steps: Iterable[StepRow], groups: Sequence[str]) -> Iterator[Row]:
         groups: the names of the run's scale groups.
     """
     for step in steps:
-        time, outcome = iso(step.time), _OUTCOMES[step.outcome]
+        time, outcome = iso(step.time), step.outcome.name.lower()
         for index, group in enumerate(groups):
             yield (
                 *(step.step, time, outcome, group, step.scale[index], step.h[index]),

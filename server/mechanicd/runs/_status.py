@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from mechanicd.store._model import RUNNING, SILENT, RunRow
+from mechanicd.runs._model import RunRow
+from mechanicd.runs._values import RunStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +16,14 @@ class Silence:
 
 def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
     """The run with the status that it has at `now` (ns since 1970): RUNNING becomes SILENT where no step has come for long."""
-    if row.status != RUNNING:
+    if row.status != RunStatus.RUNNING:
         return row
     quiet = (now - max(row.step_time, row.open_time, row.create_time)) / 1e9
     usual = row.interval / 1e9
     if quiet <= max(silence.seconds, silence.factor * usual):
         return row
     rhythm = f"one comes every {duration(usual)}" if usual else "none has come in a rhythm yet"
-    return replace(row, status=SILENT, status_message=f"no step for {duration(quiet)}; usually {rhythm}")
+    return replace(row, status=RunStatus.SILENT, status_message=f"no step for {duration(quiet)}; usually {rhythm}")
 
 
 def duration(seconds: float) -> str:

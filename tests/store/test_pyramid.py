@@ -13,20 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechanicd.store import (
-    Claim,
-    Commit,
-    RunRow,
-    SQLiteStore,
-    SQLStore,
-    StepRow,
-    SummaryRequest,
-    _summary,
-    _tiers,
-    check,
-    copy,
-    pack,
-)
+from mechanicd.runs import RunRow, StepRow, pack
+from mechanicd.store import Claim, Commit, SQLiteStore, SQLStore, SummaryRequest, _pyramid, _summary, check, copy
 from mechanicd.tuner import TunerConfig, TunerState
 
 ALL = 2**62
@@ -42,7 +30,7 @@ _sessions = itertools.count(1)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 steps a chunk, 4 buckets a row: 64, 256 and 1,024 steps a row of tier 1, 2 and 3."""
     monkeypatch.setattr(_summary, "chunk_steps", lambda groups: CHUNK)
-    monkeypatch.setattr(_tiers, "fan", lambda groups: FAN)
+    monkeypatch.setattr(_pyramid, "fan", lambda groups: FAN)
 
 
 @pytest.fixture
@@ -232,7 +220,7 @@ def test_a_tier_holds_what_is_complete_under_it_and_a_long_run_is_read_from_few_
     assert tiers_of(store, history.row) == [(1, 129), (2, 32), (3, 8), (4, 2), (5, 1)]
     history.hold_to_the_steps(0, 1, ALL, 3)
     with store.reading() as db:
-        parts, covered = _tiers.read(db, history.row.id, 2, 0, 1, ALL, 4096)
+        parts, covered = _pyramid.read(db, history.row.id, 2, 0, 1, ALL, 4096)
     assert sum(len(part) for part in parts) <= 5 * FAN
     assert covered == 128
 

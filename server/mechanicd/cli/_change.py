@@ -4,8 +4,8 @@ import json
 
 import click
 
-from mechanicd.cli import json_option
-from mechanicd.cli_runs import _options, _text
+from mechanicd.cli import _options, _text
+from mechanicd.cli._main import json_option
 from mechanicd.client import connect
 from mechanicd.v1 import run_service_pb2
 

@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from mechanicd.store._model import RunRow
-from mechanicd.store._needs import KINDS, Need
+from mechanicd.runs._alerts import Alert
+from mechanicd.runs._model import RunRow
+from mechanicd.runs._values import AlertKind
 from mechanicd.v1 import names
 
 _COMPARISON: Final = re.compile(
@@ -44,10 +45,10 @@ class Comparison(NamedTuple):
     operator: str
     value: str
 
-    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
+    def __call__(self, row: RunRow, alerts: Sequence[Alert] = ()) -> bool:
         """Whether the run matches. A run without the label matches only `!=`."""
         if self.field == "needs":
-            return any(self.value in (need.kind, "*") for need in needs)
+            return any(self.value in (alert.kind, "*") for alert in alerts)
         if self.field in _NUMBER_FIELDS:
             have = float(row.last_step) if self.field == "step" else max(row.scale)
             return _OPERATORS[self.operator](have, float(self.value))
@@ -67,13 +68,13 @@ class Comparison(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A predicate over runs and their needs."""
+    """A predicate over runs and their alerts."""
 
     comparisons: tuple[Comparison, ...]
 
-    def __call__(self, row: RunRow, needs: Sequence[Need] = ()) -> bool:
+    def __call__(self, row: RunRow, alerts: Sequence[Alert] = ()) -> bool:
         """Whether the run matches every comparison."""
-        return all(comparison(row, needs) for comparison in self.comparisons)
+        return all(comparison(row, alerts) for comparison in self.comparisons)
 
 
 def parse_filter(text: str) -> Filter:
@@ -113,8 +114,8 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
         value = value.lower()
         if operator_ != ":":
             raise FilterError(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
-        if value not in (*KINDS, "*"):
-            raise FilterError(text, match.start("value"), f"no need {value!r}; there are {', '.join(KINDS)}, and * for any")
+        if value not in (*AlertKind, "*"):
+            raise FilterError(text, match.start("value"), f"no need {value!r}; there are {', '.join(AlertKind)}, and * for any")
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):

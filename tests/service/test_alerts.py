@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechanicd.store import FINISHED, RUNNING, Need, RunRow, Silence, StepRow, Vitals, first_scale, needs, pack
-from mechanicd.store import NEED_KINDS as KINDS
+from mechanicd.runs import Alert, AlertKind, RunRow, RunStats, RunStatus, Silence, StepRow, alerts, first_scale, pack
 from mechanicd.tuner import TunerConfig
 
 _spec = importlib.util.spec_from_file_location("trainings", Path(__file__).with_name("trainings.py"))
@@ -32,22 +31,22 @@ STEPS = 2500
 def followed(steps: Iterable[StepRow], config: TunerConfig | None = None, flush: int = 16) -> Iterator[RunRow]:
     """The run's row after each flush."""
     config = config or TunerConfig()
-    vitals, buffer = Vitals(), b""
+    stats, buffer = RunStats(), b""
     for count, step in enumerate(steps, 1):
         buffer += pack(1, step)
         if count % flush == 0:
-            vitals, buffer = vitals.after(1, first_scale(config), buffer), b""
-            yield row(vitals, step, config)
+            stats, buffer = stats.after(1, first_scale(config), buffer), b""
+            yield row(stats, step, config)
 
 
-def row(vitals: Vitals, step: StepRow, config: TunerConfig) -> RunRow:
+def row(stats: RunStats, step: StepRow, config: TunerConfig) -> RunRow:
     return RunRow(
         id=1,
         project="p",
         run="r",
         labels={},
         config=config,
-        status=RUNNING,
+        status=RunStatus.RUNNING,
         status_message="",
         epoch=1,
         session=1,
@@ -60,15 +59,15 @@ def row(vitals: Vitals, step: StepRow, config: TunerConfig) -> RunRow:
         interval=S,
         session_count=1,
         rewinds=0,
-        vitals=vitals,
+        stats=stats,
     )
 
 
-def judged(steps: Iterable[StepRow], config: TunerConfig | None = None) -> dict[str, list[Need]]:
+def judged(steps: Iterable[StepRow], config: TunerConfig | None = None) -> dict[str, list[Alert]]:
     """Every need that a watcher would have seen while the training went on, by kind."""
-    seen: dict[str, list[Need]] = {}
+    seen: dict[str, list[Alert]] = {}
     for each in followed(steps, config):
-        for need in needs(each, each.step_time, SILENCE):
+        for need in alerts(each, each.step_time, SILENCE):
             seen.setdefault(need.kind, []).append(need)
     return seen
 
@@ -78,7 +77,7 @@ def at_end(steps: Iterable[StepRow], config: TunerConfig | None = None) -> RunRo
     return last
 
 
-def of(found: list[Need], kind: str) -> Need:
+def of(found: list[Alert], kind: str) -> Alert:
     (need,) = [need for need in found if need.kind == kind]
     return need
 
@@ -152,7 +151,7 @@ def test_nor_does_it_in_the_other_conventions(convention: Any) -> None:
 def test_a_run_without_a_step_needs_nothing_yet(convention: Any) -> None:
     config = TunerConfig(convention=convention)
     nan = (math.nan,)
-    assert needs(row(Vitals(), StepRow(0, S, 1, nan, nan, nan, nan, nan, (0.0,), None), config), S, SILENCE) == []
+    assert alerts(row(RunStats(), StepRow(0, S, 1, nan, nan, nan, nan, nan, (0.0,), None), config), S, SILENCE) == []
 
 
 # --- stuck -----------------------------------------------------------------------------------------------------------
@@ -180,7 +179,7 @@ def test_a_wrong_sign_is_stuck() -> None:
 
 def test_gradients_of_zero_are_stuck_at_zero_and_a_learning_rate_of_zero_is_left_alone() -> None:
     still = at_end(trainings.train(X, lambda x, rng: 0 * x, trainings.sgd(), 1100))
-    assert "no update moves the parameters" in of(needs(still, still.step_time, SILENCE), "stuck").message
+    assert "no update moves the parameters" in of(alerts(still, still.step_time, SILENCE), "stuck").message
     assert judged(trainings.train(X, trainings.regression(), trainings.adam(), 1100, lambda step: 0.0)) == {}
 
 
@@ -191,10 +190,10 @@ def test_an_s_init_that_is_no_underestimate_is_not_called_stuck() -> None:
 
 def test_stuck_begins_to_count_anew_after_a_rewind() -> None:
     steps = list(trainings.train(X, noise, trainings.adam(), 1100))
-    since = Vitals(since=600).after(1, 1e-8, b"".join(pack(1, step) for step in steps[600:]))
+    since = RunStats(since=600).after(1, 1e-8, b"".join(pack(1, step) for step in steps[600:]))
     assert since.tuned == 500
     last = row(since, steps[-1], TunerConfig())
-    assert needs(last, last.step_time, SILENCE) == []
+    assert alerts(last, last.step_time, SILENCE) == []
 
 
 # --- collapsed, running away, oscillating ----------------------------------------------------------------------------
@@ -214,10 +213,10 @@ def turned(at: int, until: int = 10**9) -> Any:
 
 def test_s_that_falls_to_a_thousandth_has_collapsed() -> None:
     fallen = at_end(trainings.train(0 * X + 0.1, lambda x, rng: -x, trainings.sgd(), 400))
-    need = of(needs(fallen, fallen.step_time, SILENCE), "collapsed")
-    assert max(fallen.scale) < 1e-3 * fallen.vitals.peak
-    assert need.step == fallen.vitals.peak_step
-    assert f"was {fallen.vitals.peak:.3g} at step {need.step}" in need.message
+    need = of(alerts(fallen, fallen.step_time, SILENCE), "collapsed")
+    assert max(fallen.scale) < 1e-3 * fallen.stats.peak
+    assert need.step == fallen.stats.peak_step
+    assert f"was {fallen.stats.peak:.3g} at step {need.step}" in need.message
 
 
 def test_s_that_falls_by_a_factor_of_thirty_has_not() -> None:
@@ -237,15 +236,15 @@ def test_a_dip_of_a_few_steps_is_no_collapse() -> None:
 def test_a_loss_without_a_floor_runs_away_and_stays_so() -> None:
     steps = trainings.train(X, lambda x, rng: -np.ones(20) + 0.1 * rng.normal(size=20), trainings.adam(), 1000)
     rows = list(followed(steps))
-    kinds = [[need.kind for need in needs(each, each.step_time, SILENCE)] for each in rows]
+    kinds = [[need.kind for need in alerts(each, each.step_time, SILENCE)] for each in rows]
     assert all("running_away" in found for found in kinds[16:])
-    assert "s_decay = 0.01 alone holds it" in of(needs(rows[-1], rows[-1].step_time, SILENCE), "running_away").message
+    assert "s_decay = 0.01 alone holds it" in of(alerts(rows[-1], rows[-1].step_time, SILENCE), "running_away").message
 
 
 def test_parameters_and_s_that_explode_together_run_away() -> None:
     config = TunerConfig(s_decay=0.0)
     rows = list(followed(trainings.train(0.01 * X, lambda x, rng: -x, trainings.sgd(), 160, config=config), config))
-    found = [need for each in rows for need in needs(each, each.step_time, SILENCE) if need.kind == "running_away"]
+    found = [need for each in rows for need in alerts(each, each.step_time, SILENCE) if need.kind == "running_away"]
     assert "S grew from" in found[0].message
     assert "and ‖x‖ from" in found[0].message
 
@@ -256,7 +255,7 @@ def test_s_at_the_bound_of_the_tuner_runs_away_whatever_else_is_known() -> None:
     steps = trainings.train(X, noise, trainings.sgd(), 3000, config=config, spoil=lambda step, r: r._replace(delta_dot_g=-1.0))
     last = at_end(steps, config)
     assert max(last.scale) == 1e30
-    assert "it grows without end" in of(needs(last, last.step_time, SILENCE), "running_away").message
+    assert "it grows without end" in of(alerts(last, last.step_time, SILENCE), "running_away").message
 
 
 def test_a_ramp_that_finds_a_floor_does_not_run_away() -> None:
@@ -288,11 +287,11 @@ def test_one_that_turns_twice_does_not() -> None:
 
 def test_an_oscillation_is_over_when_it_has_been_calm_for_longer_than_it_swung() -> None:
     steps = list(trainings.train(X, flipping(50), trainings.adam(), 480))
-    first, *_, last = at_end(steps).vitals.turns
+    first, *_, last = at_end(steps).stats.turns
     calm = [steps[-1]._replace(step=480 + n, time=(480 + n) * S) for n in range(1, 801)]
     for each in followed([*steps, *calm]):
         if each.last_step > last:
-            swinging = [need.kind for need in needs(each, each.step_time, SILENCE) if need.kind == "oscillating"]
+            swinging = [need.kind for need in alerts(each, each.step_time, SILENCE) if need.kind == "oscillating"]
             assert bool(swinging) == (each.last_step - last <= last - first)
 
 
@@ -335,23 +334,23 @@ def well() -> RunRow:
 
 @pytest.mark.parametrize(("quiet", "expected"), [(30, []), (31, ["silent"])])
 def test_a_run_without_steps_is_silent_as_its_status_is(well: RunRow, quiet: int, expected: list[str]) -> None:
-    found = needs(well, well.step_time + quiet * S, SILENCE)
+    found = alerts(well, well.step_time + quiet * S, SILENCE)
     assert [need.kind for need in found] == expected
     assert all(need.step == 320 and "usually one comes every 1 s" in need.message for need in found)
 
 
 def test_a_run_that_is_done_needs_nobody(well: RunRow) -> None:
-    gone = replace(well.vitals, away=well.step_time)
-    done = replace(well, status=FINISHED, session=0, vitals=gone)
-    assert needs(done, well.step_time + 10**6 * S, SILENCE) == []
+    gone = replace(well.stats, away=well.step_time)
+    done = replace(well, status=RunStatus.FINISHED, session=0, stats=gone)
+    assert alerts(done, well.step_time + 10**6 * S, SILENCE) == []
 
 
 @pytest.mark.parametrize(("quiet", "expected"), [(10, []), (11, ["outage"]), (60, ["silent", "outage"])])
 def test_a_trainer_whose_connection_ended_is_cut_off_or_dead_and_the_words_say_both(
     well: RunRow, quiet: int, expected: list[str]
 ) -> None:
-    gone = replace(well, vitals=replace(well.vitals, away=well.step_time))
-    found = needs(gone, well.step_time + quiet * S, SILENCE)
+    gone = replace(well, stats=replace(well.stats, away=well.step_time))
+    found = alerts(gone, well.step_time + quiet * S, SILENCE)
     assert [need.kind for need in found] == expected
     for need in found[1:]:
         assert f"ended {'11 s' if quiet == 11 else '1 min'} ago" in need.message
@@ -359,14 +358,14 @@ def test_a_trainer_whose_connection_ended_is_cut_off_or_dead_and_the_words_say_b
 
 
 def test_a_session_that_comes_and_goes_is_named_while_it_does(well: RunRow) -> None:
-    vitals = well.vitals
+    stats = well.stats
     for seconds in (100, 200):
-        vitals = vitals.came_back(well.step_time - seconds * S)
-    assert needs(replace(well, vitals=vitals), well.step_time, SILENCE) == []
-    shaken = replace(well, vitals=vitals.came_back(well.step_time))
-    assert "came back 3 times in the last 10 min" in of(needs(shaken, well.step_time, SILENCE), "outage").message
+        stats = stats.came_back(well.step_time - seconds * S)
+    assert alerts(replace(well, stats=stats), well.step_time, SILENCE) == []
+    shaken = replace(well, stats=stats.came_back(well.step_time))
+    assert "came back 3 times in the last 10 min" in of(alerts(shaken, well.step_time, SILENCE), "outage").message
     later = replace(shaken, step_time=well.step_time + 590 * S)
-    assert needs(later, later.step_time, SILENCE) == []
+    assert alerts(later, later.step_time, SILENCE) == []
 
 
 # --- the vitals under them -------------------------------------------------------------------------------------------
@@ -377,8 +376,8 @@ def test_the_vitals_do_not_depend_on_how_the_steps_were_flushed(flush: int) -> N
     steps = list(
         trainings.train(X, flipping(70), trainings.adam(), 1000, spoil=nan_from(990), hold=lambda step: 500 < step < 520)
     )
-    whole = Vitals().after(1, 1e-8, b"".join(pack(1, step) for step in steps))
-    parts = Vitals()
+    whole = RunStats().after(1, 1e-8, b"".join(pack(1, step) for step in steps))
+    parts = RunStats()
     for begin in range(0, 1000, flush):
         parts = parts.after(1, 1e-8, b"".join(pack(1, step) for step in steps[begin : begin + flush]))
     assert parts == whole
@@ -393,21 +392,21 @@ def test_the_vitals_do_not_depend_on_how_the_steps_were_flushed(flush: int) -> N
 def test_the_vitals_of_several_groups_are_of_the_largest_s() -> None:
     nan = (math.nan, math.nan)
     steps = [StepRow(n, n, 1, nan, nan, nan, (9.0, 16.0), nan, (n * 1e-3, 5.0 - n), 0.5) for n in range(1, 5)]
-    vitals = Vitals().after(2, 1e-8, b"".join(pack(2, step) for step in steps))
-    assert (vitals.peak, vitals.peak_step, vitals.trough, vitals.trough_step) == (4.0, 1, 1.0, 4)
-    assert vitals.marks[0].x_norm == 5.0
-    assert vitals.base_lr == 0.5
+    stats = RunStats().after(2, 1e-8, b"".join(pack(2, step) for step in steps))
+    assert (stats.peak, stats.peak_step, stats.trough, stats.trough_step) == (4.0, 1, 1.0, 4)
+    assert stats.marks[0].x_norm == 5.0
+    assert stats.base_lr == 0.5
 
 
 def test_the_vitals_come_back_from_their_text_and_what_is_unknown_in_it_is_passed_over(well: RunRow) -> None:
-    vitals = replace(well.vitals.came_back(5), away=7, base_lr=math.inf)
-    assert Vitals.from_text(vitals.to_text()) == vitals
-    assert Vitals.from_text('{"tuned": 3, "of a later version": [1]}') == Vitals(tuned=3)
-    assert Vitals.from_text("") == Vitals()
-    assert Vitals().to_text() == "{}"
+    stats = replace(well.stats.came_back(5), away=7, base_lr=math.inf)
+    assert RunStats.from_text(stats.to_text()) == stats
+    assert RunStats.from_text('{"tuned": 3, "of a later version": [1]}') == RunStats(tuned=3)
+    assert RunStats.from_text("") == RunStats()
+    assert RunStats().to_text() == "{}"
 
 
 def test_every_kind_of_need_is_in_the_contract() -> None:
     from mechanicd.v1 import resources_pb2
 
-    assert [f"NEED_KIND_{kind.upper()}" for kind in KINDS] == list(resources_pb2.NeedKind.keys())[1:]
+    assert [f"NEED_KIND_{kind.upper()}" for kind in AlertKind] == list(resources_pb2.NeedKind.keys())[1:]

@@ -27,9 +27,9 @@ class LazyGroup(click.Group):
 
     lazy: Final = {
         "demo": "mechanicd.demo:demo",
-        "runs": "mechanicd.cli_runs:runs",
-        "store": "mechanicd.cli_store:store",
-        "top": "mechanicd.cli_runs:top",
+        "runs": "mechanicd.cli._runs:runs",
+        "store": "mechanicd.cli._store:store",
+        "top": "mechanicd.cli._runs:top",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -179,9 +179,10 @@ def serve(
         raise click.UsageError("--webhook is the page's process's to send: it goes without --http off")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc's own lines on stderr; what they tell is told below
     from mechanicd.dashboard import PageConfig, PageError
+    from mechanicd.runs import Silence
     from mechanicd.service import Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
-    from mechanicd.store import Silence, StoreError, open_store, without_password
+    from mechanicd.store import StoreError, open_store, without_password
 
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
 
@@ -242,7 +243,3 @@ def _run(coroutine: Any) -> None:
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(coroutine)
-
-
-if __name__ == "__main__":
-    main()

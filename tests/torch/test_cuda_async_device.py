@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mechanicd.client import SessionFenced, StepConflict
-from mechanicd.torch import _ahead, mechanize
+from mechanicd.torch import _async_device, mechanize
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("convention", _ahead.CONVENTIONS)
+@pytest.mark.parametrize("convention", _async_device.CONVENTIONS)
 @pytest.mark.parametrize("groups", [1, 5, 70])
 def test_every_bit_of_the_devices_tuner_is_the_hosts(convention, groups):
     from mechanicd.torch._triton_tuner import DeviceTuner
