@@ -20,8 +20,8 @@ PUBLIC = {
         changes check copy open_store without_password
     """,
     "mechanicd.client": """
-        Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer Reductions ResumeError
-        ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig TunerState
+        Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer OnOutage PackageMissing
+        Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig TunerState
         connect make_config open_run scale_of
     """,
 }

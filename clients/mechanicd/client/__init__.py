@@ -22,6 +22,7 @@ from mechanicd.client._errors import (
     InvalidArgument,
     MechanicdError,
     NotImplementedByServer,
+    PackageMissing,
     ResumeError,
     ServerUnavailable,
     SessionClosed,
@@ -30,7 +31,7 @@ from mechanicd.client._errors import (
     StepConflict,
 )
 from mechanicd.client._local import LocalSession
-from mechanicd.client._session import Session
+from mechanicd.client._session import OnOutage, Session
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "LocalSession",
     "MechanicdError",
     "NotImplementedByServer",
+    "OnOutage",
+    "PackageMissing",
     "Reductions",
     "ResumeError",
     "ServerUnavailable",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from mechanicd.client import _signals
 from mechanicd.client._errors import InvalidArgument, SessionClosed
-from mechanicd.client._session import Session
+from mechanicd.client._session import OnOutage, Session
 from mechanicd.tuner import ConfigError, TunerConfig, TunerState
 from mechanicd.v1 import names
 
@@ -82,7 +82,7 @@ class Client:
         config: TunerConfig | None = None,
         labels: Mapping[str, str] | None = None,
         start: int | TunerState | None = None,
-        on_outage: str = "local",
+        on_outage: OnOutage = "local",
         deadline: float = 2.0,
     ) -> Session:
         """Takes hold of a run, and fences whoever held it before.
@@ -122,7 +122,7 @@ class Client:
             command=_command(),
         )
         _open_sessions.add(session)
-        _signals.watch(_close_sessions)
+        _signals.watch(close_sessions)
         return session
 
     def scale_of(self, run: str, *, project: str | None = None, group: str | None = None) -> float:
@@ -184,7 +184,7 @@ def open_run(
     config: TunerConfig | None = None,
     labels: Mapping[str, str] | None = None,
     start: int | TunerState | None = None,
-    on_outage: str = "local",
+    on_outage: OnOutage = "local",
     deadline: float = 2.0,
 ) -> Session:
     """`connect(target).open_run(run, …)`, for a process that has one run. See `Client.open_run`."""
@@ -248,7 +248,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register
-def _close_sessions() -> None:
+def close_sessions() -> None:
     """A trainer that ends without close() has finished, or failed if an exception ended it."""
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     for session in list(_open_sessions):

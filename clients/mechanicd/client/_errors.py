@@ -9,7 +9,8 @@
     ├── ConfigMismatch         the run exists with another config
     ├── ResumeError            the run can't start where it was asked to
     ├── ServerUnavailable      no answer in time, or none at all
-    └── NotImplementedByServer the server is older than this client
+    ├── NotImplementedByServer the server is older than this client
+    └── PackageMissing         a framework that an adapter needs is not installed (also an ImportError)
 
 Each has a stable `reason`, the name of a value of mechanicd.v1.ErrorReason or one of the client's own (SERVER_UNREACHABLE,
 DEADLINE_EXCEEDED, SCALE_MISMATCH, TORCH_MISSING …), and `metadata`, the facts as strings.
@@ -65,6 +66,10 @@ class ServerUnavailable(MechanicdError):
 
 class NotImplementedByServer(MechanicdError):
     """The server knows the method by name only, or not at all."""
+
+
+class PackageMissing(MechanicdError, ImportError):
+    """A framework that an adapter needs is not installed."""
 
 
 _BY_REASON: dict[str, type[MechanicdError]] = {

@@ -25,7 +25,7 @@ from mechanicd.client._errors import (
     SessionFenced,
     StepConflict,
 )
-from mechanicd.client._session import Session
+from mechanicd.client._session import ON_OUTAGE, OnOutage, Session
 from mechanicd.client._signals import Turn
 from mechanicd.client._targets import Route
 from mechanicd.client._transport import Link, step_error
@@ -34,7 +34,6 @@ from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
 log = logging.getLogger("mechanicd.client")
 
-OUTAGE_POLICIES: Final = ("local", "hold", "raise")
 _CALL_SECONDS: Final = 5.0
 _LAST_SECONDS: Final = 10.0
 _STORE_SECONDS: Final = 0.1
@@ -77,15 +76,13 @@ class RemoteSession(Session):
         config: TunerConfig,
         labels: Mapping[str, str],
         start: Start,
-        on_outage: str,
+        on_outage: OnOutage,
         deadline: float,
         client: str,
         command: str,
     ) -> None:
-        if on_outage not in OUTAGE_POLICIES:
-            raise InvalidArgument(
-                "INVALID_OUTAGE_POLICY", f"on_outage={on_outage!r}; choose one of {', '.join(OUTAGE_POLICIES)}"
-            )
+        if on_outage not in ON_OUTAGE:
+            raise InvalidArgument("INVALID_OUTAGE_POLICY", f"on_outage={on_outage!r}; choose one of {', '.join(ON_OUTAGE)}")
         self._route = route
         self._on_outage = on_outage
         self._deadline = deadline

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from mechanicd.client._client import open_run
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._local import LocalSession
-from mechanicd.client._session import Session
+from mechanicd.client._session import ON_OUTAGE, OnOutage, Session
 from mechanicd.tuner import TunerConfig, TunerState
-
-ON_OUTAGE: Final = ("local", "hold", "raise")
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Run:
     target: str | None
     project: str | None
     labels: Mapping[str, str] | None
-    on_outage: str
+    on_outage: OnOutage
     deadline: float
     start: TunerState | None = None
     session: Session | None = field(default=None, repr=False)

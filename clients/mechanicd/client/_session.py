@@ -4,13 +4,18 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Final, Literal, Self, TypeAlias, get_args
 
 from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
 from mechanicd.client._signals import Turn, told_to_stop
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
 
 log = logging.getLogger("mechanicd.client")
+
+OnOutage: TypeAlias = Literal["local", "hold", "raise"]
+"""What a step does while the server is unreachable: use this process's own tuner, keep the last S, or raise."""
+
+ON_OUTAGE: Final[tuple[OnOutage, ...]] = get_args(OnOutage)
 
 
 class Session(ABC):

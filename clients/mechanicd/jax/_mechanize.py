@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from mechanicd.client import InvalidArgument, _signals, make_config
-from mechanicd.client._client import _close_sessions
-from mechanicd.client._run import Run
+from mechanicd.client import InvalidArgument, make_config
+from mechanicd.client.framework import OnOutage, Run, close_on_sigterm
 from mechanicd.jax._groups import Labels
 from mechanicd.jax._transform import Mechanized, transform
 from mechanicd.tuner import TunerConfig
@@ -32,7 +31,7 @@ def mechanize(
     convention: str = "paper",
     scale_groups: Labels = "all",
     delta_layout: str = "delta",
-    on_outage: str = "local",
+    on_outage: OnOutage = "local",
     deadline: float = DEADLINE,
     max_scale: float | None = None,
     report: str = "callback",
@@ -87,6 +86,6 @@ def mechanize(
     make_config(**settings, scale_groups=("all",))
     where = Run(run, target, project, labels, on_outage, deadline)
     if target is not None:
-        _signals.watch(_close_sessions)  # from the main thread; the session itself is opened from another
+        close_on_sigterm()  # from the main thread; the session itself is opened from another
     cap = math.inf if max_scale is None else max_scale
     return transform(base, settings, scale_groups, delta_layout, cap, where, report == "loop" and target is not None)

@@ -6,7 +6,7 @@ from typing import Final
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument
-from mechanicd.client._run import Run
+from mechanicd.client.framework import OnOutage, Run
 from mechanicd.torch._optimizer import Mechanized
 from mechanicd.tuner import TunerConfig
 
@@ -31,7 +31,7 @@ def mechanize(
     convention: str = "paper",
     scale_groups: str = "all",
     delta_layout: str = "delta",
-    on_outage: str = "local",
+    on_outage: OnOutage = "local",
     deadline: float = DEADLINE,
     max_scale: float | None = None,
     ahead: bool = True,
