@@ -21,8 +21,8 @@ PUBLIC = {
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer OnOutage PackageMissing
-        Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig TunerState
-        connect make_config open_run scale_of
+        Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig
+        TunerState connect make_config open_run scale_of
     """,
 }
 
