@@ -6,7 +6,8 @@ import pytest
 
 PUBLIC = {
     "mechanicd.tuner": """
-        CONVENTIONS ConfigError Reductions ReductionsError StateError Tuner TunerConfig TunerState
+        CONVENTIONS ConfigError InvalidArgument MechanicdError Reductions ReductionsError StateError Tuner TunerConfig
+        TunerState
     """,
     "mechanicd.runs": """
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING

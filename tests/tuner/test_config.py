@@ -73,9 +73,9 @@ def test_the_defaults_are_algorithm_1s():
 
 
 def test_a_message_says_what_was_given_and_what_is_expected():
-    with pytest.raises(ConfigError, match=r"^betas: got 1\.5; each must be in \(0, 1\]$"):
+    with pytest.raises(ConfigError, match=r"^betas: got 1\.5; each must be in \(0, 1\] \[INVALID_CONFIG\]$"):
         TunerConfig(betas=(0.9, 1.5))
-    with pytest.raises(ConfigError, match=r"^s_init: got 0\.0; it must be in \(0, 1e\+06\]$"):
+    with pytest.raises(ConfigError, match=r"^s_init: got 0\.0; it must be in \(0, 1e\+06\] \[INVALID_CONFIG\]$"):
         TunerConfig(s_init=0)
     with pytest.raises(ConfigError, match="'b' stands twice"):
         TunerConfig(scale_groups=("a", "b", "b"))

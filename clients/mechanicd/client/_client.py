@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from mechanicd.client import _signals
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session
-from mechanicd.tuner import ConfigError, TunerConfig, TunerState
+from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import names
 
 if TYPE_CHECKING:
@@ -207,15 +207,12 @@ def scale_of(target: str | None, run: str, *, project: str | None = None, group:
 
 
 def make_config(**settings: Any) -> TunerConfig:
-    """A TunerConfig, with errors of this package.
+    """`TunerConfig(**settings)`, for settings that are known when the program runs.
 
     Raises:
         InvalidArgument: INVALID_CONFIG, naming the setting.
     """
-    try:
-        return TunerConfig(**settings)
-    except ConfigError as error:
-        raise InvalidArgument(error.reason, str(error), {"field": error.field}) from None
+    return TunerConfig(**settings)
 
 
 def _full_name(project: str | None, run: str) -> str:

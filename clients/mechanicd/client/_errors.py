@@ -1,43 +1,45 @@
 """What can go wrong between a trainer and its tuner.
 
     MechanicdError
-    ├── InvalidArgument        what was asked can't be: a name, a setting, a number of groups (also a ValueError)
-    ├── SessionError           this process's hold on the run
+    ├── InvalidArgument        an argument is not valid: a name, a setting, a number of groups (also a ValueError)
+    │   └── ConfigError …      the tuner's own: ConfigError, ReductionsError and StateError of mechanicd.tuner
+    ├── SessionError           this process's session is no longer usable
     │   ├── SessionFenced      a newer process holds the run; this one must stop
     │   ├── SessionClosed      the session was closed, or its run deleted
-    │   └── StepConflict       the server has other reductions for this step
+    │   └── StepConflict       the server has other reductions for this step, or computes another S
     ├── ConfigMismatch         the run exists with another config
-    ├── ResumeError            the run can't start where it was asked to
-    ├── ServerUnavailable      no answer in time, or none at all
+    ├── ResumeError            the run cannot resume from where it was asked to
+    ├── ServerUnavailable      no answer before the deadline, or no server at all
     ├── NotImplementedByServer the server is older than this client
     └── PackageMissing         a framework that an adapter needs is not installed (also an ImportError)
 
 Each has a stable `reason`, the name of a value of mechanicd.v1.ErrorReason or one of the client's own (SERVER_UNREACHABLE,
-DEADLINE_EXCEEDED, SCALE_MISMATCH, TORCH_MISSING …), and `metadata`, the facts as strings.
+DEADLINE_EXCEEDED, SCALE_MISMATCH, TORCH_MISSING …), and `metadata`, the facts as strings. The two at the root live in the
+tuner, which everything imports, so that `except MechanicdError` also catches what `TunerConfig(s_init=-1)` raises.
 """
 
 from collections.abc import Mapping
 
+from mechanicd.tuner import InvalidArgument, MechanicdError
 
-class MechanicdError(Exception):
-    """Base of all errors of this package. Its text says what came, what was expected and what to do."""
-
-    def __init__(self, reason: str, message: str, metadata: Mapping[str, str] | None = None) -> None:
-        super().__init__(f"{message} [{reason}]")
-        self.reason = reason
-        self.message = message
-        self.metadata = dict(metadata or {})
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.reason, self.message, self.metadata))
-
-
-class InvalidArgument(MechanicdError, ValueError):
-    """What was asked can't be."""
+__all__ = [
+    "ConfigMismatch",
+    "InvalidArgument",
+    "MechanicdError",
+    "NotImplementedByServer",
+    "PackageMissing",
+    "ResumeError",
+    "ServerUnavailable",
+    "SessionClosed",
+    "SessionError",
+    "SessionFenced",
+    "StepConflict",
+    "from_reason",
+]
 
 
 class SessionError(MechanicdError):
-    """This process's hold on the run is not what it was."""
+    """This process's session is no longer usable."""
 
 
 class SessionFenced(SessionError):
@@ -57,15 +59,15 @@ class ConfigMismatch(MechanicdError):
 
 
 class ResumeError(MechanicdError):
-    """The run can't start where it was asked to."""
+    """The run cannot resume from where it was asked to."""
 
 
 class ServerUnavailable(MechanicdError):
-    """The server gave no answer in time, or none at all."""
+    """The server did not answer before the deadline, or there is none."""
 
 
 class NotImplementedByServer(MechanicdError):
-    """The server knows the method by name only, or not at all."""
+    """The server does not implement the method."""
 
 
 class PackageMissing(MechanicdError, ImportError):

@@ -8,7 +8,7 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 
 from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
 from mechanicd.client._signals import Turn, told_to_stop
-from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerConfig, TunerState
+from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 log = logging.getLogger("mechanicd.client")
 
@@ -73,10 +73,7 @@ class Session(ABC):
                 raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
             if self._next is not None:
                 raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} was begun already; call finish() first")
-            try:
-                groups = self._tuner.groups(reductions)
-            except ReductionsError as error:
-                raise InvalidArgument(error.reason, str(error)) from None
+            groups = self._tuner.groups(reductions)
             hold = self._send(self._state.step + 1, groups, base_lr, hold)
             # While the scalars travel, this process's own copy of the tuner takes the same step.
             h = None if hold else self._tuner.h(self._state, groups)

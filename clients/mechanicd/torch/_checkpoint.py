@@ -104,7 +104,7 @@ def unpack(
     try:
         state = TunerState.from_bytes(base64.b64decode(saved["tuner_state"], validate=True), config)
     except StateError as error:
-        raise ResumeError(error.reason, str(error)) from None
+        raise ResumeError(error.reason, error.message) from None
     except ValueError as error:
         raise ResumeError(StateError.reason, f"the tuner state is no base64 ({error}); take another checkpoint") from None
     memory = Memory(delta_layout)

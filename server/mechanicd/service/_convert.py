@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd import runs, store
 from mechanicd.service._errors import ServiceError
-from mechanicd.tuner import ConfigError, Reductions, TunerConfig, TunerState
+from mechanicd.tuner import ConfigError, Reductions, StateError, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
 _CONVENTIONS: Final = {
@@ -50,7 +50,7 @@ def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
     try:
         return TunerConfig(**given)  # type: ignore[arg-type]
     except ConfigError as error:
-        raise ServiceError("INVALID_CONFIG", str(error), field=f"config.{error.field}") from None
+        raise ServiceError("INVALID_CONFIG", error.message, field=f"config.{error.field}") from None
 
 
 def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
@@ -86,8 +86,8 @@ def state_in(data: bytes, config: TunerConfig) -> TunerState:
     """A tuner state. Raises ServiceError INVALID_TUNER_STATE."""
     try:
         state = TunerState.from_bytes(data, config)
-    except ValueError as error:
-        raise ServiceError("INVALID_TUNER_STATE", str(error), field="tuner_state") from None
+    except StateError as error:
+        raise ServiceError("INVALID_TUNER_STATE", error.message, field="tuner_state") from None
     if state.step > MAX_INTEGER:
         raise ServiceError("INVALID_TUNER_STATE", f"a tuner state of step {state.step}; no run is so long", field="tuner_state")
     return state

@@ -89,7 +89,7 @@ class OpenRun:
         try:
             groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
         except ReductionsError as error:
-            raise ServiceError(error.reason, str(error), error.facts, field="reductions") from None
+            raise ServiceError(error.reason, error.message, error.facts, field="reductions") from None
         h = None if request.hold else tuner.h(state, groups)
         if h is not None:
             state, outcome = tuner.advance(state, h), runs.StepOutcome.TUNED

@@ -14,6 +14,7 @@ convention on plain floats, `_rules_numpy` the same rules over arrays of groups,
 """
 
 from mechanicd.tuner._config import CONVENTIONS, ConfigError, TunerConfig
+from mechanicd.tuner._errors import InvalidArgument, MechanicdError
 from mechanicd.tuner._reductions import Reductions, ReductionsError
 from mechanicd.tuner._state import StateError, TunerState
 from mechanicd.tuner._tuner import Tuner
@@ -21,6 +22,8 @@ from mechanicd.tuner._tuner import Tuner
 __all__ = [
     "CONVENTIONS",
     "ConfigError",
+    "InvalidArgument",
+    "MechanicdError",
     "Reductions",
     "ReductionsError",
     "StateError",

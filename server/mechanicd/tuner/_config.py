@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from mechanicd.tuner._errors import InvalidArgument
+
 CONVENTIONS: Final = ("paper", "pytorch", "optax", "theory")
 """The named readings of the algorithm; see `TunerConfig.convention`."""
 
@@ -13,14 +15,15 @@ MAX_SCALE_GROUPS: Final = 65_536
 MAX_S_DECAY: Final = 1e6
 
 
-class ConfigError(ValueError):
-    """A setting is out of its range. `reason` is stable, `field` names the setting."""
-
-    reason = "INVALID_CONFIG"
+class ConfigError(InvalidArgument):
+    """A setting is out of its range. `field` names it."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+        super().__init__("INVALID_CONFIG", f"{field}: {message}", {"field": field})
         self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.field, self.message.removeprefix(f"{self.field}: ")))
 
 
 @dataclass(frozen=True, slots=True)

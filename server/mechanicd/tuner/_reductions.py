@@ -4,14 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from mechanicd.tuner._errors import InvalidArgument
 
-class ReductionsError(ValueError):
-    """Reductions that can't be: the message says what came and what was expected, `reason` is stable, `facts` are its facts."""
+
+class ReductionsError(InvalidArgument):
+    """Reductions that no step can have: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE. `facts` are the numbers in the message."""
 
     def __init__(self, reason: str, message: str, facts: Mapping[str, object] | None = None) -> None:
-        super().__init__(message)
-        self.reason = reason
         self.facts = dict(facts or {})
+        super().__init__(reason, message, {key: str(value) for key, value in self.facts.items()})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.reason, self.message, self.facts))
 
 
 class Reductions(NamedTuple):

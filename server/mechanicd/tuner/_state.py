@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from mechanicd.tuner._config import TunerConfig
+from mechanicd.tuner._errors import InvalidArgument
 from mechanicd.tuner._rules import Row, initial_row, scale
 
 if TYPE_CHECKING:
@@ -21,10 +22,16 @@ _HEADER: Final = struct.Struct("<4sBxHIQ")  # magic, version, n, G, step
 _CRC: Final = struct.Struct("<I")
 
 
-class StateError(ValueError):
-    """Bytes that are no tuner state of this config. `reason` is stable."""
+class StateError(InvalidArgument):
+    """Bytes that are not a tuner state of this config."""
 
     reason = "INVALID_TUNER_STATE"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.reason, message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.message,))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
