@@ -224,7 +224,7 @@ def test_the_older_session_is_fenced_by_name_wherever_it_turns_up(new_training: 
     ]
     for refused in refusals:
         assert (refused.code, refused.reason, refused.metadata) == (10, "SESSION_FENCED", facts)
-        assert "this one must stop" in refused.message
+        assert "this process must stop" in refused.message
     new.take(3)
     new.flush()
     assert scales(new.series()) == kept(new), "nothing of the fenced one came in"
@@ -410,7 +410,7 @@ def test_after_a_kill_the_session_comes_back_and_no_durable_step_is_lost(
     training.wire = new_training(at=server).wire
     refused = training.wire.refused("Flush", session=training.session)
     assert refused.reason == "SESSION_UNKNOWN", "this server has not met the session yet"
-    assert "with OpenSessionRequest.session to come back" in refused.message
+    assert "set OpenSessionRequest.session to reattach" in refused.message
 
     opened = training.open(session=training.session)
     assert (opened.outcome, opened.last_step, opened.durable_step) == (REATTACHED, 31, 31)

@@ -1,18 +1,17 @@
-"""The heart of TunerService: which session holds which run. Takes messages and returns messages; knows no transport."""
+"""TunerService's calls: steps, and opening and closing sessions. Takes messages and returns messages; knows no transport."""
 
-import asyncio
-import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.runs import RunRow
+from mechanicd.runs import RunRow, SessionRow
 from mechanicd.service import _convert, _events, _sessions
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
+from mechanicd.service._registry import Registry, Unrecognized, unknown
 from mechanicd.service._replay import replayed
 from mechanicd.service._sessions import Start
 from mechanicd.service._writer import Retention, Writer
@@ -33,7 +32,10 @@ _OUTCOMES: Final = {
 
 
 class Engine:
-    """All open runs of one server process. Use it inside one event loop.
+    """Answers TunerService for one server process. Use it inside one event loop.
+
+    `step` and `steps` are synchronous: nothing else runs on the event loop between a step's check of who holds the run and its
+    effect, so they need no lock. Everything that awaits must check again after it (`Registry.fencing`).
 
     Args:
         store: where runs are kept; the engine calls it on a thread of its own.
@@ -51,19 +53,16 @@ class Engine:
     ) -> None:
         self.store = store
         self.metrics = Metrics()
-        self.writer = Writer(store, flush_interval, self._lost, on_health, retention, self.metrics)
-        self._by_session: dict[int, OpenRun] = {}
-        self._by_name: dict[names.RunName, OpenRun] = {}
-        self._fenced: dict[int, int] = {}
-        self._taken: set[int] = set()
-        self._opening: dict[names.RunName, asyncio.Lock] = {}
+        self.registry = Registry(self.metrics)
+        self.writer = Writer(store, flush_interval, self.registry.lost, on_health, retention, self.metrics)
+        self._held = self.registry.by_session  # the same dict, one attribute nearer to the hot path
         self._draining = False
 
     def counts(self) -> dict[str, Any]:
         """What this server has done, and how it stands, as plain JSON values."""
         return {
             **self.metrics.as_dict(),
-            "sessions": len(self._by_session),
+            "sessions": len(self.registry),
             "store_works": self.writer.healthy,
             "unfolded": self.store.unfolded,
         }
@@ -89,21 +88,25 @@ class Engine:
         Raises:
             ServiceError: SESSION_FENCED, SESSION_UNKNOWN, OWNERSHIP_LOST, and those of `OpenRun.step`.
         """
-        run = self._by_session.get(request.session)
+        run = self._held.get(request.session)
         if run is None or run.fenced_by:
-            raise self._no_session(request.session, run)
+            raise self.registry.refusal(request.session)
         result = run.step(request)
         self.writer.mark(run)
         return result
 
     def steps(self, request: tuner_service_pb2.StreamStepsRequest) -> tuple[tuner_service_pb2.StreamStepsResponse, list[int]]:
-        """Steps of many sessions; a refused one is told in its result. Also which results `recall` can tell better."""
+        """Steps of many sessions; a refused step has the error in its result.
+
+        Returns:
+            The response, and the indices of the results that only the store can answer: pass them to `recall`.
+        """
         results, old = [], []
         for index, step in enumerate(request.steps):
             try:
                 results.append(self.step(step))
             except ServiceError as error:
-                if isinstance(error, TakenBefore):
+                if isinstance(error, (TakenBefore, Unrecognized)):
                     old.append(index)
                 results.append(_convert.error_out(step.session, step.step, error))
         return tuner_service_pb2.StreamStepsResponse(results=results), old
@@ -111,11 +114,16 @@ class Engine:
     async def recall(
         self, request: tuner_service_pb2.StreamStepsRequest, response: tuner_service_pb2.StreamStepsResponse, old: list[int]
     ) -> None:
-        """Puts what the history has of steps that were taken long ago into a response."""
+        """Completes a response from the store: steps taken long ago, and sessions that memory does not know."""
+        explained: dict[int, ServiceError] = {}  # a batch often has many steps of one session: ask once
         for index in old:
             step = request.steps[index]
             try:
-                run = self._run(step.session)
+                if step.session not in self._held:
+                    if step.session not in explained:
+                        explained[step.session] = await self.explain(step.session)
+                    raise explained[step.session]
+                run = self.registry.get(step.session)
                 await self.writer.flush(run)
                 found = await self.writer.call(self.store.steps, run.row, 0, step.step, step.step, 1)
                 if found:
@@ -126,9 +134,9 @@ class Engine:
                 response.results[index].CopyFrom(_convert.error_out(step.session, step.step, error))
 
     async def settle(self, response: tuner_service_pb2.StreamStepsResponse) -> None:
-        """Waits until the steps of a response are durable, and says so in it. A step that can't be is turned into an error."""
+        """Waits until the steps of a response are durable. A step that can't be made durable becomes an error."""
         for result in response.results:
-            run = self._by_session.get(result.session)
+            run = self._held.get(result.session)
             if run is None or result.HasField("error"):
                 continue
             try:
@@ -141,7 +149,7 @@ class Engine:
     def left(self, sessions: set[int]) -> None:
         """The connection that steps of these sessions came over has ended."""
         for session in sessions:
-            run = self._by_session.get(session)
+            run = self._held.get(session)
             if run is not None and not run.fenced_by:
                 run.left(time_ns())
                 self.writer.mark(run)
@@ -156,7 +164,7 @@ class Engine:
         config = _convert.config_in(request.config)
         labels = _convert.labels_in(dict(request.labels))
         start = _start_in(request, config)
-        async with self.alone(name):
+        async with self.registry.alone(name):
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
                     if request.session:
@@ -173,22 +181,24 @@ class Engine:
         _sessions.check_config(row.config, config)
         labels = _convert.labels_in({**row.labels, **labels})
         session = secrets.randbits(62) + 1
-        former = self._by_name.get(name)
+        former = self.registry.named(name)
         if former is not None:
             await self.writer.flush(former)
             row = await self._get(name)
-        # Decide before the fence goes up: a session that is refused must not stop the one that holds the run.
+        # Decide before the fence goes up: a request that is refused must not stop the session that holds the run.
         decision = _sessions.decide(row, fresh, start)
         state = decision.state or await self._replay(row, decision.after_step)
-        try:
-            if former is not None:
-                # Steps may have come meanwhile; from here to the claim none does.
-                former.fenced_by = session
-                await self.writer.flush(former)
+        with self.registry.fencing(name, session) as fenced:
+            if fenced is not None:
+                # The old session took steps while we awaited above. It takes none from here on, so this flush is the last:
+                # every step that was answered is in the row when the new session decides where it starts.
+                await self.writer.flush(fenced)
                 row = await self._get(name)
                 decision = _sessions.decide(row, fresh, start)
                 state = decision.state or state
             now = time_ns()
+            # Conditional on the epoch just read: if another server claimed the run meanwhile, this raises OwnershipLost,
+            # nothing is written, and `open_session` looks again.
             row = await self.writer.call(
                 self.store.claim,
                 Claim(
@@ -205,57 +215,38 @@ class Engine:
                     events=_events.opened(row, decision, now, client),
                 ),
             )
-        except OwnershipLost:
-            if former is not None:
-                self._lost(former)
-            raise
-        except BaseException:
-            if former is not None:
-                former.fenced_by = 0
-            raise
-        if former is not None:
-            self._forget(former, successor=session)
         run = await self._hold(name, row, decision.after_step)
         self.metrics.opened[_OUTCOMES[decision.outcome]] += 1
         log.info("%s: session %d by %s: %s", name, row.session_count, client or "an unnamed client", decision.explanation)
         return _opened(run, decision.outcome, decision.explanation)
 
     async def _reattach(self, name: names.RunName, session: int, config: TunerConfig) -> tuner_service_pb2.OpenSessionResponse:
-        """The session that holds the run comes back: after a lost connection, or after a restart of this server."""
-        run = self._by_session.get(session)
-        if run is not None and name != (run.row.project, run.row.run):
-            raise self._no_session(session, None)
-        here = True
-        if run is None or run.fenced_by:
-            known = session <= _convert.MAX_INTEGER
-            found = await self.writer.call(self.store.by_session, session) if known else None
-            if run is not None or found is None or names.RunName(found[0].project, found[0].run) != name:
-                raise self._no_session(session, run)
-            row, begun = found
-            if not row.session:  # it was closed
-                raise self._unknown(session)
-            if row.session != session:
-                raise _fenced(session, row.session)
-            # A new epoch: whatever another server still holds of this session in its memory counts no more.
+        """The session that holds the run reconnects: after a lost connection, or after a restart of this server."""
+        here = session in self._held
+        if here:
+            run = self.registry.get(session)
+            if name != (run.row.project, run.row.run):
+                raise unknown(session)
+        else:
+            row, begun = await self._find(session, name)
+            # A new epoch: whatever another server still has of this session in memory can't be committed any more.
             now = time_ns()
             stats, events = row.stats.came_back(now), _events.came_back(row, now, in_memory=False)
             row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
-            self._taken.discard(session)
             run = await self._hold(name, row, begun.after_step)
-            here = False
         _sessions.check_config(run.row.config, config)
         self.metrics.opened[_OUTCOMES[_sessions.REATTACHED]] += 1
         if here:
             now = time_ns()
             run.came_back(now, _events.came_back(run.now(), now, in_memory=True))
             self.writer.mark(run)
-        explanation = f"the session comes back, the server has step {run.state.step}"
+        explanation = f"the session reattached; the server has step {run.state.step}"
         log.info("%s: session %d: %s", name, run.row.session_count, explanation)
         return _opened(run, _sessions.REATTACHED, explanation)
 
     async def flush(self, request: tuner_service_pb2.FlushRequest) -> tuner_service_pb2.FlushResponse:
         """See TunerService.Flush."""
-        run = self._run(request.session)
+        run = await self._run(request.session)
         await self.writer.flush(run)
         return tuner_service_pb2.FlushResponse(durable_step=run.durable_step)
 
@@ -265,7 +256,7 @@ class Engine:
             raise ServiceError(
                 "INVALID_STATUS", "close a session as PREEMPTED, FAILED or FINISHED", {"status": request.status}, field="status"
             )
-        run = self._run(request.session)
+        run = await self._run(request.session)
         await self.writer.flush(run)
         release = Release(
             run_id=run.row.id,
@@ -276,98 +267,70 @@ class Engine:
             events=(_events.closed(run.state.step, time_ns(), _convert.CLOSING_STATUS[request.status], request.message),),
         )
         await self.writer.release(release)
-        self._forget(run)
         name = names.RunName(run.row.project, run.row.run)
+        self.registry.release(name)
         log.info("%s: session %d closed: %s %s", name, run.row.session_count, release.status, release.message)
         return tuner_service_pb2.CloseSessionResponse(run=_convert.run_out(await self._get(name)))
 
     async def settled(self, name: names.RunName) -> RunRow:
-        """The run as stored, after all the steps that this server has taken of it.
+        """The run as stored, including every step that this server has answered.
 
         Raises:
             ServiceError: RUN_NOT_FOUND, STORE_UNAVAILABLE, OWNERSHIP_LOST.
         """
-        run = self._by_name.get(name)
+        run = self.registry.named(name)
         if run is not None:
             await self.writer.flush(run)
         return await self._get(name)
 
-    def alone(self, name: names.RunName) -> asyncio.Lock:
-        """Held by whoever decides who holds the run, on this server."""
-        return self._opening.setdefault(name, asyncio.Lock())
-
-    @contextlib.contextmanager
-    def fencing(self, name: names.RunName, successor: int) -> Iterator[None]:
-        """From here on the session that holds the run here is refused; for good, if the body comes to its end."""
-        run = self._by_name.get(name)
-        if run is None:
-            yield
-            return
-        run.fenced_by = successor
-        try:
-            yield
-        except BaseException:
-            run.fenced_by = 0
-            raise
-        self._forget(run, successor)
-
-    def forget(self, name: names.RunName) -> None:
-        """The run is gone: its session is unknown from now on."""
-        run = self._by_name.get(name)
-        if run is not None:
-            self._forget(run)
+    async def explain(self, session: int) -> ServiceError:
+        """Why a session holds no run here, asking the store about one that memory does not know."""
+        error = self.registry.refusal(session)
+        if isinstance(error, Unrecognized):
+            try:
+                await self._find(session)
+            except ServiceError as found:
+                # An outage of the store is no answer to this question; the next request of the session will hear of it.
+                return error if found.reason == "STORE_UNAVAILABLE" else found
+        return error
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _run(self, session: int) -> OpenRun:
-        run = self._by_session.get(session)
-        if run is None or run.fenced_by:
-            raise self._no_session(session, run)
-        return run
+    async def _run(self, session: int) -> OpenRun:
+        try:
+            return self.registry.get(session)
+        except Unrecognized:
+            raise await self.explain(session) from None
 
-    def _no_session(self, session: int, run: OpenRun | None) -> ServiceError:
-        successor = run.fenced_by if run is not None else self._fenced.get(session, 0)
-        if successor:
-            return _fenced(session, successor)
-        if session in self._taken:
-            return ServiceError(
-                "OWNERSHIP_LOST",
-                "another server took this run over with its session; open the session again, here or elsewhere",
-                {"session": session},
-            )
-        return self._unknown(session)
+    async def _find(self, session: int, name: names.RunName | None = None) -> tuple[RunRow, SessionRow]:
+        """The run that a session holds by the store's word, whichever server has it in memory.
 
-    @staticmethod
-    def _unknown(session: int) -> ServiceError:
-        return ServiceError(
-            "SESSION_UNKNOWN",
-            "no run is held by this session here: it was closed, its run deleted, or the server restarted; open the run again "
-            "(with OpenSessionRequest.session to come back)",
-            {"session": session},
-        )
+        Args:
+            name: the run that it must be, if that is known.
+
+        Raises:
+            ServiceError: SESSION_UNKNOWN, SESSION_FENCED.
+        """
+        possible = session <= _convert.MAX_INTEGER
+        found = await self.writer.call(self.store.by_session, session) if possible else None
+        if found is None:
+            raise self.registry.deleted(session)
+        row, begun = found
+        if name not in (None, names.RunName(row.project, row.run)):
+            raise unknown(session)
+        if row.session == session:
+            return found
+        if row.session or begun.open_time < row.open_time:
+            # A newer session took the run. If that one closed it since, its number is gone (0), but this one must stop all
+            # the same: told that it is unknown, it would open the run anew and rewind what its successor did.
+            raise self.registry.fenced(session, row.session)
+        raise unknown(session)  # it was the last one, and closed
 
     async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> OpenRun:
         last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
         run = OpenRun(row, begun_after, last[0] if last else None)
-        self._by_name[name] = run
-        self._by_session[row.session] = run
+        self.registry.hold(name, run)
         return run
-
-    def _forget(self, run: OpenRun, successor: int = 0) -> None:
-        self._by_session.pop(run.row.session, None)
-        name = names.RunName(run.row.project, run.row.run)
-        if self._by_name.get(name) is run:
-            del self._by_name[name]
-        if successor:
-            self._fenced[run.row.session] = successor
-
-    def _lost(self, run: OpenRun) -> None:
-        if self._by_session.get(run.row.session) is not run:
-            return  # it was closed or deleted here
-        log.warning("projects/%s/runs/%s: another server took it over", run.row.project, run.row.run)
-        self.metrics.lost += 1
-        self._taken.add(run.row.session)
-        self._forget(run)
 
     async def _get(self, name: names.RunName) -> RunRow:
         row = await self.writer.call(self.store.get, name.project, name.run)
@@ -418,12 +381,4 @@ def _opened(run: OpenRun, outcome: "tuner_service_pb2.OpenOutcome", explanation:
         scale=run.state.scale,
         durable_step=run.durable_step,
         run=_convert.run_out(run.row),
-    )
-
-
-def _fenced(session: int, successor: int) -> ServiceError:
-    return ServiceError(
-        "SESSION_FENCED",
-        "a newer session holds this run: another process opened it; this one must stop, so that two never feed one run",
-        {"session": session, "successor": successor},
     )

@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._open_run import TakenBefore
+from mechanicd.service._registry import Unrecognized
 from mechanicd.service._runs import Runs
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2_grpc
 from mechanicd.v1 import run_service_pb2 as run
@@ -55,7 +56,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
         try:
             response.results.append(self._engine.step(request))
             self._engine.metrics.step_seconds.add(perf_counter() - begun)
-        except TakenBefore:
+        except (TakenBefore, Unrecognized):  # the store may have a better answer
             response, old = self._engine.steps(steps)
             await self._engine.recall(steps, response, old)
         if self._settle:

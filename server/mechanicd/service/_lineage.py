@@ -34,7 +34,7 @@ class Lineage:
     async def rewind(self, request: run_service_pb2.RewindRunRequest) -> RunRow:
         """See RunService.RewindRun."""
         name = _convert.run_name_in(request.name)
-        async with self._engine.alone(name):
+        async with self._engine.registry.alone(name):
             for _ in range(_ATTEMPTS):
                 row = await self._engine.settled(name)
                 if held(row) and not request.fence:
@@ -55,7 +55,7 @@ class Lineage:
 
     async def _rewind(self, name: names.RunName, state: TunerState) -> RunRow:
         successor = secrets.randbits(62) + 1
-        with self._engine.fencing(name, successor):
+        with self._engine.registry.fencing(name, successor):
             row = await self._engine.settled(name)  # steps may have come meanwhile; from here on none does
             from_to = f"from step {row.last_step} to {state.step}"
             event = EventRow(

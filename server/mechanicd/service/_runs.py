@@ -108,7 +108,7 @@ class Runs:
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """See RunService.DeleteRun."""
         row = await self._get(request.name)
-        self._engine.forget(names.RunName(row.project, row.run))
+        self._engine.registry.release(names.RunName(row.project, row.run))
         await self._call(self._store.delete, row.id)
         return run_service_pb2.DeleteRunResponse()
 

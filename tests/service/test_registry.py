@@ -1,0 +1,218 @@
+"""Who holds which run: what is remembered stays bounded, and a session from long ago still gets the right answer."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mechanicd.service import Engine, ServiceError, _registry
+from mechanicd.store import SQLiteStore
+from mechanicd.v1 import names, resources_pb2, tuner_service_pb2
+
+REMEMBERED = 5
+NAME = names.RunName("p", "r")
+FINISHED = resources_pb2.RUN_STATUS_FINISHED
+
+
+@pytest.fixture(autouse=True)
+def _short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_registry, "REMEMBERED", REMEMBERED)
+
+
+class Bench:
+    """An engine, to be used as a trainer would."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = SQLiteStore(str(path))
+        self.engine = Engine(self.store, 0.001)
+        self.engine.start()
+
+    async def open(self, name: names.RunName = NAME, session: int = 0) -> int:
+        request = tuner_service_pb2.OpenSessionRequest(name=str(name), session=session)
+        return int((await self.engine.open_session(request)).session)
+
+    async def delete(self, name: names.RunName = NAME) -> None:
+        self.engine.registry.release(name)
+        row = self.store.get(name.project, name.run)
+        assert row is not None
+        await self.engine.writer.call(self.store.delete, row.id)
+
+    async def close(self, session: int) -> None:
+        await self.engine.close_session(tuner_service_pb2.CloseSessionRequest(session=session, status=FINISHED))
+
+    async def flush(self, session: int) -> ServiceError:
+        with pytest.raises(ServiceError) as caught:
+            await self.engine.flush(tuner_service_pb2.FlushRequest(session=session))
+        return caught.value
+
+    async def reattach(self, session: int) -> ServiceError:
+        with pytest.raises(ServiceError) as caught:
+            await self.open(session=session)
+        return caught.value
+
+    async def stream(self, *sessions: int) -> list[tuner_service_pb2.StepError]:
+        """The errors of a message with a step of each session, after the second look at it that the adapter takes."""
+        steps = [tuner_service_pb2.StepRequest(session=session, step=1) for session in sessions]
+        request = tuner_service_pb2.StreamStepsRequest(steps=steps)
+        response, old = self.engine.steps(request)
+        await self.engine.recall(request, response, old)
+        return [result.error for result in response.results]
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+    def held_in_memory(self) -> int:
+        """Entries of all the registry's tables."""
+        tables = [value for value in vars(self.engine.registry).values() if hasattr(value, "__len__")]
+        assert len(tables) == 4, "sessions, names, former sessions, locks"
+        return sum(map(len, tables))
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as made:
+        yield made
+
+
+@pytest.fixture
+def bench(runner: asyncio.Runner, tmp_path: Path) -> Iterator[Bench]:
+    async def make() -> Bench:
+        return Bench(tmp_path / "runs.db")
+
+    made = runner.run(make())
+    yield made
+    runner.run(made.stop())
+
+
+def test_takeovers_deletions_closes_and_names_leave_a_bounded_number_behind(bench: Bench, runner: asyncio.Runner) -> None:
+    async def act() -> None:
+        await bench.open()
+        for index in range(30):
+            await bench.open()
+            other = names.RunName("p", f"other{index}")
+            session = await bench.open(other)
+            await (bench.delete(other) if index % 2 else bench.close(session))
+            with pytest.raises(ServiceError):
+                await bench.engine.open_session(
+                    tuner_service_pb2.OpenSessionRequest(name=f"projects/p/runs/never{index}", after_step=7)
+                )
+
+    runner.run(act())
+    assert len(bench.engine.registry) == 1
+    assert bench.held_in_memory() == 2 + REMEMBERED
+
+
+def test_runs_that_other_servers_took_leave_a_bounded_number_behind(bench: Bench, runner: asyncio.Runner) -> None:
+    async def act() -> None:
+        for _ in range(30):
+            await bench.open()
+            run = bench.engine.registry.named(NAME)
+            assert run is not None
+            bench.engine.registry.lost(run)
+
+    runner.run(act())
+    assert bench.held_in_memory() == REMEMBERED
+    assert bench.engine.metrics.lost == 30
+
+
+@pytest.mark.parametrize("takeovers", [1, 20], ids=["the last one", "one from long ago"])
+def test_a_fenced_session_is_told_so_with_the_holder_however_long_ago_it_was(
+    bench: Bench, runner: asyncio.Runner, takeovers: int
+) -> None:
+    async def act() -> None:
+        old = await bench.open()
+        for _ in range(takeovers):
+            holder = await bench.open()
+        (error,) = await bench.stream(old)
+        facts = {"session": str(old), "successor": str(holder)}
+        assert (error.reason, dict(error.metadata)) == (10, facts)
+        for refused in (await bench.flush(old), await bench.reattach(old)):
+            assert (refused.reason, refused.metadata) == ("SESSION_FENCED", facts)
+
+    runner.run(act())
+
+
+def test_what_the_store_said_of_a_session_is_remembered(
+    bench: Bench, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    async def act() -> None:
+        old = await bench.open()
+        for _ in range(20):
+            await bench.open()
+        look = bench.store.by_session
+        monkeypatch.setattr(bench.store, "by_session", lambda session: (asked.append(session), look(session))[1])
+        for _ in range(3):
+            assert [error.reason for error in await bench.stream(old, 77, 77, old)] == [10, 11, 11, 10]
+        assert asked == [old, 77, 77, 77], "once for a fence, which is for good; once a message for a stranger"
+
+    runner.run(act())
+
+
+def test_a_fenced_session_must_stop_even_after_its_successor_closed_the_run(bench: Bench, runner: asyncio.Runner) -> None:
+    """Told that it is unknown, it would open the run again, and rewind what the successor did."""
+
+    async def act() -> None:
+        old = await bench.open()
+        for _ in range(20):
+            holder = await bench.open()
+        await bench.close(holder)
+        for refused in (await bench.flush(old), await bench.reattach(old)):
+            assert refused.reason == "SESSION_FENCED"
+        for refused in (await bench.flush(holder), await bench.reattach(holder)):
+            assert refused.reason == "SESSION_UNKNOWN"
+
+    runner.run(act())
+
+
+def test_the_session_of_a_deleted_run_is_unknown(bench: Bench, runner: asyncio.Runner) -> None:
+    async def act() -> None:
+        session = await bench.open()
+        await bench.delete()
+        (error,) = await bench.stream(session)
+        assert error.reason == 11
+        for refused in (await bench.flush(session), await bench.reattach(session)):
+            assert refused.reason == "SESSION_UNKNOWN"
+
+    runner.run(act())
+
+
+def test_a_run_that_was_lost_and_then_deleted_elsewhere_is_unknown(bench: Bench, runner: asyncio.Runner) -> None:
+    async def act() -> None:
+        session = await bench.open()
+        run = bench.engine.registry.named(NAME)
+        assert run is not None
+        bench.engine.registry.lost(run)
+        assert (await bench.flush(session)).reason == "OWNERSHIP_LOST"
+        await bench.delete()
+        assert (await bench.reattach(session)).reason == "SESSION_UNKNOWN"
+        assert (await bench.flush(session)).reason == "SESSION_UNKNOWN"
+
+    runner.run(act())
+
+
+def test_a_turn_is_taken_by_one_at_a_time_and_is_gone_when_nobody_wants_it(runner: asyncio.Runner) -> None:
+    from mechanicd.service._metrics import Metrics
+
+    registry = _registry.Registry(Metrics())
+    inside: list[int] = []
+    most: list[int] = []
+
+    async def take(number: int) -> None:
+        async with registry.alone(NAME):
+            inside.append(number)
+            most.append(len(inside))
+            await asyncio.sleep(0)
+            inside.remove(number)
+
+    async def act() -> None:
+        tasks = [asyncio.create_task(take(number)) for number in range(10)]
+        await asyncio.sleep(0)
+        tasks[5].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    runner.run(act())
+    assert most == [1] * 9
+    assert not registry._turns
