@@ -14,7 +14,12 @@ NODE_MODULES := $(WEB)/node_modules/.package-lock.json
 $(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -prune -o -type f -print) | $(VENV)/bin/python
 	@$(BIN)/python $(WEB)/build_page.py
 
-.PHONY: demo experiments test soak check format bench proto baseline clean help
+# Tests run in two processes, and an idle one takes over tests of the other. WORKERS=0 runs them in pytest's own process, for a debugger.
+WORKERS ?= 2
+PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+QUICK   := tests/tuner tests/runs tests/contract tests/store tests/client/test_pipelined.py
+
+.PHONY: demo experiments quick test soak check format bench proto baseline clean help
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -26,8 +31,11 @@ experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their pag
 	$(BIN)/python -m experiments run all $(ARGS)
 	$(BIN)/python -m experiments report $(filter --quick,$(ARGS))
 
+quick: $(VENV)/dev.stamp  ## a first answer in under two minutes: the tests that need no server, and one that trains through it
+	$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow' $(wildcard $(QUICK)))
+
 test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES)  ## all tests (under 15 minutes on two cores)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 soak: $(VENV)/dev.stamp  ## the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one), all experiments made small
 	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash $(ARGS)
@@ -52,7 +60,7 @@ format: $(VENV)/dev.stamp $(NODE_MODULES)  ## put all sources into the one forma
 	npm --prefix $(WEB) run --silent format
 
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
-	for script in $(filter-out %/fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
+	for script in $(filter-out %/fleet.py %/test_fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 proto: $(VENV)/demo.stamp  ## generate the stubs anew (any other target does it too when a .proto changed)
 

@@ -1,23 +1,16 @@
 """Whatever the network does, a step takes no longer than its deadline, and the history ends as the oracle's."""
 
-import importlib.util
 import os
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mechanicd.client import Reductions, open_run
 from mechanicd.tuner import Tuner
-
-_spec = importlib.util.spec_from_file_location("fault_proxy", Path(__file__).with_name("fault_proxy.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fault_proxy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fault_proxy)
+from tests.client import fault_proxy
 
 DEADLINE = 0.3
 PATIENCE = 5.0  # a step that is given up at its deadline, on a machine that has other things to do

@@ -3,7 +3,6 @@
 Each campaign prints its seed and counts. MECHANICD_SOAK=1 (`make soak`) runs it at full length; MECHANICD_SEED repeats one.
 """
 
-import importlib.util
 import os
 import random
 import subprocess
@@ -18,18 +17,13 @@ import pytest
 
 from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
+from tests.crash import trainer
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)  # KILLS: how often something is killed
 BOUND_SECONDS = 400 if SOAK else 100
 SCRIPT = Path(__file__).with_name("trainer.py")
 JAX_SCRIPT = Path(__file__).with_name("jax_trainer.py")
-
-_spec = importlib.util.spec_from_file_location("crash_trainer", SCRIPT)
-assert _spec is not None
-assert _spec.loader is not None
-trainer = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(trainer)
 
 
 def oracle(seed: int, _: Path) -> list[float]:

@@ -16,6 +16,7 @@ import pytest
 from mechanicd.client import Reductions, SessionFenced, open_run
 from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
+from tests.support.envoy import EnvoyProcess
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 ROUNDS = 12 if SOAK else 3
@@ -69,11 +70,11 @@ def replicas(new_server: Callable[..., Any], postgres: Any) -> list[Any]:
 
 
 @pytest.fixture(params=["a list of targets", "envoy"])
-def target(request: pytest.FixtureRequest, replicas: list[Any], load: Callable[[str], Any], tmp_path: Path) -> Any:
+def target(request: pytest.FixtureRequest, replicas: list[Any], tmp_path: Path) -> Any:
     """How the trainers find the servers."""
     if request.param == "envoy":
         (tmp_path / "proxy").mkdir()
-        envoy = load("envoy").EnvoyProcess(tmp_path / "proxy", [server.target for server in replicas])
+        envoy = EnvoyProcess(tmp_path / "proxy", [server.target for server in replicas])
         envoy.start()
         yield envoy.target
         envoy.stop()

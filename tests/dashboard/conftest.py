@@ -9,6 +9,7 @@ import pytest
 
 from mechanicd.client import connect
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
+from tests.support.servers import ServerProcess
 
 
 class Trainer:
@@ -65,9 +66,9 @@ class Trainer:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, load: Callable[[str], Any]) -> Iterator[Any]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One server with a page for all tests that leave it alive; use `project` to stay out of each other's way."""
-    server = load("conftest").ServerProcess(tmp_path_factory.mktemp("page"), "--http", "127.0.0.1:0").start()
+    server = ServerProcess(tmp_path_factory.mktemp("page"), "--http", "127.0.0.1:0").start()
     yield server
     assert server.stop() == 0
 

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.servers import ServerProcess
+
 New = Callable[..., Any]
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -44,10 +46,10 @@ def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, load: Callable[[str], Any]) -> Any:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A server that tells of each run."""
     folder = tmp_path_factory.mktemp("told")
-    server = load("conftest").ServerProcess(folder, "--http", "127.0.0.1:0", "--metrics-per-run").start()
+    server = ServerProcess(folder, "--http", "127.0.0.1:0", "--metrics-per-run").start()
     yield server
     server.kill()
 
@@ -87,7 +89,7 @@ def test_it_counts_what_happened(told: Any, new_http: New, new_trainer: New, pro
     assert first.name == again.name
 
 
-def test_a_session_that_comes_back_is_counted(new_server: New, new_http: New, wait_for: New, load: New, tmp_path: Path) -> None:
+def test_a_session_that_comes_back_is_counted(new_server: New, new_http: New, wait_for: New, tmp_path: Path) -> None:
     """As after an outage: the server is killed and started again, the trainer goes on."""
     from mechanicd.client import Reductions, connect
 

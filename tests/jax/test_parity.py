@@ -13,6 +13,7 @@ import torch
 import mechanicd.torch
 from mechanicd.jax import mechanize, scale
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from tests.tuner import test_parity as parity
 
 STEPS = 400
 
@@ -31,9 +32,8 @@ OURS = {"convention": "optax", "s_init": 1e-6, "delta_layout": "ref"}
 
 
 @bases
-def test_convention_optax_through_the_server_is_optax_contrib_mechanize(base, load, server, project, capsys):
+def test_convention_optax_through_the_server_is_optax_contrib_mechanize(base, server, project, capsys):
     """Closed loop: each goes where its own S takes it."""
-    parity = load("tuner/test_parity")
     problem, make = parity.LogisticRegression(), parity.OPTAX_BASES[base]
     theirs, _ = train(parity, problem, optax.contrib.mechanize(make(), s_init=1e-6), optax_scale)
     with mechanize(make(), run="r", target=server.target, project=project, **OURS) as tx:
@@ -48,10 +48,9 @@ def test_convention_optax_through_the_server_is_optax_contrib_mechanize(base, lo
 
 @problems
 @bases
-def test_on_optaxs_own_trajectory_each_s_is_optaxs(base, problem_name, load, server, project):
+def test_on_optaxs_own_trajectory_each_s_is_optaxs(base, problem_name, server, project):
     """Teacher-forced: each step is given optax's x. The quadratic, once S is near the edge of stability, amplifies a rounding
     error a million times in 100 steps, also optax's against itself, so that closed loop says nothing there."""
-    parity = load("tuner/test_parity")
     problem, make = getattr(parity, problem_name)(), parity.OPTAX_BASES[base]
     theirs, path = train(parity, problem, optax.contrib.mechanize(make(), s_init=1e-6), optax_scale)
     with mechanize(make(), run="r", target=server.target, project=project, **OURS) as tx:
@@ -61,8 +60,7 @@ def test_on_optaxs_own_trajectory_each_s_is_optaxs(base, problem_name, load, ser
     assert gap(ours, theirs) <= 1e-12
 
 
-def test_another_convention_does_not_pass_for_optax(load):
-    parity = load("tuner/test_parity")
+def test_another_convention_does_not_pass_for_optax():
     problem, make = parity.LogisticRegression(), parity.OPTAX_BASES["AdamW"]
     theirs, _ = train(parity, problem, optax.contrib.mechanize(make(), s_init=1e-6), optax_scale)
     ours, _ = train(parity, problem, mechanize(make(), **{**OURS, "convention": "pytorch"}), scale)
@@ -95,9 +93,8 @@ def train(parity: Any, problem: Any, tx: Any, S_of: Callable[[Any], float], path
 @pytest.mark.parametrize("layout", ["delta", "delta+ref"])
 @pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
 @pytest.mark.parametrize("groups", ["all", "tensor"])
-def test_pytorch_and_jax_agree(groups, convention, layout, server, project, history, load):
+def test_pytorch_and_jax_agree(groups, convention, layout, server, project, history):
     """Two runs, each closed loop."""
-    parity = load("tuner/test_parity")
     problem = parity.LogisticRegression()
     options = {"convention": convention, "scale_groups": groups, "delta_layout": layout, "s_init": 1e-4}
     where = {"target": server.target, "project": project}

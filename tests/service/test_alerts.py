@@ -3,11 +3,9 @@
 The steps come from real tuners around real problems (`trainings`), through the packed records and the vitals as in a server.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,7 @@ import pytest
 
 from mechanicd.runs import Alert, AlertKind, RunRow, RunStats, RunStatus, Silence, StepRow, alerts, first_scale, pack
 from mechanicd.tuner import TunerConfig
-
-_spec = importlib.util.spec_from_file_location("trainings", Path(__file__).with_name("trainings.py"))
-assert _spec is not None
-assert _spec.loader is not None
-trainings = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(trainings)
+from tests.service import trainings
 
 S = 10**9
 SILENCE = Silence(factor=20.0, seconds=30.0)

@@ -3,7 +3,6 @@
 `fixtures/schema_vN.db` were written by the mechanicd whose schema was N, with `world.py`.
 """
 
-import importlib.util
 import os
 import shutil
 import sqlite3
@@ -18,15 +17,10 @@ import pytest
 from mechanicd.runs import RunStats
 from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, check, open_store
 from mechanicd.store._migrations import TABLES_V2
+from tests.store import world
 
 FIXTURES = Path(__file__).with_name("fixtures")
 OLD = sorted(FIXTURES.glob("schema_v*.db"))
-
-_spec = importlib.util.spec_from_file_location("world", Path(__file__).with_name("world.py"))
-assert _spec is not None
-assert _spec.loader is not None
-world = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(world)
 
 
 @pytest.fixture(params=OLD, ids=lambda path: path.stem)

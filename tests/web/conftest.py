@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 
 from mechanicd.client import Reductions, connect
 from mechanicd.tuner import TunerConfig
+from tests.support.servers import ServerProcess
 
 NAN = float("nan")
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -43,13 +44,10 @@ class Training:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, load: Callable[[str], Any]) -> Iterator[Any]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The server whose runs all tests of the page look at."""
-    server = (
-        load("conftest")
-        .ServerProcess(tmp_path_factory.mktemp("site"), "--http", "127.0.0.1:0", "--silent-after", "20", "3600")
-        .start()
-    )
+    folder = tmp_path_factory.mktemp("site")
+    server = ServerProcess(folder, "--http", "127.0.0.1:0", "--silent-after", "20", "3600").start()
     yield server
     assert server.stop() == 0
 

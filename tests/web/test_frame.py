@@ -6,6 +6,8 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
+from tests.support.servers import free_port
+
 Open = Callable[..., Page]
 BACKGROUND = "getComputedStyle(document.documentElement).backgroundColor"
 
@@ -73,8 +75,8 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: Open) -> None:
     expect(row.locator(".need")).to_contain_text("stuck")
 
 
-def test_a_server_that_is_away_is_said_and_comes_back(open_page: Open, new_server: Callable[..., Any], load: Any) -> None:
-    port = load("conftest").free_port()
+def test_a_server_that_is_away_is_said_and_comes_back(open_page: Open, new_server: Callable[..., Any]) -> None:
+    port = free_port()
     server = new_server("--http", f"127.0.0.1:{port}").start()
     page = open_page(address=server.page, quiet=False)
     expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The made-up fleet of tests/benchmarks/fleet.py: through the protocol and straight into a store, each run meets its fate."""
+"""The made-up fleet of fleet.py: over the protocol or straight into a store, each run meets its fate."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from mechanicd.runs import RunRow
 from mechanicd.store import open_store
 
-FLEET = Path(__file__).parent / "benchmarks" / "fleet.py"
+FLEET = Path(__file__).with_name("fleet.py")
 CLOSED = {"finished", "preempted", "failed"}
 
 

