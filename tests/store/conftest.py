@@ -12,15 +12,16 @@ import pytest
 
 from mechanicd.store import Commit, Release, Store, open_store
 
-_count = itertools.count()
-
 
 def _sqlite(folder: Path, request: pytest.FixtureRequest) -> str:
     return f"sqlite:///{folder / 'runs.db'}"
 
 
 def _postgres(folder: Path, request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue("postgres").create_database(f"store{next(_count)}"))
+    process = request.getfixturevalue("postgres")
+    url = str(process.lend_database())
+    request.addfinalizer(lambda: process.take_back(url))
+    return url
 
 
 ENGINES: dict[str, Callable[[Path, pytest.FixtureRequest], str]] = {"sqlite": _sqlite, "postgres": _postgres}

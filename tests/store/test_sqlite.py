@@ -90,7 +90,8 @@ def got(store: SQLiteStore, run: str = "r") -> RunRow:
 COMMITS_FOR_EVER = """
 import itertools, random, sys
 sys.path.insert(0, {here!r})
-from mechanicd.store import Claim, Commit, SQLiteStore, StepRow, pack
+from mechanicd.runs import StepRow, pack
+from mechanicd.store import Claim, Commit, SQLiteStore
 
 store = SQLiteStore({path!r})
 row = store.get("p", "r")

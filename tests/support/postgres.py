@@ -19,7 +19,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from tests.support.servers import free_port
+from tests.support.servers import free_port, wait_for
 
 SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -56,6 +56,8 @@ class PostgresProcess:
         self.data = home / "data"
         self.port = free_port()
         self._home = home
+        self._free: list[str] = []
+        self._lent = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -135,6 +137,25 @@ class PostgresProcess:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self._url(name)
+
+    def lend_database(self) -> str:
+        """The URL of an empty database, for one test. One that was taken back is lent again: making a database copies files."""
+        if self._free:
+            return self._free.pop()
+        self._lent += 1
+        return self.create_database(f"lent{self._lent}")
+
+    def take_back(self, url: str) -> None:
+        """Empties a lent database and keeps it for the next test, unless somebody stays connected to it."""
+        with psycopg.connect(url, autocommit=True) as connection:
+            others = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            connected = f"SELECT 1 FROM pg_stat_activity WHERE {others}"
+            if wait_for(lambda: connection.execute(connected).fetchone() is None, 1.0):
+                ours = "SELECT nspname FROM pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'"
+                for (schema,) in connection.execute(ours).fetchall():
+                    connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+                connection.execute("CREATE SCHEMA public")
+                self._free.append(url)
 
     def _url(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
