@@ -57,8 +57,8 @@ def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(
     assert told(history(server.target, "killed")) == list(enumerate(scales, 1))
     said = [record.message for record in caplog.records]
     assert len(said) == 2, "once when the outage begins, once when it ends"
-    assert "away" in said[0]
-    assert "back" in said[1]
+    assert "the server is unreachable; training continues with its own tuner" in said[0]
+    assert "reconnected; the server took the " in said[1]
 
 
 def test_a_training_may_begin_before_its_server(new_server: Callable[..., Any], history: Callable[..., list[Any]]) -> None:
@@ -242,7 +242,7 @@ def test_a_server_that_never_comes_back_does_not_keep_the_training_from_its_end(
     scales += [session.step(each) for each in some_reductions(30, seed=1)]
     session.close()
     assert scales == oracle(some_reductions(20) + some_reductions(30, seed=1))
-    assert "closed while the server is away; it misses the last " in caplog.messages[-1]
+    assert "closed while the server is unreachable; its history lacks the last " in caplog.messages[-1]
 
 
 def test_ten_thousand_steps_of_backlog_are_brought_in_order(

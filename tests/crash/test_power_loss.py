@@ -44,7 +44,7 @@ class Trainer:
     @property
     def durable(self) -> int:
         """The last step that the server has announced durable."""
-        return int(self._session._backlog.anchor.step)
+        return int(self._session._connection.backlog.anchor.step)
 
     def end(self) -> None:
         self.ended.set()

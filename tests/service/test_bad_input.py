@@ -55,7 +55,9 @@ def refused(server: Any, method: str, request: Any) -> MechanicdError:
 
 def step(session: Any, number: int, reductions: Reductions = GOOD) -> tuner_service_pb2.StepRequest:
     fields = {name: [value] for name, value in reductions._asdict().items()}
-    return tuner_service_pb2.StepRequest(session=session._id, step=number, reductions=resources_pb2.Reductions(**fields))
+    return tuner_service_pb2.StepRequest(
+        session=session._connection.opener.session, step=number, reductions=resources_pb2.Reductions(**fields)
+    )
 
 
 def test_an_unknown_run(server: Any, project: str) -> None:

@@ -101,7 +101,7 @@ class Client:
             InvalidArgument, ConfigMismatch, ResumeError, SessionError: what was asked can't be, as in a forked child.
             ServerUnavailable: no server answers, and `on_outage` is "raise" or `start` only the server's to know.
         """
-        from mechanicd.client._remote import RemoteSession
+        from mechanicd.client._remote import open_session
         from mechanicd.client._targets import Route
 
         _signals.await_end()
@@ -110,7 +110,7 @@ class Client:
             checked = names.check_labels(labels or {})
         except names.MalformedName as error:
             raise InvalidArgument(error.reason, str(error)) from None
-        session = RemoteSession(
+        session = open_session(
             Route(self._targets, name),
             name,
             config or TunerConfig(),

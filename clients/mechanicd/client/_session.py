@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, get_args
 
-from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
+from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._signals import Turn, told_to_stop
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
@@ -29,8 +29,6 @@ class Session(ABC):
         name: `projects/{project}/runs/{run}`, or "" for a session without a server.
     """
 
-    _fatal: MechanicdError | None = None
-
     def __init__(self, name: str, config: TunerConfig, state: TunerState) -> None:
         self.name = name
         self.config = config
@@ -51,6 +49,15 @@ class Session(ABC):
     def scales(self) -> tuple[float, ...]:
         """S to use now, one float per scale group; 0 before the first step."""
         return self._state.scale
+
+    @property
+    def scale(self) -> float:
+        """S to use now, of a run with one scale group; 0 before the first step.
+
+        Raises:
+            InvalidArgument: SEVERAL_SCALES; use `scales`.
+        """
+        return only_scale(self.scales)
 
     def begin(self, reductions: Reductions | Sequence[Reductions], *, base_lr: float | None = None, hold: bool = False) -> bool:
         """Sends the reductions of the next step and returns at once.
@@ -165,9 +172,8 @@ class Session(ABC):
         self._skipping = skipped
 
     def _check(self) -> None:
-        """Raises what ended the session, if anything did."""
-        if self._fatal is not None:
-            raise self._fatal
+        """Raises the error that ended the session, if one did."""
+        return  # nothing but close() ends a session without a server
 
     @abstractmethod
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
@@ -180,3 +186,14 @@ class Session(ABC):
     @abstractmethod
     def _close(self, status: str, message: str) -> None:
         """Gives the run up."""
+
+
+def only_scale(scales: Sequence[float]) -> float:
+    """The one S of a run with one scale group.
+
+    Raises:
+        InvalidArgument: SEVERAL_SCALES.
+    """
+    if len(scales) != 1:
+        raise InvalidArgument("SEVERAL_SCALES", f"there are {len(scales)} scale groups, each with its own S; use `scales`")
+    return float(scales[0])

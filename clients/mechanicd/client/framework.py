@@ -15,7 +15,7 @@ from mechanicd.client import _signals
 from mechanicd.client._client import close_sessions, make_config
 from mechanicd.client._errors import InvalidArgument, PackageMissing
 from mechanicd.client._run import Run
-from mechanicd.client._session import ON_OUTAGE, OnOutage
+from mechanicd.client._session import ON_OUTAGE, OnOutage, only_scale
 from mechanicd.tuner import TunerConfig
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "close_on_sigterm",
     "close_sessions",
     "make_config",
+    "only_scale",
     "require_package",
 ]
 

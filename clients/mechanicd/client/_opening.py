@@ -1,0 +1,89 @@
+"""Opening a session at a server: the request, which servers to try, and what the answer says."""
+
+import logging
+from typing import Any, Final
+
+from mechanicd.client._errors import ServerUnavailable
+from mechanicd.client._targets import Route
+from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.v1 import resources_pb2, tuner_service_pb2
+
+log = logging.getLogger("mechanicd.client")
+
+CALL_SECONDS: Final = 5.0
+"""Timeout of a unary call, and of one result of a replay."""
+
+Start = int | TunerState | None
+"""Where a training is: after a step (0 for a new one), at a checkpoint's state, or None for wherever the server's run is."""
+
+
+class Opener:
+    """Sends OpenSession, first for a new session and later to reconnect.
+
+    Attributes:
+        name: `projects/{project}/runs/{run}`.
+        route: where the run's calls go.
+        session: the session's id, 0 before the server gave one.
+    """
+
+    def __init__(self, route: Route, request: tuner_service_pb2.OpenSessionRequest) -> None:
+        self.name: str = request.name
+        self.route = route
+        self.session = 0
+        self._request = request
+
+    def open_anywhere(self, start: Start) -> tuner_service_pb2.OpenSessionResponse:
+        """Opens a new session at the first server that answers.
+
+        Raises:
+            MechanicdError: what the server refuses; ServerUnavailable of the last server if none answers.
+        """
+        for _ in range(self.route.width - 1):
+            try:
+                return self.open(start)
+            except ServerUnavailable:
+                self.route.advance()
+        return self.open(start)
+
+    def open(self, start: Start, session: int = 0) -> tuner_service_pb2.OpenSessionResponse:
+        """Opens a new session at the current server, or resumes the one whose id is given.
+
+        Raises:
+            MechanicdError: what the server refuses, or ServerUnavailable.
+        """
+        request = tuner_service_pb2.OpenSessionRequest()
+        request.CopyFrom(self._request)
+        request.session = session
+        if isinstance(start, TunerState):
+            request.tuner_state = start.to_bytes()
+        elif start is not None:
+            request.after_step = start
+        opened: tuner_service_pb2.OpenSessionResponse = self.call("OpenSession", request, CALL_SECONDS)
+        self.session = opened.session
+        # A rewind to a checkpoint is expected. A rewind to step 0 (a new training under an old name) and a server that lacks
+        # steps (it adopts the client's state) may be a surprise.
+        expected = opened.outcome == tuner_service_pb2.OPEN_OUTCOME_REWOUND and start != 0
+        surprising = opened.outcome in (tuner_service_pb2.OPEN_OUTCOME_REWOUND, tuner_service_pb2.OPEN_OUTCOME_ADOPTED)
+        log.log(logging.WARNING if surprising and not expected else logging.INFO, "%s: %s", self.name, opened.explanation)
+        return opened
+
+    def call(self, method: str, request: Any, timeout: float) -> Any:
+        """One unary call to the current server.
+
+        Raises:
+            MechanicdError: what the server refuses, or ServerUnavailable.
+        """
+        return self.route.transport.call(method, request, timeout, self.route.metadata)
+
+
+def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
+    """The config as the wire has it, every field set."""
+    return resources_pb2.TunerConfig(
+        convention=f"CONVENTION_{config.convention.upper()}",
+        betas=config.betas,
+        s_decay=config.s_decay,
+        s_init=config.s_init,
+        eps=config.eps,
+        initial_wealth=config.initial_wealth,
+        scale_groups=config.scale_groups,
+    )
