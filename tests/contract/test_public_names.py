@@ -17,7 +17,8 @@ PUBLIC = {
     """,
     "mechanicd.store": """
         SCHEMA_VERSION SERIES Buckets Claim Commit Finding Fork OwnershipLost Release Rewind RunExists SQLStore SQLiteStore
-        SchemaTooNew SchemaTooOld Store StoreError StoreInUse StoreNotWritable StorePackageMissing SummaryRequest
+        SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreNotWritable StorePackageMissing
+        StoreUnavailable SummaryRequest
         changes check copy open_store without_password
     """,
     "mechanicd.client": """

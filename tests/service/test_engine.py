@@ -11,7 +11,7 @@ import pytest
 
 from mechanicd.runs import EventKind, RunStatus
 from mechanicd.service import Engine, ServiceError, _writer
-from mechanicd.store import Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreError
+from mechanicd.store import Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreUnavailable
 from mechanicd.tuner import Reductions, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -135,7 +135,7 @@ def play(tmp_path: Path) -> Callable[..., Bench]:
 
 
 @pytest.mark.parametrize(
-    "error", [StoreError("disk full"), OverflowError("a bug, not a disk")], ids=["the disk refuses", "a bug in the store"]
+    "error", [StoreUnavailable("disk full"), OverflowError("a bug, not a disk")], ids=["the disk refuses", "a bug in the store"]
 )
 def test_while_the_store_fails_steps_go_on_and_when_it_works_again_nothing_is_lost(
     play: Callable[..., Bench], error: Exception
@@ -171,7 +171,7 @@ def test_a_close_while_the_store_fails_is_refused_and_can_be_sent_again(play: Ca
         await bench.open()
         bench.step(5)
         closing.session = bench.session
-        bench.store.error = StoreError("gone")
+        bench.store.error = StoreUnavailable("gone")
         assert (await bench.refused(bench.engine.close_session(closing))).reason == "STORE_UNAVAILABLE"
         bench.step(5)
         bench.store.error = None
@@ -187,7 +187,7 @@ def test_a_session_that_is_refused_since_the_store_fails_leaves_the_holder_at_wo
         await bench.open()
         bench.step(5)
         await bench.flush()
-        bench.store.error = StoreError("gone")
+        bench.store.error = StoreUnavailable("gone")
         opening = tuner_service_pb2.OpenSessionRequest(name=NAME)
         for _ in range(2):
             assert (await bench.refused(bench.engine.open_session(opening))).reason == "STORE_UNAVAILABLE"
@@ -413,7 +413,7 @@ def test_what_is_noted_while_the_store_fails_is_kept_once_when_it_works_again(pl
         await bench.open()
         bench.step(3)
         await bench.flush()
-        bench.store.error = StoreError("the disk is full")
+        bench.store.error = StoreUnavailable("the disk is full")
         await bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name=NAME, session=bench.session))
         bench.step(2)
         bench.engine.left({bench.session})

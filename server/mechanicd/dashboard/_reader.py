@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from mechanicd.store import Store, StoreError, open_store
+from mechanicd.store import Store, StoreUnavailable, open_store
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Reader:
         try:
             return await asyncio.wait_for(answer, ANSWER_SECONDS)
         except TimeoutError:
-            raise StoreError(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
+            raise StoreUnavailable(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
 
     def close(self) -> None:
         """Releases the connection, without waiting for what is running: a store that is away may take its time."""

@@ -1,5 +1,6 @@
 """The grpcio adapter: thin. It carries messages to the engine and errors to the caller, and decides nothing."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from typing import Any, Final, NoReturn, TypeVar
@@ -17,19 +18,23 @@ from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_
 from mechanicd.v1 import run_service_pb2 as run
 from mechanicd.v1 import tuner_service_pb2 as tuner
 
+log = logging.getLogger("mechanicd.service")
+
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 R = TypeVar("R")
 Context = Any
 
 
 def _answer(handler: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any, Context], Awaitable[R]]:
-    """A unary method from a handler that raises ServiceError: errors are told to the caller in one place."""
+    """A unary method from a handler that raises ServiceError: errors are sent to the client in one place."""
 
     async def call(servicer: Any, request: Any, context: Context) -> R:
         try:
             return await handler(servicer, request)
         except ServiceError as error:
             await _abort(context, error)
+        except Exception:
+            await _fail(context)
 
     return call
 
@@ -73,10 +78,13 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
         try:
             while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                 begun = perf_counter()
-                response, old = steps(request)
-                took(perf_counter() - begun)
-                if old or self._settle:
-                    await self._complete(request, response, old)
+                try:
+                    response, old = steps(request)
+                    took(perf_counter() - begun)
+                    if old or self._settle:
+                        await self._complete(request, response, old)
+                except Exception:
+                    await _fail(context)
                 await write(response)
                 last = request
         finally:
@@ -119,6 +127,8 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
                 yield response
         except ServiceError as error:
             await _abort(context, error)
+        except Exception:
+            await _fail(context)
 
     @_answer
     async def UpdateRun(self, request: run.UpdateRunRequest) -> run.UpdateRunResponse:
@@ -150,6 +160,16 @@ async def _abort(context: Context, error: ServiceError) -> NoReturn:
     await context.abort(
         _CODES[error.code], error.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),)
     )
+    raise AssertionError("abort raises")
+
+
+async def _fail(context: Context) -> NoReturn:
+    """A bug, told in a fixed text: grpcio would send the exception itself, which may name hosts, files and values.
+
+    There is no reason to give: a client treats a bare INTERNAL as an outage, so that a training survives it.
+    """
+    log.exception("a request failed unexpectedly")
+    await context.abort(grpc.StatusCode.INTERNAL, "the server failed to answer this request; its log has the details")
     raise AssertionError("abort raises")
 
 

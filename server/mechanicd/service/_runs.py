@@ -107,9 +107,13 @@ class Runs:
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """See RunService.DeleteRun."""
-        row = await self._get(request.name)
-        self._engine.registry.release(names.RunName(row.project, row.run))
-        await self._call(self._store.delete, row.id)
+        name = _convert.run_name_in(request.name)
+        async with self._engine.registry.alone(name):
+            row = await self._get(request.name)
+            await self._call(self._store.delete, row.id)
+            # Only now: if the store failed, the run is still there and its session keeps it. What the session sent meanwhile
+            # commits nowhere, because the commit is conditional on the row.
+            self._engine.registry.release(name)
         return run_service_pb2.DeleteRunResponse()
 
     async def rewind_run(self, request: run_service_pb2.RewindRunRequest) -> run_service_pb2.RewindRunResponse:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._open_run import OpenRun
-from mechanicd.store import Commit, Release, Store, StoreError
+from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError
 
 log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
@@ -97,16 +97,17 @@ class Writer:
         """Runs a store method on the store's thread.
 
         Raises:
-            ServiceError: STORE_UNAVAILABLE. The detail is in the log, not in the reply.
+            ServiceError: STORE_UNAVAILABLE. The details, which name hosts and files, go to the log and not to the client.
+            StoreConflict: somebody else was first; the caller handles it.
         """
         try:
             return await self._in_thread(function, *args)
-        except StoreError as error:
-            if type(error) is not StoreError:
-                raise
+        except StoreConflict:
+            raise
+        except StoreError as error:  # unreachable, full, read-only, migrated by a newer server: to a client it is all one
             log.error("store: %s", error)
             raise ServiceError(
-                "STORE_UNAVAILABLE", "the store can't be reached; nothing was changed, try again in a moment"
+                "STORE_UNAVAILABLE", "the store can't be read or written right now; nothing changed, try again in a moment"
             ) from None
 
     async def flush(self, run: OpenRun) -> None:

@@ -13,10 +13,12 @@ from mechanicd.store._errors import (
     RunExists,
     SchemaTooNew,
     SchemaTooOld,
+    StoreConflict,
     StoreError,
     StoreInUse,
     StoreNotWritable,
     StorePackageMissing,
+    StoreUnavailable,
 )
 from mechanicd.store._interface import Store, changes
 from mechanicd.store._migrations import SCHEMA_VERSION
@@ -43,10 +45,12 @@ __all__ = [
     "SchemaTooNew",
     "SchemaTooOld",
     "Store",
+    "StoreConflict",
     "StoreError",
     "StoreInUse",
     "StoreNotWritable",
     "StorePackageMissing",
+    "StoreUnavailable",
     "SummaryRequest",
     "changes",
     "check",

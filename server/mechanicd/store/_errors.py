@@ -1,14 +1,37 @@
-"""What a store can refuse. Each error has a stable `reason` and says what to do."""
+"""The store's errors, in three kinds: it can't be opened, it can't be used now, or what it holds doesn't fit the change.
+
+    StoreError                what every caller may catch; only its subclasses are raised
+    ├── StoreUnavailable      can't be read or written now; nothing changed, and a retry may work
+    ├── StoreNotWritable      can't be written by this user, or is no database of this program
+    ├── StoreInUse            another server holds this database
+    ├── SchemaTooNew          a newer mechanicd wrote it
+    ├── SchemaTooOld          an older mechanicd wrote it, and it was opened read-only
+    ├── StorePackageMissing   the engine's package is not installed
+    └── StoreConflict         the store works, but somebody else was first; the caller must handle it
+        ├── RunExists         a run of this name was created in the meantime
+        └── OwnershipLost     another session or server took the run in the meantime
+
+Each class that is raised has a stable `reason`, and a message that says what to do. Messages name hosts and files: they are for
+the log and for whoever runs the server, never for its clients.
+"""
+
+from typing import ClassVar
 
 
 class StoreError(Exception):
-    """Base of the store's errors."""
+    """Base of the store's errors. Never raised itself."""
+
+    reason: ClassVar[str]
+
+
+class StoreUnavailable(StoreError):
+    """The database can't be read or written now: it is unreachable, full, or failing. Nothing changed."""
 
     reason = "STORE_UNAVAILABLE"
 
 
 class StoreNotWritable(StoreError):
-    """The place for the database can't be written, or is no database of this program."""
+    """The database can't be written by this user, is read-only, or belongs to another program."""
 
     reason = "STORE_NOT_WRITABLE"
 
@@ -20,13 +43,13 @@ class StoreInUse(StoreError):
 
 
 class SchemaTooNew(StoreError):
-    """The database was written by a newer mechanicd."""
+    """A newer mechanicd wrote the database."""
 
     reason = "STORE_SCHEMA_TOO_NEW"
 
 
 class SchemaTooOld(StoreError):
-    """The database was written by an older mechanicd, and may only be read here."""
+    """An older mechanicd wrote the database, and it was opened read-only, so it can't be migrated."""
 
     reason = "STORE_SCHEMA_TOO_OLD"
 
@@ -37,13 +60,20 @@ class StorePackageMissing(StoreError):
     reason = "PACKAGE_MISSING"
 
 
-class RunExists(StoreError):
+class StoreConflict(StoreError):
+    """The change doesn't fit what the store holds now, because somebody else was first. Nothing changed.
+
+    This is no outage: the caller must look again, or give up. Never raised itself.
+    """
+
+
+class RunExists(StoreConflict):
     """A run of this name was created in the meantime."""
 
     reason = "RUN_EXISTS"
 
 
-class OwnershipLost(StoreError):
+class OwnershipLost(StoreConflict):
     """The run's row has another epoch or session than expected: somebody else took the run."""
 
     reason = "OWNERSHIP_LOST"

@@ -12,7 +12,8 @@ from mechanicd.tuner import TunerConfig
 class Store(Protocol):
     """Runs, their tuner states, and the history of their steps. All changes are durable when the call returns.
 
-    Raises (any method): StoreError, where the database can't be read or written; nothing was changed then.
+    Raises (any method): StoreUnavailable, where the database can't be read or written now, and StoreNotWritable, where it is
+    read-only; nothing changed then.
     """
 
     def create(self, project: str, run: str, config: TunerConfig, state: bytes, scale: tuple[float, ...], time: int) -> RunRow:

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import psycopg
 from psycopg import errors as pg
 
-from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreError, StoreNotWritable
+from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable, StoreUnavailable
 from mechanicd.store._migrations import SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
@@ -138,7 +138,7 @@ class PostgresStore(SQLStore):
         readonly: nothing is made, migrated or written.
 
     Raises:
-        StoreError, StoreNotWritable, SchemaTooNew, SchemaTooOld.
+        StoreUnavailable, StoreNotWritable, SchemaTooNew, SchemaTooOld.
     """
 
     def __init__(self, url: str, *, readonly: bool = False) -> None:
@@ -246,7 +246,7 @@ class PostgresStore(SQLStore):
                 raise StoreNotWritable(
                     f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user that may"
                 ) from None
-            raise StoreError(f"{self.path} could not be {doing}: {_short(error)}") from None
+            raise StoreUnavailable(f"{self.path} could not be {doing}: {_short(error)}") from None
 
     def _migrate(self) -> None:
         with self._errors("written" if not self._readonly else "read"):

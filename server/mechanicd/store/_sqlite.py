@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mechanicd.store import _migrations
-from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreError, StoreInUse, StoreNotWritable
+from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreError, StoreInUse, StoreNotWritable, StoreUnavailable
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
 
@@ -145,7 +145,7 @@ class SQLiteStore(SQLStore):
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path} could not be written: {error}") from error
+            raise StoreUnavailable(f"{self.path} could not be written: {error}") from error
 
     def count_on(self, db: Database) -> None:
         """Nothing to do: SQLite counts on from the largest id."""
@@ -191,7 +191,7 @@ class SQLiteStore(SQLStore):
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path} could not be written: {error}") from error
+            raise StoreUnavailable(f"{self.path} could not be written: {error}") from error
 
     def at_once(self) -> AbstractContextManager[Database]:
         return self.transaction()
@@ -206,7 +206,7 @@ class SQLiteStore(SQLStore):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path} could not be read: {error}") from error
+            raise StoreUnavailable(f"{self.path} could not be read: {error}") from error
 
     def _unlock(self) -> None:
         if self._lock is not None:

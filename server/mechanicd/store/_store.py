@@ -34,7 +34,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[Database]:
-        """All or nothing, and durable at its end. Raises StoreError."""
+        """All or nothing, and durable at its end. Raises StoreUnavailable."""
 
     @abstractmethod
     def at_once(self) -> AbstractContextManager[Database]:
@@ -43,7 +43,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Database]:
-        """A view of one moment. Raises StoreError."""
+        """A view of one moment. Raises StoreUnavailable."""
 
     @abstractmethod
     def count_on(self, db: Database) -> None:
