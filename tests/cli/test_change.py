@@ -44,7 +44,7 @@ def test_a_rewind_asks_and_without_an_answer_nothing_happens(train: New, steps: 
     for answer in ("", "n\n"):
         done = subprocess.run(command, input=answer, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (1, "")
-        assert f"Take {name} back from step 9 to 4? The steps between become a branch. [y/N]" in done.stderr
+        assert f"Rewind {name} from step 9 to 4? The steps between become a branch. [y/N]" in done.stderr
     assert steps("a") == list(range(1, 10))
     done = subprocess.run(command, input="y\n", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
@@ -86,7 +86,7 @@ def test_a_fork_begins_at_the_last_step_or_at_one_that_is_named(train: New, runs
     name = train("a", 9, labels={"batch": "256"})
     done = runs("fork", "a", "b")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(rf"projects/{project}/runs/b begins as {name} was at step 9; S \S+\n", done.stdout)
+    assert re.fullmatch(rf"projects/{project}/runs/b starts from {name} at step 9; S \S+\n", done.stdout)
     made = json.loads(runs("fork", "a", f"projects/{project}/runs/c", "--step", "4", "--json").stdout)
     assert (made["name"], made["step"], made["labels"]) == (f"projects/{project}/runs/c", 4, {"batch": "256"})
     assert (steps("a"), steps("b"), steps("c")) == (list(range(1, 10)), list(range(1, 10)), [1, 2, 3, 4])

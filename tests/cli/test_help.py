@@ -1,5 +1,7 @@
 """Every command and every option says what it is for."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,3 +97,10 @@ def test_the_version_is_that_of_the_package(run_cli: Any) -> None:
     done = run_cli("--version")
     assert done.returncode == 0
     assert importlib.metadata.version("mechanicd") in done.stdout
+
+
+@pytest.mark.parametrize("module", ["mechanicd", "mechanicd.cli"])
+def test_python_m_is_the_same_program_under_its_own_name(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: mechanicd [OPTIONS] COMMAND")

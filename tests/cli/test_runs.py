@@ -180,7 +180,7 @@ def test_a_list_in_jsonl_and_in_csv_is_the_list_in_json(train: New, runs: New) -
 
 
 def test_a_list_of_nothing_says_how_there_would_be_something(runs: New, server: Any) -> None:
-    assert f"a training that calls mechanize(…, target='{server.target}') makes one" in succeeded(runs("list"))
+    assert f"a training script creates one with mechanize(…, target='{server.target}')" in succeeded(runs("list"))
     assert "no runs that match the filter" in succeeded(runs("list", "--filter", "step > 5"))
     assert strict(succeeded(runs("list", "--json"))) == []
 
@@ -361,7 +361,7 @@ def test_delete_asks_and_without_an_answer_nothing_is_deleted(
     for answer in ("", "n\n", "\n"):
         done = subprocess.run(command, input=answer, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (1, "")
-        assert f"Delete {name} with its whole history? [y/N]" in done.stderr
+        assert f"Delete {name} and its whole history? [y/N]" in done.stderr
         assert len(ask("QuerySeries", name=name).records) == 3
     done = subprocess.run(command, input="y\n", capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, f"deleted {name}\n")
@@ -402,7 +402,7 @@ def test_watch_prints_what_there_is_and_each_change_until_ctrl_c(train: New, run
     lines = iter(process.stdout.readline, "")
     assert any(re.fullmatch(rf"{project}: a  finished  step 5  S \S+\n", line) for line in lines)
     succeeded(runs("delete", "a", "--yes"))
-    assert any(line == f"projects/{project}/runs/a  gone\n" for line in lines)
+    assert any(line == f"projects/{project}/runs/a  deleted\n" for line in lines)
     process.send_signal(2)
     rest, said = process.communicate(timeout=30)
     assert (process.returncode, rest, said) == (0, "", "")
@@ -470,7 +470,7 @@ def test_what_a_run_needs_is_told_wherever_runs_are_shown(sick: str, runs: New) 
     (line,) = (line for line in succeeded(runs("list")).splitlines() if ": b " in line)
     assert "non_finite" in line
     shown = succeeded(runs("show", "b"))
-    assert f"needs you: {need['message']} [non_finite]" in flat_lines(shown)
+    assert f"needs attention: {need['message']} [non_finite]" in flat_lines(shown)
     assert [run["needs"] for run in strict(succeeded(runs("list", "--format", "json", "--filter", "needs : *")))] == [[need]]
 
 
@@ -485,7 +485,7 @@ def test_show_tells_what_happened_to_a_run_in_order(train: New, runs: New) -> No
     events = strict(succeeded(runs("show", "a", "--json")))["events"]
     assert [(event["kind"], event["step"]) for event in events] == [("opened", 0), ("closed", 9), ("rewound", 4)]
     text = succeeded(runs("show", "a"))
-    assert "what happened:" in text
+    assert "events:" in text
     assert "closed as preempted: told to stop" in text
 
 

@@ -43,7 +43,7 @@ def test_a_store_is_checked_and_copied_beside_its_running_server(
     assert json.loads(done.stdout)["runs"] == 1
     train(server.target, "b", 5)
     assert kept(tmp_path / "backup.db", "a") == scales
-    assert "1 runs checked, 0 things wrong" in run_cli("store", "check", "--store", f"sqlite:///{tmp_path}/backup.db").stdout
+    assert "1 runs checked, 0 problems" in run_cli("store", "check", "--store", f"sqlite:///{tmp_path}/backup.db").stdout
 
 
 def test_a_backup_goes_to_postgresql_and_back(

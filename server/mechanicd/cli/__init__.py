@@ -1,7 +1,8 @@
 """The command line: `mechanicd serve | demo | runs … | store … | top`.
 
-`_main` has the program and `serve`. `_runs` gathers the commands over runs: `_query` those that look, `_change` those that
-change something, `_top` the live table; they share `_options`, and `_text`, runs as text. `_store` is the care of a database.
+`_main` is the program and `_serve` the server that it starts. `_runs` gathers the commands over runs: `_query` those that read,
+`_change` those that change something, `_top` the live table. They share `_options`, `_output` (how results and errors are
+printed) and `_text` (runs as text). `_store` is database maintenance.
 """
 
 from mechanicd.cli._main import main

@@ -1,11 +1,11 @@
-"""`mechanicd runs rewind | fork | delete`: changing runs. What can't be taken back asks first."""
+"""`mechanicd runs rewind | fork | delete`: commands that change runs. They ask first if the change can't be undone."""
 
 import json
 
 import click
 
 from mechanicd.cli import _options, _text
-from mechanicd.cli._main import json_option
+from mechanicd.cli._output import json_option
 from mechanicd.client import connect
 from mechanicd.v1 import run_service_pb2
 
@@ -16,18 +16,20 @@ from mechanicd.v1 import run_service_pb2
 @_options.run_argument
 @click.argument("step", type=click.IntRange(0))
 @click.option(
-    "--fence", is_flag=True, help="Also where a session holds it, such as that of a killed trainer: it is refused then."
+    "--fence",
+    is_flag=True,
+    help="Rewind even if a session still holds the run, as after a kill -9; it is fenced.",
 )
 @_options.yes_option
 @json_option
 @_options.reports_errors
 def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: bool, as_json: bool) -> None:
-    """Take a run that no session holds back to STEP. The steps above it are kept, as a branch of its history."""
+    """Rewind a run to STEP. Later steps stay in its history as a branch. No session may hold the run, unless --fence."""
     name = _options.full_name(project, run)
     with connect(target) as client:
         found = _options.get_run(client, name)
         if not yes and step < found.durable_step:
-            question = f"Take {name} back from step {found.durable_step} to {step}? The steps between become a branch."
+            question = f"Rewind {name} from step {found.durable_step} to {step}? The steps between become a branch."
             click.confirm(question, abort=True, err=True)
         now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step, fence=fence), 60.0).run
     if as_json:
@@ -41,11 +43,11 @@ def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: boo
 @_options.project_option
 @_options.run_argument
 @click.argument("new")
-@click.option("--step", type=click.IntRange(0), help="Where the new run begins. Default: at the last step that is durable.")
+@click.option("--step", type=click.IntRange(0), help="Fork after this step. Default: the last durable step.")
 @json_option
 @_options.reports_errors
 def fork(target: str, project: str, run: str, new: str, step: int | None, as_json: bool) -> None:
-    """Make the run NEW, with the history of RUN up to a step. RUN stays as it is, and may be training."""
+    """Create the run NEW with the history of RUN up to a step. RUN is unchanged, and may be training."""
     source, name = _options.full_name(project, run), _options.full_name(project, new)
     with connect(target) as client:
         after_step = _options.get_run(client, source).durable_step if step is None else step
@@ -54,7 +56,7 @@ def fork(target: str, project: str, run: str, new: str, step: int | None, as_jso
     if as_json:
         click.echo(json.dumps(_text.run_dict(made)))
     else:
-        click.echo(f"{name} begins as {source} was at step {made.durable_step}; S {_text.scale(made)}")
+        click.echo(f"{name} starts from {source} at step {made.durable_step}; S {_text.scale(made)}")
 
 
 @click.command()
@@ -65,10 +67,10 @@ def fork(target: str, project: str, run: str, new: str, step: int | None, as_jso
 @json_option
 @_options.reports_errors
 def delete(target: str, project: str, run: str, yes: bool, as_json: bool) -> None:
-    """Delete a run with its whole history."""
+    """Delete a run and its whole history."""
     name = _options.full_name(project, run)
     if not yes:
-        click.confirm(f"Delete {name} with its whole history?", abort=True, err=True)
+        click.confirm(f"Delete {name} and its whole history?", abort=True, err=True)
     with connect(target) as client:
         client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name))
     click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")

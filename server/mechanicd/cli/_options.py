@@ -1,4 +1,4 @@
-"""What the commands about runs have in common: where the server is, which run is meant, and how an error is told."""
+"""What the commands on runs share: the options that find the server and the run, and error reporting."""
 
 import functools
 import sys
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from mechanicd.cli._main import fail
+from mechanicd.cli._output import fail
 from mechanicd.cli._text import SORTS
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
@@ -30,30 +30,30 @@ project_option = click.option(
     help="The run's project. [env: MECHANICD_PROJECT]",
 )
 any_project_option = click.option(
-    "--project", envvar="MECHANICD_PROJECT", default=None, help="Only this project. Default: all of them."
+    "--project", envvar="MECHANICD_PROJECT", default=None, help="Only this project. Default: all projects."
 )
 filter_option = click.option(
-    "--filter", "filter_", default="", metavar="EXPRESSION", help="As in: status = RUNNING AND scale < 1e-6"
+    "--filter", "filter_", default="", metavar="EXPRESSION", help="For example: status = RUNNING AND scale < 1e-6"
 )
 
 
 def sort_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """By what runs are put in order."""
+    """--sort, with its default."""
     return click.option(
         "--sort",
         type=click.Choice([sign + name for name in SORTS for sign in ("", "-")]),
         default=default,
         show_default=True,
         metavar="[-]FIELD",
-        help=f"One of {', '.join(SORTS)}: the smallest, the youngest, the neediest first; with a - the other way round.",
+        help=f"One of {', '.join(SORTS)}, ascending (needs: most alerts first); a leading - reverses the order.",
     )
 
 
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+yes_option = click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 
 
 def _known_runs(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
-    """Names for the shell's completion; none where no server answers at once."""
+    """Run names for shell completion; none if no server answers quickly."""
     try:
         with connect(context.params.get("target")) as client:
             parent = parent_of(context.params.get("project"))
@@ -69,7 +69,7 @@ run_argument = click.argument("run", shell_complete=_known_runs)
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with every refusal as one line on stderr and exit code 1."""
+    """Wraps a command so that each error becomes one line on stderr and exit code 1."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             fail(error.reason, error.message, kwargs.get("as_json", False))
         except names.MalformedName as error:
             fail(error.reason, str(error), kwargs.get("as_json", False))
-        except BrokenPipeError:  # as of `… | head`
+        except BrokenPipeError:  # the reader left, as in `… | head`
             sys.stderr.close()
             sys.exit(0)
 
@@ -87,7 +87,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def full_name(project: str, run: str) -> str:
-    """`projects/{project}/runs/{run}` of what was typed.
+    """What was typed, as `projects/{project}/runs/{run}`.
 
     Raises:
         MalformedName: MALFORMED_NAME.
@@ -96,7 +96,7 @@ def full_name(project: str, run: str) -> str:
 
 
 def parent_of(project: str | None) -> str:
-    """A project as ListRuns takes it; None for all."""
+    """The parent that ListRuns takes; None means all projects."""
     return f"projects/{project or names.ALL_PROJECTS}"
 
 
@@ -107,7 +107,7 @@ def get_run(client: Client, name: str) -> resources_pb2.Run:
 
 
 def all_runs(client: Client, project: str | None, filter_: str) -> Iterator[resources_pb2.Run]:
-    """Every run that matches, in the order of their names. Raises MechanicdError."""
+    """Every matching run, ordered by name. Raises MechanicdError."""
     token = ""
     while True:
         page = client.call(

@@ -1,4 +1,4 @@
-"""`mechanicd runs list | show | watch | export`: looking at runs, over the same contract as everybody else."""
+"""`mechanicd runs list | show | watch | export`: read-only commands, over the same gRPC contract as any client."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mechanicd.cli import _options, _text
-from mechanicd.cli._main import json_option
+from mechanicd.cli._output import json_option
 from mechanicd.client import Client, connect
 from mechanicd.runs import EXPORT_FORMATS, StepOutcome, StepRow, export_rows
 from mechanicd.v1 import resources_pb2, run_service_pb2
@@ -32,13 +32,13 @@ _WIDE = 10_000
     type=click.Choice(["table", "csv", "json", "jsonl"]),
     default="table",
     show_default=True,
-    help="jsonl: an object a line. csv: a column a label, after those that all runs have.",
+    help="jsonl: one object per line. csv: the common columns, then one per label.",
 )
-@click.option("--sketch/--no-sketch", default=None, help="A sparkline of S a run. Default: where there are at most 100 runs.")
+@click.option("--sketch/--no-sketch", default=None, help="Draw a sparkline of S for each run. Default: only up to 100 runs.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @_options.reports_errors
 def list_(target: str, project: str | None, filter_: str, sort: str, format_: str, sketch: bool | None, as_json: bool) -> None:
-    """The runs, with their status, step, S, and what somebody should look at."""
+    """List runs with their status, step, S, and alerts."""
     with connect(target) as client:
         found = _text.ordered(_options.all_runs(client, project, filter_), sort)
         if as_json or format_ != "table":
@@ -46,7 +46,7 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
             return
         if not found:
             matching = " that match the filter" if filter_ else ""
-            click.echo(f"no runs{matching} at {target}; a training that calls mechanize(…, target='{target}') makes one")
+            click.echo(f"no runs{matching} at {target}; a training script creates one with mechanize(…, target='{target}')")
             return
         wanted = len(found) <= _SKETCHED_RUNS if sketch is None else sketch
         sketches = {run.name: sketch_of(client, run.name, _SKETCH_WIDTH) for run in found} if wanted else None
@@ -60,7 +60,7 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
 @json_option
 @_options.reports_errors
 def show(target: str, project: str, run: str, as_json: bool) -> None:
-    """One run: what it needs, what happened to it, and a sketch of its S over the steps."""
+    """Show one run: its alerts, its events, and a sketch of S over its steps."""
     name = _options.full_name(project, run)
     with connect(target) as client:
         response = client.call("GetRun", run_service_pb2.GetRunRequest(name=name))
@@ -82,10 +82,10 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
         happened = Table.grid(padding=(0, 2))
         for event in events[-20:]:
             happened.add_row(event["time"], f"step {event['step']}", event["kind"], Text(event["message"]))
-        out.print("\nwhat happened:" if len(events) <= 20 else f"\nthe last 20 of {len(events)} things that happened:")
+        out.print("\nevents:" if len(events) <= 20 else f"\nthe last 20 of {len(events)} events:")
         out.print(happened)
     for need in found.needs:
-        out.print(Text(f"\nneeds you: {need.message} [{_text.kind(need)}]", style="bold yellow"))
+        out.print(Text(f"\nneeds attention: {need.message} [{_text.kind(need)}]", style="bold yellow"))
     if buckets:
         scales = [max(bucket.scale.max) for bucket in buckets]
         least = min(min(bucket.scale.min) for bucket in buckets)
@@ -101,7 +101,7 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
 @json_option
 @_options.reports_errors
 def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None:
-    """The runs, again whenever one changes, until Ctrl-C."""
+    """Print the runs, and each one again whenever it changes, until Ctrl-C."""
     request = run_service_pb2.WatchRunsRequest(parent=_options.parent_of(project), filter=filter_)
     with connect(target) as client:
         try:
@@ -109,7 +109,7 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
                 for run in response.runs:
                     click.echo(json.dumps(_text.run_dict(run)) if as_json else _change(run))
                 for name in response.gone:
-                    click.echo(json.dumps({"gone": name}) if as_json else f"{name}  gone")
+                    click.echo(json.dumps({"gone": name}) if as_json else f"{name}  deleted")
         except KeyboardInterrupt:
             return
 
@@ -124,15 +124,17 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
     type=click.Choice(list(EXPORT_FORMATS)),
     default="csv",
     show_default=True,
-    help='jsonl: an object a line; in it and in json a number that is not finite is a string, such as "NaN".',
+    help='jsonl: one object per line. In json and jsonl, non-finite numbers are strings such as "NaN".',
 )
-@click.option("--branch", default=0, show_default=True, help="0: the run's own history; n: steps given up at the n-th rewind.")
-@click.option("--first", type=click.IntRange(1), default=1, show_default=True, metavar="STEP", help="The first step wanted.")
-@click.option("--last", type=click.IntRange(1), metavar="STEP", help="The last step wanted. Default: the last there is.")
+@click.option(
+    "--branch", default=0, show_default=True, help="0: the current history; n: the steps abandoned by the n-th rewind."
+)
+@click.option("--first", type=click.IntRange(1), default=1, show_default=True, metavar="STEP", help="First step to export.")
+@click.option("--last", type=click.IntRange(1), metavar="STEP", help="Last step to export. Default: the run's last.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
 @_options.reports_errors
 def export(target: str, project: str, run: str, format_: str, branch: int, first: int, last: int | None, as_json: bool) -> None:
-    """Every step of a run, exact, to stdout: one row per step and scale group."""
+    """Write every step of a run to stdout, exactly: one row per step and scale group."""
     name = _options.full_name(project, run)
     with connect(target) as client:
         found = _options.get_run(client, name)
@@ -142,7 +144,7 @@ def export(target: str, project: str, run: str, format_: str, branch: int, first
 
 
 def console() -> Console:
-    """Stdout: as wide as the terminal, or, in a pipe, as wide as the text."""
+    """Stdout, as wide as the terminal; in a pipe, as wide as the text."""
     out = Console()
     return out if out.is_terminal else Console(width=_WIDE)
 
@@ -175,7 +177,7 @@ def _print(found: list[resources_pb2.Run], format_: str) -> None:
 
 
 def _change(run: resources_pb2.Run) -> str:
-    needs = "".join(f"  needs you: {need.message}" for need in run.needs)
+    needs = "".join(f"  needs attention: {need.message}" for need in run.needs)
     return f"{_text.short(run.name)}  {_text.status(run)}  step {run.durable_step}  S {_text.scale(run)}{needs}"
 
 

@@ -1,8 +1,4 @@
-"""`mechanicd runs …` and `mechanicd top`: runs from the command line, over the same contract as everybody else.
-
-`_options` is what the commands share, `_text` runs as text, `_query` the commands that look, `_change` those that change
-something, `_top` the live table.
-"""
+"""`mechanicd runs …`: the group of commands over runs; they use the same gRPC contract as any client."""
 
 import click
 
@@ -14,7 +10,7 @@ __all__ = ["runs", "top"]
 
 @click.group()
 def runs() -> None:
-    """Look at runs, export their history, take them back, fork and delete them."""
+    """List, inspect, export, rewind, fork and delete runs."""
 
 
 for command in (_query.list_, _query.show, _query.watch, _query.export, _change.rewind, _change.fork, _change.delete):

@@ -1,4 +1,4 @@
-"""`mechanicd store …`: the care of a database, without a server."""
+"""`mechanicd store …`: database maintenance, without a server."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mechanicd import store as stores
-from mechanicd.cli._main import fail, json_option
+from mechanicd.cli._output import fail, json_option
 from mechanicd.runs import RunRow
 from mechanicd.service import Retention
 from mechanicd.store import StoreError
@@ -30,14 +30,14 @@ store_option = click.option(
 
 @click.group()
 def store() -> None:
-    """Check a store, copy it, make it smaller."""
+    """Check, back up or shrink a store."""
 
 
 @store.command()
 @store_option
 @json_option
 def check(url: str, as_json: bool) -> None:
-    """Read every run and take every step of it again; a server may be running. Exits with 1 where something is wrong."""
+    """Read every run and recompute each of its steps. A server may be running. Exits with 1 if anything is wrong."""
     with _opened(url, as_json, readonly=True) as opened, _progress("runs", as_json) as progress:
         findings = list(stores.check(opened, progress))
         runs = sum(1 for _ in _runs(opened))
@@ -48,7 +48,7 @@ def check(url: str, as_json: bool) -> None:
         for finding in findings:
             mark = "note " if finding.harmless else "wrong"
             click.echo(f"{mark}  {finding.run or url}: {finding.message} [{finding.reason}]")
-        click.echo(f"{runs} runs checked, {len(wrong)} things wrong")
+        click.echo(f"{runs} runs checked, {len(wrong)} problems")
     sys.exit(1 if wrong else 0)
 
 
@@ -57,9 +57,9 @@ def check(url: str, as_json: bool) -> None:
 @click.argument("to")
 @json_option
 def backup(url: str, to: str, as_json: bool) -> None:
-    """Copy every run, as of this moment, to TO: a new file, or the URL of an empty store of any kind.
+    """Copy a snapshot of every run to TO: a new file, or the URL of an empty store of either engine.
 
-    A server may go on meanwhile. The same command brings a backup back, and moves runs from SQLite to PostgreSQL.
+    A server may be running. Use the same command to restore a backup, and to move runs from SQLite to PostgreSQL.
     """
     target_url = to if "://" in to else f"sqlite:///{to}"
     with (
@@ -75,15 +75,15 @@ def backup(url: str, to: str, as_json: bool) -> None:
 
 @store.command()
 @store_option
-@click.option("--keep-steps", type=click.IntRange(0), metavar="N", help="As of `mechanicd serve`. Default: keep all.")
-@click.option("--keep-days", type=click.FloatRange(0.0), metavar="DAYS", help="As of `mechanicd serve`. Default: keep all.")
-@click.option("--yes", is_flag=True, help="Do not ask before something is given up.")
+@click.option("--keep-steps", type=click.IntRange(0), metavar="N", help="As in `mechanicd serve`. Default: keep all.")
+@click.option("--keep-days", type=click.FloatRange(0.0), metavar="DAYS", help="As in `mechanicd serve`. Default: keep all.")
+@click.option("--yes", is_flag=True, help="Don't ask before deleting anything.")
 @json_option
 def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool, as_json: bool) -> None:
-    """Fold what waits, give up what is too old, and give unused room back to the disk."""
+    """Fold the journal, delete what is too old, and return unused space to the disk."""
     giving_up = keep_steps is not None or keep_days is not None
     if giving_up and not yes:
-        click.confirm("Exact steps, or runs, that are older than this are given up for good. Go on?", abort=True, err=True)
+        click.confirm("This deletes older steps or runs for good. Continue?", abort=True, err=True)
     with _opened(url, as_json) as opened:
         before = sum(1 for _ in _runs(opened))
         while opened.fold():
@@ -118,7 +118,7 @@ def _opened(url: str, as_json: bool, *, readonly: bool = False) -> Iterator[stor
 
 @contextmanager
 def _progress(unit: str, as_json: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
     if as_json or not console.is_terminal:
         yield lambda done, all_: None

@@ -22,11 +22,11 @@ SORTS: Final[dict[str, Callable[[resources_pb2.Run], Any]]] = {
     "created": lambda run: run.create_time.ToNanoseconds(),
     "needs": lambda run: (-len(run.needs), run.name),
 }
-"""What a list can be in the order of: the smallest, youngest or most needy first."""
+"""Sort keys, ascending; `needs` puts the runs with the most alerts first."""
 
 
 def ordered(found: Iterable[resources_pb2.Run], by: str) -> list[resources_pb2.Run]:
-    """Runs in an order of `SORTS`; with a "-" before it, the other way round."""
+    """Runs sorted by a key of `SORTS`; a leading "-" reverses the order."""
     return sorted(found, key=SORTS[by.removeprefix("-")], reverse=by.startswith("-"))
 
 
@@ -59,7 +59,7 @@ def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
 
 
 def need_dict(need: resources_pb2.Need) -> dict[str, Any]:
-    """A need as plain JSON values."""
+    """An alert as plain JSON values."""
     return {"kind": kind(need), "message": need.message, "step": need.step if need.HasField("step") else None}
 
 
@@ -70,7 +70,7 @@ def event_dict(event: resources_pb2.RunEvent) -> dict[str, Any]:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Positive values on a log scale in at most `width` columns; a column shows its largest value, so no spike is hidden."""
+    """Positive values on a log scale in at most `width` columns. Each column shows its maximum, so no spike is hidden."""
     width = min(width, len(values))
     columns = [max(values[len(values) * i // width : len(values) * (i + 1) // width]) for i in range(width)]
     logs = [math.log10(value) if value > 0 else None for value in columns]
@@ -83,10 +83,10 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None) -> Table:
-    """Runs as a table, a row each.
+    """A table with one row per run.
 
     Args:
-        sketches: a sparkline of S per run's name; None leaves the column out.
+        sketches: sparklines of S by run name; None omits the column.
     """
     made = Table(box=None, pad_edge=False, header_style="bold")
     columns = (
@@ -119,7 +119,7 @@ def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = 
 
 
 def kind(need: resources_pb2.Need) -> str:
-    """What a need is, in one word."""
+    """The kind of an alert, as one word."""
     return resources_pb2.NeedKind.Name(need.kind).removeprefix("NEED_KIND_").lower()
 
 

@@ -1,4 +1,4 @@
-"""`mechanicd top`: the runs as a live table, the whole screen of it."""
+"""`mechanicd top`: a live full-screen table of runs."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ from rich.live import Live
 from rich.text import Text
 
 from mechanicd.cli import _options, _query, _text
-from mechanicd.cli._main import json_option
+from mechanicd.cli._output import json_option
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
 _SKETCH_WIDTH: Final = 24
 _CHROME: Final = 4
-"""Lines of the screen that are not runs."""
+"""Screen lines that don't show runs."""
 _LEAST_WIDTHS: Final = {
     "run": 24,
     "status": 9,
@@ -36,7 +36,7 @@ _LEAST_WIDTHS: Final = {
 
 
 class _Fleet:
-    """The runs as the server tells of them, kept up to date on a thread of its own."""
+    """The runs as last reported by the server; a background thread keeps them current."""
 
     def __init__(self, client: Client, request: run_service_pb2.WatchRunsRequest) -> None:
         self.error: MechanicdError | None = None
@@ -59,10 +59,10 @@ class _Fleet:
             self._first.set()
 
     def runs(self) -> list[resources_pb2.Run]:
-        """All of them now; waits for the server's first answer.
+        """A snapshot of all runs. Blocks until the server's first answer.
 
         Raises:
-            MechanicdError: the server ended, or refused the filter.
+            MechanicdError: the connection ended, or the server rejected the filter.
         """
         self._first.wait()
         if self.error is not None:
@@ -72,18 +72,18 @@ class _Fleet:
 
 
 class _Sketches:
-    """Sparklines of the runs on the screen, asked for again where a run has gone on so far that it could look otherwise."""
+    """Sparklines of the runs on screen, fetched again once a run has advanced enough to change its picture."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._made: dict[str, tuple[int, str]] = {}
 
     def of(self, runs: list[resources_pb2.Run]) -> dict[str, str]:
-        """One per run's name."""
+        """Sparklines by run name."""
         for run in runs:
             drawn = self._made.get(run.name, (-1, ""))[0]
             if not drawn <= run.durable_step <= drawn + drawn // (2 * _SKETCH_WIDTH):
-                with contextlib.suppress(MechanicdError):  # it may be deleted by now; a server that is gone is told elsewhere
+                with contextlib.suppress(MechanicdError):  # the run may be gone; a lost server is reported elsewhere
                     self._made[run.name] = run.durable_step, _query.sketch_of(self._client, run.name, _SKETCH_WIDTH)
         return {run.name: self._made[run.name][1] for run in runs if run.name in self._made}
 
@@ -99,16 +99,16 @@ class _Sketches:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks.",
+    help="Time between refreshes.",
 )
-@click.option("--once", is_flag=True, help="Print the table once and end, as in a pipe.")
+@click.option("--once", is_flag=True, help="Print the table once and exit. The default when stdout is not a terminal.")
 @json_option
 @_options.reports_errors
 def top(target: str, project: str | None, filter_: str, sort: str, interval: float, once: bool, as_json: bool) -> None:
-    """The runs as a live table over the whole screen, those that need you first.
+    """Show runs in a live full-screen table, those that need attention first.
 
-    Keys: q ends it, s takes the next order, up and down (or k and j) move through the runs. With --json a line per look: all
-    runs as in `mechanicd runs list --json`, on one line.
+    Keys: q quits, s changes the sort order, up and down (or k and j) scroll. With --json, prints one line per refresh: all
+    runs as in `mechanicd runs list --json`.
     """
     request = run_service_pb2.WatchRunsRequest(parent=_options.parent_of(project), filter=filter_)
     with connect(target) as client:
@@ -168,7 +168,9 @@ def _screen(
     parts = [f"{total} runs", *(f"{count} {status}" for status, count in counts.most_common())]
     needy = sum(bool(run.needs) for run in found)
     heading = Text(", ".join(parts), style="bold")
-    heading.append(f"   {needy} need you" if needy else "   none needs you", style="bold yellow" if needy else "dim")
+    heading.append(
+        f"   {needy} need attention" if needy else "   none needs attention", style="bold yellow" if needy else "dim"
+    )
     hints = Text(f"by {sort}   q quit   s sort   ↑↓ move", style="dim") if all_ is not None else Text(f"by {sort}", style="dim")
     table = _text.table(shown, sketches)
     for column in table.columns:
@@ -179,7 +181,7 @@ def _screen(
 
 @contextlib.contextmanager
 def _keys() -> Iterator["_Keys"]:
-    """Single keys from the terminal, without Enter and without echo. Where it is none, none are pressed."""
+    """Reads single keys from the terminal, without Enter or echo. If stdin is no terminal, no key is ever pressed."""
     if os.name != "posix" or not sys.stdin.isatty():
         yield _Keys(None)
         return
@@ -200,7 +202,7 @@ class _Keys:
         self._fd = fd
 
     def __call__(self, seconds: float) -> str:
-        """The key pressed within this time, arrows as j and k; "" where none was."""
+        """The key pressed within this time, with arrows as j and k; "" if none was."""
         if self._fd is None:
             time.sleep(seconds)
             return ""

@@ -1,0 +1,23 @@
+"""How commands report: --json, errors on stderr, exit codes."""
+
+import json
+import sys
+from typing import Final, NoReturn
+
+import click
+
+EXIT_FAILED: Final = 1
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
+    """Reports an error on stderr, as text or as JSON, and exits with 1.
+
+    Args:
+        reason: a stable name, for programs.
+        message: for people: what happened, what was expected, what to do.
+    """
+    text = json.dumps({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]"
+    click.echo(text, err=True)
+    sys.exit(EXIT_FAILED)

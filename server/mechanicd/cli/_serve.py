@@ -1,0 +1,193 @@
+"""`mechanicd serve`: one server, and the process that serves its page."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from mechanicd.cli._output import fail, json_option
+
+if TYPE_CHECKING:
+    from mechanicd.dashboard import Page, PageConfig
+
+
+@click.command()
+@click.option(
+    "--grpc",
+    "addresses",
+    multiple=True,
+    default=("127.0.0.1:50051",),
+    show_default=True,
+    metavar="HOST:PORT|unix:PATH",
+    help="Listen for trainers here; may be repeated. Port 0 picks a free port.",
+)
+@click.option(
+    "--http",
+    "http",
+    show_default="127.0.0.1:8080, or a free port if that one is taken",
+    metavar="HOST:PORT|off",
+    help="Serve the page, its JSON API and /metrics here. Port 0 picks a free port; off disables them.",
+)
+@click.option(
+    "--store",
+    "store_url",
+    default="sqlite:///mechanicd.db",
+    show_default=True,
+    metavar="URL",
+    help="The database: sqlite:///FILE (sqlite:////FILE for an absolute path), or postgresql://USER@HOST/DATABASE, which "
+    "any number of servers can share.",
+)
+@click.option("--metrics-per-run", is_flag=True, help="Export S and the step of every run in /metrics, labelled with its name.")
+@click.option(
+    "--webhook",
+    default="",
+    metavar="URL",
+    help="POST JSON here when a run starts to need attention, and again when it no longer does.",
+)
+@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, even without TLS and tokens.")
+@click.option(
+    "--flush-interval",
+    type=click.FloatRange(0.0, 10.0),
+    default=0.02,
+    show_default=True,
+    metavar="SECONDS",
+    help="Commit pending steps at least this often.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["group", "step"]),
+    default="group",
+    show_default=True,
+    help="group: answer a step right away and commit it within the flush interval. step: answer only after the commit.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0.0, 600.0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="On SIGTERM, wait this long for calls in flight.",
+)
+@click.option(
+    "--keep-steps",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Keep the last N steps of each run exactly, and only min, max and last of earlier ones. Default: keep all.",
+)
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(0.0),
+    metavar="DAYS",
+    help="Delete runs whose last step is older than this. Default: keep all.",
+)
+@click.option(
+    "--silent-after",
+    type=(click.FloatRange(1.0), click.FloatRange(0.0)),
+    default=(20.0, 30.0),
+    show_default=True,
+    metavar="FACTOR SECONDS",
+    help="Call a run silent after FACTOR times its usual step interval without a step, and never before SECONDS.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much to log on stderr.",
+)
+@json_option
+def serve(
+    addresses: tuple[str, ...],
+    http: str | None,
+    store_url: str,
+    metrics_per_run: bool,
+    webhook: str,
+    insecure: bool,
+    flush_interval: float,
+    durability: Literal["group", "step"],
+    grace: float,
+    keep_steps: int | None,
+    keep_days: float | None,
+    silent_after: tuple[float, float],
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Run a server until SIGTERM or Ctrl-C, then drain it. Prints one line on stdout once it is ready."""
+    if webhook and not webhook.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{webhook!r}: expected an http:// or https:// URL", param_hint="--webhook")
+    if webhook and http == "off":
+        raise click.UsageError("--webhook is sent by the process that serves the page: drop --http off, or drop --webhook")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # silences grpc's own lines on stderr; our log reports the same events
+    from mechanicd.dashboard import PageConfig, PageError
+    from mechanicd.runs import Silence
+    from mechanicd.service import Retention, ServeError, ServerConfig, check_address
+    from mechanicd.service import serve as serve_
+    from mechanicd.store import StoreError, open_store, without_password
+
+    logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+
+    def on_ready(listening: list[str], page: str) -> None:
+        ready: dict[str, Any] = {"grpc": listening, "store": without_password(store_url), "pid": os.getpid()}
+        if as_json:
+            click.echo(json.dumps({"ready": {**ready, "http": page or None}}))
+        else:
+            where = f" http={page}" if page else ""
+            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}")
+        sys.stdout.flush()
+
+    config = ServerConfig(
+        grpc=addresses,
+        insecure=insecure,
+        flush_interval=flush_interval,
+        durability=durability,
+        grace=grace,
+        retention=Retention(keep_steps, keep_days),
+        silence=Silence(*silent_after),
+    )
+    try:
+        if http not in (None, "off"):
+            check_address(http, insecure, unix=False)
+        store = open_store(store_url)
+        told = PageConfig(
+            store=store_url,
+            silence=config.silence,
+            metrics_per_run=metrics_per_run,
+            log_level=log_level.upper(),
+            webhook=webhook,
+            started=time_ns(),
+        )
+        page = _page(http, told)
+        _run(serve_(config, store, on_ready, page.beside if page else None))
+    except (ServeError, StoreError, PageError) as error:
+        fail(error.reason, str(error), as_json)
+
+
+def _page(http: str | None, config: "PageConfig") -> "Page | None":
+    """The page with its socket bound, or None if there is to be no page. Raises PageError."""
+    from mechanicd.dashboard import DEFAULT, Page, PageError
+
+    if http == "off":
+        return None
+    if config.store.endswith(":memory:"):
+        if http is None:
+            return None
+        raise PageError(
+            "STORE_IN_MEMORY",
+            "the page's process can't read a store in memory; use a file, or pass --http off",
+        )
+    return Page(http or DEFAULT, config, yielding=http is None)
+
+
+def _run(coroutine: Any) -> None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:  # Windows: asyncio's own loop is slower, and just as correct
+        asyncio.run(coroutine)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(coroutine)
