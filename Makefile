@@ -17,7 +17,7 @@ $(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -pru
 # Tests run in two processes, and an idle one takes over tests of the other. WORKERS=0 runs them in pytest's own process, for a debugger.
 WORKERS ?= 2
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-QUICK   := tests/tuner tests/runs tests/contract tests/store tests/client/test_pipelined.py
+QUICK   := $(wildcard tests/tuner tests/runs tests/contract tests/store) tests/torch/test_through_server.py
 
 .PHONY: demo experiments quick test soak check format bench proto baseline clean help
 
@@ -31,8 +31,9 @@ experiments: $(VENV)/experiments.stamp  ## the paper's experiments and their pag
 	$(BIN)/python -m experiments run all $(ARGS)
 	$(BIN)/python -m experiments report $(filter --quick,$(ARGS))
 
-quick: $(VENV)/dev.stamp  ## a first answer in under two minutes: the tests that need no server, and one that trains through it
-	$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow' $(wildcard $(QUICK)))
+# The smoke of the main path is the training that equals the one without a server. Stores on PostgreSQL are left to `make test`.
+quick: $(VENV)/dev.stamp  ## a first answer within two minutes: what needs no server, and one training through a real one
+	$(PYTEST) $(QUICK) -k 'not postgres and (not through_server or without_a_server)' $(ARGS)
 
 test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES)  ## all tests (under 15 minutes on two cores)
 	$(PYTEST) $(ARGS)

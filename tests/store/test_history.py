@@ -3,13 +3,13 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanicd.runs import RunRow, StepRow, pack
@@ -128,13 +128,6 @@ def hold_to(buckets: Any, steps: list[StepRow], groups: int) -> None:
     assert at == len(steps)
 
 
-@pytest.fixture
-def memory() -> Iterator[SQLStore]:
-    store = SQLiteStore(":memory:")
-    yield store
-    store.close()
-
-
 def fold_all(store: Any) -> int:
     portions = 1
     while store.fold(1):
@@ -159,10 +152,11 @@ def test_any_zoom_has_the_exact_extremes_of_its_steps(store: SQLStore, most: int
     assert len(store.summary(training.row, 0, 5000, ALL, most)) == 0
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_in_any_history_no_spike_is_lost(memory: SQLStore, data: Any) -> None:
+def test_in_any_history_no_spike_is_lost(data: Any) -> None:
     """Commits of any lengths, folds at any moments, rewinds to any step, any range at any width."""
+    memory = SQLiteStore(":memory:")  # for each example: a shared one would hold, and check, those of all the others too
     config = data.draw(st.sampled_from([CONFIG, TWO]))
     training = Training(memory, data.draw(st.integers(0, 2**32)), config)
     branches: dict[int, list[StepRow]] = {}
@@ -190,6 +184,7 @@ def test_in_any_history_no_spike_is_lost(memory: SQLStore, data: Any) -> None:
         assert begin <= first
         assert last <= end
     assert [finding for finding in check(memory) if not finding.harmless] == []
+    memory.close()
 
 
 @pytest.mark.parametrize("groups", [1, 21, 90, 400])
