@@ -237,7 +237,7 @@ def test_show_of_a_run_without_steps_has_no_sketch(train: New, runs: New) -> Non
 def test_an_unknown_run_is_an_error_with_a_way_on(runs: New, project: str, command: tuple[str, ...]) -> None:
     said = failed(runs(*command, "nobody"), "RUN_NOT_FOUND")
     assert f"projects/{project}/runs/nobody" in said
-    assert "`mechanicd runs list` shows those there are" in said
+    assert "`mechanicd runs list` shows all runs" in said
     done = runs(*command, "nobody", "--json")
     assert (done.returncode, done.stdout, strict(done.stderr)["error"]["reason"]) == (1, "", "RUN_NOT_FOUND")
 
@@ -333,7 +333,7 @@ def test_an_export_of_a_range_has_both_its_ends(train: New, runs: New) -> None:
     train("a", 10)
     rows = csv.DictReader(io.StringIO(succeeded(runs("export", "a", "--first", "3", "--last", "5"))))
     assert [int(row["step"]) for row in rows] == [3, 4, 5]
-    assert "first_step 5 is above last_step 3" in failed(runs("export", "a", "--first", "5", "--last", "3"), "INVALID_RANGE")
+    assert "first_step 5 is after last_step 3" in failed(runs("export", "a", "--first", "5", "--last", "3"), "INVALID_RANGE")
 
 
 def test_an_export_in_json_format_is_one_array_of_the_lines(train: New, runs: New) -> None:

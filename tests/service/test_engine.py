@@ -354,7 +354,7 @@ def test_a_claim_that_another_server_won_is_tried_again_a_few_times(
             return
         refused = await bench.refused(opening)
         assert refused.reason == "STORE_UNAVAILABLE"
-        assert "is being taken by other servers; try again" in refused.message
+        assert "is being opened on other servers; try again" in refused.message
 
     bench = play(act)
     assert bench.stored() == bench.taken()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
-from mechanicd.service import _events, _sessions
+from mechanicd.service import _events, _session_start
 from mechanicd.tuner import TunerConfig
 
 S = 10**9
@@ -30,7 +30,7 @@ ROW = RunRow(
     session_count=3,
     rewinds=0,
 )
-REWINDS = _sessions.Decision(_sessions.REWOUND, 4, None, "the run rewinds")
+REWINDS = _session_start.Decision(_session_start.REWOUND, 4, None, "the run rewinds")
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_a_stretch_without_steps_is_an_outage_if_longer_than_usual(interval: flo
     assert [event.kind for event in events] == [EventKind.OUTAGE, EventKind.REATTACHED][0 if outage else 1 :]
     assert {event.step for event in events} == {10}
     if outage:
-        assert f"no step reached the server for {quiet:.3g} s before" in events[0].message
-        assert ("usual intervals" in events[0].message) == bool(interval)
+        assert f"no step reached the server for the {quiet:.3g} s before" in events[0].message
+        assert ("the usual interval" in events[0].message) == bool(interval)
 
 
 def test_a_session_that_comes_back_says_whether_this_server_knew_it() -> None:
     texts = [_events.came_back(ROW, ROW.step_time, in_memory=known)[0].message for known in (True, False)]
     assert "after a lost connection; the server has step 10" in texts[0]
-    assert "it was restarted, or is another; the server has step 10" in texts[1]
+    assert "it restarted, or another replica took over; the server has step 10" in texts[1]
 
 
 def test_what_a_trainer_says_when_it_closes_is_kept_as_far_as_a_database_can() -> None:

@@ -41,7 +41,7 @@ def test_a_run_taken_back_goes_on_as_if_it_had_never_gone_further(
     assert run == training.run()
     assert (run.durable_step, tuple(run.scale)) == (after_step, training.states[after_step].scale)
     assert (run.status, run.rewind_count, dict(run.labels)) == (resources_pb2.RUN_STATUS_PREEMPTED, 1, {"batch": "256"})
-    assert f"taken back by hand from step 30 to {after_step}" in run.status_message
+    assert f"rewound by hand from step 30 to {after_step}" in run.status_message
     assert (events(training)[-1].kind, events(training)[-1].step) == (REWOUND_BY_HAND, after_step)
     assert training.series() == before[:after_step]
     branch = training.series(branch=1)
@@ -138,7 +138,7 @@ def test_a_step_before_which_the_history_has_a_gap_is_refused_but_the_last_one_i
     training.close()
     refused = training.wire.refused("RewindRun", name=training.name, after_step=42)
     assert (refused.reason, refused.fields) == ("RESUME_STEP_UNKNOWN", ["after_step"])
-    assert "can't be made again" in refused.message
+    assert "can't be replayed" in refused.message
     fork = new_training("fork")
     run = training.wire.call("ForkRun", source=training.name, after_step=45, name=fork.name).run
     assert (run.durable_step, tuple(run.scale)) == (45, training.state.scale)

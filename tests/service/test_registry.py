@@ -201,7 +201,7 @@ def test_a_turn_is_taken_by_one_at_a_time_and_is_gone_when_nobody_wants_it(runne
     most: list[int] = []
 
     async def take(number: int) -> None:
-        async with registry.alone(NAME):
+        async with registry.lock(NAME):
             inside.append(number)
             most.append(len(inside))
             await asyncio.sleep(0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mechanicd.service import Engine, _runs
+from mechanicd.service import Engine, _run_service
 from mechanicd.store import _store, open_store
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, run_service_pb2
@@ -60,7 +60,7 @@ def test_an_unknown_run_is_not_found_by_its_name(wire: Any, project: str, method
     name = f"projects/{project}/runs/nobody"
     refused = wire.refused(method, name=name)
     assert (refused.code, refused.reason, refused.metadata) == (5, "RUN_NOT_FOUND", {"name": name})
-    assert "`mechanicd runs list` shows those there are" in refused.message
+    assert "`mechanicd runs list` shows all runs" in refused.message
 
 
 @pytest.mark.parametrize("method", ["GetRun", "DeleteRun", "QuerySeries"])
@@ -145,7 +145,7 @@ def test_pages_are_full_and_complete_however_the_store_is_read(scan: int, size: 
 
     async def look() -> None:
         engine = Engine(store)
-        runs = _runs.Runs(engine)
+        runs = _run_service.RunService(engine)
         for text, wanted in [("", names), ("labels.third = 0", names[::3])]:
             request = run_service_pb2.ListRunsRequest(parent="projects/p", filter=text, page_size=size)
             listed: list[list[str]] = []

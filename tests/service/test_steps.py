@@ -128,7 +128,7 @@ def test_a_step_that_is_neither_the_next_nor_one_taken_is_out_of_order(training:
     training.take(4)
     result = take(training.request(step=step))
     assert said(result) == ("OUT_OF_RANGE", "STEP_OUT_OF_ORDER", {"expected": "5", "received": str(step)})
-    assert f"step {step} came, step 5 was expected" in result.error.message
+    assert f"got step {step}, expected step 5" in result.error.message
     training.expect(take(training.request()))
 
 
@@ -148,7 +148,7 @@ def test_a_wrong_number_of_groups_in_any_field_is_refused(training: Any, take: T
     result = take(request)
     assert said(result)[:2] == ("INVALID_ARGUMENT", "GROUP_COUNT_MISMATCH")
     assert result.error.metadata["expected"] == "1"
-    assert "the run has 1 scale group: send one value per group" in result.error.message
+    assert "the run has 1 scale group; send one value per group" in result.error.message
     training.expect(take(training.request()))
 
 

@@ -13,7 +13,7 @@ import pytest
 from mechanicd import store
 from mechanicd.service import Engine, ServiceError
 from mechanicd.service._grpc import RunServicer, TunerServicer
-from mechanicd.service._runs import Runs
+from mechanicd.service._run_service import RunService
 from mechanicd.store import SQLiteStore, StoreConflict, StoreError
 from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
@@ -75,7 +75,7 @@ def test_a_sqlite_that_is_read_only_is_an_unavailable_store(tmp_path: Path) -> N
             assert caught.value.reason == "STORE_UNAVAILABLE"
             assert not SECRETS.search(caught.value.message), caught.value.message
         with pytest.raises(ServiceError, match="right now"):
-            await Runs(engine).delete_run(run_service_pb2.DeleteRunRequest(name=request.name))
+            await RunService(engine).delete_run(run_service_pb2.DeleteRunRequest(name=request.name))
         assert (await engine.flush(tuner_service_pb2.FlushRequest(session=session))).durable_step == 0, "it still holds its run"
         kept._db.execute("PRAGMA query_only = OFF")
         assert (await engine.open_session(request)).run.session_count == 2
@@ -97,7 +97,7 @@ def test_a_bug_is_answered_with_a_fixed_text_and_logged(tmp_path: Path, caplog: 
         engine.step = engine.store.get = engine.store.pulse = broken  # type: ignore[method-assign]
         server = grpc.aio.server()
         tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine, settle=False), server)
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(Runs(engine)), server)
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(RunService(engine)), server)
         address = f"unix:{tmp_path}/server"
         server.add_insecure_port(address)
         await server.start()

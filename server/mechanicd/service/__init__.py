@@ -1,9 +1,12 @@
 """The service: sessions, steps and queries over a store.
 
-`_server` is the process, `_grpc` the thin adapter; under them, free of any transport, `_engine` (which session holds which
-run), `_sessions` (where a session starts, a pure decision), `_events` (what is noted of it), `_open_run` (one run in memory;
-the hot path), `_writer` (group commit and upkeep), `_runs` and `_table` (looking at runs), `_metrics` (what
-is counted), `_convert` (messages ↔ values) and `_errors`.
+`_server` is the process, and `_grpc` the thin adapter to the transport. Below them, nothing knows the transport:
+
+- `_engine` answers TunerService. `_registry` is who holds which run, `_session_start` decides where a session starts, `_replay`
+  recomputes a tuner's state from the history, `_events` says what is recorded about sessions.
+- `_active_run` is one run in memory: the hot path. `_writer` is group commit and the store's upkeep.
+- `_run_service` answers RunService. `_run_cache` holds all runs' rows, `_lineage` rewinds and forks runs.
+- `_convert` maps messages to values and back, `_errors` is what is refused, `_metrics` what is counted.
 """
 
 from mechanicd.service._engine import Engine

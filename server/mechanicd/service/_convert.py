@@ -1,4 +1,4 @@
-"""Between the contract's messages and the plain values of the tuner and the store. No decisions here."""
+"""Converts between the contract's messages and the plain values of the tuner and the store. Makes no decisions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, cast
@@ -26,7 +26,7 @@ STATUS_OUT: Final = {
     runs.RunStatus.FINISHED: resources_pb2.RUN_STATUS_FINISHED,
 }
 MAX_INTEGER: Final = 2**62
-"""The largest step or session to take from outside: stores keep signed 64-bit numbers, and a run steps on from here."""
+"""The largest step or session accepted from a client: stores keep signed 64-bit integers, and steps count up from here."""
 MAX_COMMAND: Final = 4096
 CLOSING_STATUS: Final = {
     value: name for name, value in STATUS_OUT.items() if name not in (runs.RunStatus.RUNNING, runs.RunStatus.SILENT)
@@ -34,10 +34,10 @@ CLOSING_STATUS: Final = {
 
 
 def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
-    """The settings, with defaults for what is unset. Raises ServiceError INVALID_CONFIG."""
+    """The config, with defaults for unset fields. Raises ServiceError INVALID_CONFIG."""
     if message.convention not in _CONVENTIONS:
         raise ServiceError(
-            "INVALID_CONFIG", f"convention {message.convention} is unknown to this server", field="config.convention"
+            "INVALID_CONFIG", f"this server does not know convention {message.convention}", field="config.convention"
         )
     given: dict[str, object] = {"convention": _CONVENTIONS[message.convention]}
     for field in ("s_decay", "s_init", "eps", "initial_wealth"):
@@ -54,7 +54,7 @@ def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
 
 
 def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
-    """Every field set."""
+    """The message, with every field set."""
     return resources_pb2.TunerConfig(
         convention=_CONVENTIONS_OUT[config.convention],
         betas=config.betas,
@@ -72,8 +72,8 @@ def reductions_in(message: resources_pb2.Reductions, groups: int) -> list[Reduct
     if not len(g) == len(x) == len(gg) == len(xx) == groups:
         raise ServiceError(
             "GROUP_COUNT_MISMATCH",
-            f"the reductions hold {len(g)}, {len(x)}, {len(gg)} and {len(xx)} values; the run has {groups} scale "
-            f"group{'s' if groups > 1 else ''}: send one value per group in each of the four fields",
+            f"the reductions have {len(g)}, {len(x)}, {len(gg)} and {len(xx)} values, but the run has {groups} scale "
+            f"group{'s' if groups > 1 else ''}; send one value per group in each of the four fields",
             {"expected": groups, "received": max(len(g), len(x), len(gg), len(xx))},
             field="reductions",
         )
@@ -89,7 +89,9 @@ def state_in(data: bytes, config: TunerConfig) -> TunerState:
     except StateError as error:
         raise ServiceError("INVALID_TUNER_STATE", error.message, field="tuner_state") from None
     if state.step > MAX_INTEGER:
-        raise ServiceError("INVALID_TUNER_STATE", f"a tuner state of step {state.step}; no run is so long", field="tuner_state")
+        raise ServiceError(
+            "INVALID_TUNER_STATE", f"the tuner state is at step {state.step}; no run is that long", field="tuner_state"
+        )
     return state
 
 
@@ -127,17 +129,17 @@ def labels_in(labels: "dict[str, str]") -> dict[str, str]:
 
 
 def text_in(text: str, most: int) -> str:
-    """Text for people, cut to `most` characters, without what PostgreSQL can't keep."""
+    """Text for people, cut to `most` characters and without NUL, which PostgreSQL can't store."""
     return text[:most].replace("\0", "\ufffd")
 
 
 def command_in(text: str) -> str:
-    """How a trainer was started."""
+    """The command that started the trainer."""
     return text_in(text, MAX_COMMAND)
 
 
 def run_out(row: runs.RunRow, needs: Sequence[runs.Alert] = (), *, command: bool = False) -> resources_pb2.Run:
-    """A stored run with its needs; with its command if asked for."""
+    """A stored run with its alerts, and its command if asked for."""
     run = resources_pb2.Run(
         name=str(names.RunName(row.project, row.run)),
         labels=row.labels,
@@ -159,12 +161,12 @@ def run_out(row: runs.RunRow, needs: Sequence[runs.Alert] = (), *, command: bool
 
 
 def need_out(need: runs.Alert) -> resources_pb2.Need:
-    """A judgement."""
+    """An alert."""
     return resources_pb2.Need(kind=f"NEED_KIND_{need.kind.upper()}", message=need.message, step=need.step)
 
 
 def event_out(event: runs.EventRow) -> resources_pb2.RunEvent:
-    """A stored event; of unspecified kind where the contract has none for it."""
+    """A stored event; its kind is unspecified if the contract does not have it."""
     name = f"EVENT_KIND_{event.kind.upper()}"
     known = name if name in resources_pb2.EventKind.keys() else "EVENT_KIND_UNSPECIFIED"  # noqa: SIM118
     return resources_pb2.RunEvent(
@@ -227,5 +229,5 @@ def error_out(session: int, step: int, error: ServiceError) -> tuner_service_pb2
 
 
 def time_out(nanoseconds: int) -> Timestamp:
-    """A time of the server's clock."""
+    """A timestamp of the server's clock."""
     return Timestamp(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)

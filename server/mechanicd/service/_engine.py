@@ -7,13 +7,13 @@ from time import time_ns
 from typing import Any, Final
 
 from mechanicd.runs import RunRow, SessionRow
-from mechanicd.service import _convert, _events, _sessions
+from mechanicd.service import _convert, _events, _session_start
+from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repeated
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
-from mechanicd.service._open_run import OpenRun, TakenBefore, rebuilt, repeated
 from mechanicd.service._registry import Registry, Unrecognized, unknown
 from mechanicd.service._replay import replayed
-from mechanicd.service._sessions import Start
+from mechanicd.service._session_start import Start
 from mechanicd.service._writer import Retention, Writer
 from mechanicd.store import Claim, OwnershipLost, Release, RunExists, Store
 from mechanicd.tuner import TunerConfig, TunerState
@@ -23,11 +23,11 @@ log = logging.getLogger("mechanicd.service")
 
 _CLAIM_ATTEMPTS = 5
 _OUTCOMES: Final = {
-    _sessions.CREATED: "created",
-    _sessions.RESUMED: "resumed",
-    _sessions.REWOUND: "rewound",
-    _sessions.ADOPTED: "adopted",
-    _sessions.REATTACHED: "reattached",
+    _session_start.CREATED: "created",
+    _session_start.RESUMED: "resumed",
+    _session_start.REWOUND: "rewound",
+    _session_start.ADOPTED: "adopted",
+    _session_start.REATTACHED: "reattached",
 }
 
 
@@ -38,10 +38,10 @@ class Engine:
     effect, so they need no lock. Everything that awaits must check again after it (`Registry.fencing`).
 
     Args:
-        store: where runs are kept; the engine calls it on a thread of its own.
+        store: where runs are kept; the engine calls it on the writer's thread.
         flush_interval: seconds within which a step is committed.
-        on_health: called with whether the store works, when that changes.
-        retention: what of the history is given up with time; None keeps all.
+        on_health: called with whether the store works, whenever that changes.
+        retention: which history to discard over time; None keeps all.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Engine:
         self._draining = False
 
     def counts(self) -> dict[str, Any]:
-        """What this server has done, and how it stands, as plain JSON values."""
+        """This server's counters and state, as plain JSON values."""
         return {
             **self.metrics.as_dict(),
             "sessions": len(self.registry),
@@ -72,21 +72,21 @@ class Engine:
         self.writer.start()
 
     def drain(self) -> None:
-        """From now on no session is opened."""
+        """From now on, no session can be opened."""
         self._draining = True
 
     async def stop(self) -> None:
-        """Commits what waits, and closes the store."""
+        """Commits what is waiting, and closes the store."""
         await self.writer.stop()
         self.store.close()
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def step(self, request: tuner_service_pb2.StepRequest) -> tuner_service_pb2.StepResult:
-        """One step of one session; see `OpenRun.step`.
+        """One step of one session; see `ActiveRun.step`.
 
         Raises:
-            ServiceError: SESSION_FENCED, SESSION_UNKNOWN, OWNERSHIP_LOST, and those of `OpenRun.step`.
+            ServiceError: SESSION_FENCED, SESSION_UNKNOWN, OWNERSHIP_LOST, and what `ActiveRun.step` raises.
         """
         run = self._held.get(request.session)
         if run is None or run.fenced_by:
@@ -106,7 +106,7 @@ class Engine:
             try:
                 results.append(self.step(step))
             except ServiceError as error:
-                if isinstance(error, (TakenBefore, Unrecognized)):
+                if isinstance(error, (AlreadyTaken, Unrecognized)):
                     old.append(index)
                 results.append(_convert.error_out(step.session, step.step, error))
         return tuner_service_pb2.StreamStepsResponse(results=results), old
@@ -133,7 +133,7 @@ class Engine:
             except ServiceError as error:
                 response.results[index].CopyFrom(_convert.error_out(step.session, step.step, error))
 
-    async def settle(self, response: tuner_service_pb2.StreamStepsResponse) -> None:
+    async def wait_durable(self, response: tuner_service_pb2.StreamStepsResponse) -> None:
         """Waits until the steps of a response are durable. A step that can't be made durable becomes an error."""
         for result in response.results:
             run = self._held.get(result.session)
@@ -147,7 +147,7 @@ class Engine:
                 result.durable_step = run.durable_step
 
     def left(self, sessions: set[int]) -> None:
-        """The connection that steps of these sessions came over has ended."""
+        """The connection that carried the steps of these sessions has ended."""
         for session in sessions:
             run = self._held.get(session)
             if run is not None and not run.fenced_by:
@@ -164,7 +164,7 @@ class Engine:
         config = _convert.config_in(request.config)
         labels = _convert.labels_in(dict(request.labels))
         start = _start_in(request, config)
-        async with self.registry.alone(name):
+        async with self.registry.lock(name):
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
                     if request.session:
@@ -172,13 +172,13 @@ class Engine:
                     return await self._open(name, config, labels, start, request.client, _convert.command_in(request.command))
                 except OwnershipLost as error:  # another server took the run at this moment: look again
                     log.info("%s: %s; attempt %d", name, error, attempt + 1)
-        raise ServiceError("STORE_UNAVAILABLE", f"{name} is being taken by other servers; try again")
+        raise ServiceError("STORE_UNAVAILABLE", f"{name} is being opened on other servers; try again")
 
     async def _open(
         self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str, command: str
     ) -> tuner_service_pb2.OpenSessionResponse:
         row, fresh = await self._get_or_create(name, config, start)
-        _sessions.check_config(row.config, config)
+        _session_start.check_config(row.config, config)
         labels = _convert.labels_in({**row.labels, **labels})
         session = secrets.randbits(62) + 1
         former = self.registry.named(name)
@@ -186,7 +186,7 @@ class Engine:
             await self.writer.flush(former)
             row = await self._get(name)
         # Decide before the fence goes up: a request that is refused must not stop the session that holds the run.
-        decision = _sessions.decide(row, fresh, start)
+        decision = _session_start.decide(row, fresh, start)
         state = decision.state or await self._replay(row, decision.after_step)
         with self.registry.fencing(name, session) as fenced:
             if fenced is not None:
@@ -194,7 +194,7 @@ class Engine:
                 # every step that was answered is in the row when the new session decides where it starts.
                 await self.writer.flush(fenced)
                 row = await self._get(name)
-                decision = _sessions.decide(row, fresh, start)
+                decision = _session_start.decide(row, fresh, start)
                 state = decision.state or state
             now = time_ns()
             # Conditional on the epoch just read: if another server claimed the run meanwhile, this raises OwnershipLost,
@@ -211,7 +211,7 @@ class Engine:
                     labels=labels,
                     time=now,
                     command=command,
-                    stats=_sessions.stats(row, decision),
+                    stats=_session_start.stats(row, decision),
                     events=_events.opened(row, decision, now, client),
                 ),
             )
@@ -234,15 +234,15 @@ class Engine:
             stats, events = row.stats.came_back(now), _events.came_back(row, now, in_memory=False)
             row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
             run = await self._hold(name, row, begun.after_step)
-        _sessions.check_config(run.row.config, config)
-        self.metrics.opened[_OUTCOMES[_sessions.REATTACHED]] += 1
+        _session_start.check_config(run.row.config, config)
+        self.metrics.opened[_OUTCOMES[_session_start.REATTACHED]] += 1
         if here:
             now = time_ns()
             run.came_back(now, _events.came_back(run.now(), now, in_memory=True))
             self.writer.mark(run)
         explanation = f"the session reattached; the server has step {run.state.step}"
         log.info("%s: session %d: %s", name, run.row.session_count, explanation)
-        return _opened(run, _sessions.REATTACHED, explanation)
+        return _opened(run, _session_start.REATTACHED, explanation)
 
     async def flush(self, request: tuner_service_pb2.FlushRequest) -> tuner_service_pb2.FlushResponse:
         """See TunerService.Flush."""
@@ -272,7 +272,7 @@ class Engine:
         log.info("%s: session %d closed: %s %s", name, run.row.session_count, release.status, release.message)
         return tuner_service_pb2.CloseSessionResponse(run=_convert.run_out(await self._get(name)))
 
-    async def settled(self, name: names.RunName) -> RunRow:
+    async def flushed(self, name: names.RunName) -> RunRow:
         """The run as stored, including every step that this server has answered.
 
         Raises:
@@ -296,7 +296,7 @@ class Engine:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    async def _run(self, session: int) -> OpenRun:
+    async def _run(self, session: int) -> ActiveRun:
         try:
             return self.registry.get(session)
         except Unrecognized:
@@ -326,9 +326,9 @@ class Engine:
             raise self.registry.fenced(session, row.session)
         raise unknown(session)  # it was the last one, and closed
 
-    async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> OpenRun:
+    async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> ActiveRun:
         last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
-        run = OpenRun(row, begun_after, last[0] if last else None)
+        run = ActiveRun(row, begun_after, last[0] if last else None)
         self.registry.hold(name, run)
         return run
 
@@ -342,7 +342,7 @@ class Engine:
         row = await self.writer.call(self.store.get, name.project, name.run)
         if row is not None:
             return row, False
-        _sessions.check_new(start)
+        _session_start.check_new(start)
         state = TunerState.initial(config)
         try:
             created = await self.writer.call(
@@ -371,7 +371,9 @@ def _start_in(request: tuner_service_pb2.OpenSessionRequest, config: TunerConfig
     return request.after_step if which == "after_step" else None
 
 
-def _opened(run: OpenRun, outcome: "tuner_service_pb2.OpenOutcome", explanation: str) -> tuner_service_pb2.OpenSessionResponse:
+def _opened(
+    run: ActiveRun, outcome: "tuner_service_pb2.OpenOutcome", explanation: str
+) -> tuner_service_pb2.OpenSessionResponse:
     return tuner_service_pb2.OpenSessionResponse(
         session=run.row.session,
         outcome=outcome,

@@ -1,4 +1,4 @@
-"""What the service refuses: one error class, translated to gRPC in one place (`_grpc`)."""
+"""The service's one error class; `_grpc` translates it to gRPC."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -32,17 +32,17 @@ _CODES: Final[Mapping[str, int]] = {
 }
 
 _MOST_BYTES: Final = 800
-"""Of one text of an error. All of an error travels in trailers, and grpc refuses trailers above 8 KiB."""
+"""The limit for each text of an error. Errors travel in trailers, and gRPC rejects trailers above 8 KiB."""
 
 
 class ServiceError(Exception):
-    """A request that is refused; nothing was changed by it. Texts are kept short: where one is long, its middle gives way.
+    """A refused request; it changed nothing. Long texts are shortened in the middle.
 
     Args:
-        reason: a name of mechanicd.v1.ErrorReason; it decides the google.rpc.Code.
-        message: for people: what came, what was expected, what to do.
-        metadata: the facts, as ErrorReason documents them.
-        field: the field of the request at fault, if one is (google.rpc.BadRequest).
+        reason: a name of mechanicd.v1.ErrorReason; it determines the google.rpc.Code.
+        message: for people: what was received, what was expected, what to do.
+        metadata: the facts that ErrorReason documents for the reason.
+        field: the request field at fault, if there is one (google.rpc.BadRequest).
     """
 
     def __init__(

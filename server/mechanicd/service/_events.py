@@ -1,51 +1,51 @@
-"""What is noted of a run when its sessions come, go and come back. Pure: rows and times in, events out."""
+"""The events of a run when its sessions open, close and reattach. Pure: rows and times in, events out."""
 
 from typing import Final
 
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus, duration
-from mechanicd.service import _convert, _sessions
-from mechanicd.service._sessions import Decision
+from mechanicd.service import _convert, _session_start
+from mechanicd.service._session_start import Decision
 
 OUTAGE_SECONDS: Final = 2.0
 OUTAGE_FACTOR: Final = 4.0
 _KINDS: Final = {
-    _sessions.CREATED: EventKind.OPENED,
-    _sessions.RESUMED: EventKind.RESUMED,
-    _sessions.REWOUND: EventKind.REWOUND,
-    _sessions.ADOPTED: EventKind.ADOPTED,
+    _session_start.CREATED: EventKind.OPENED,
+    _session_start.RESUMED: EventKind.RESUMED,
+    _session_start.REWOUND: EventKind.REWOUND,
+    _session_start.ADOPTED: EventKind.ADOPTED,
 }
 
 
 def opened(row: RunRow, decision: Decision, now: int, client: str) -> tuple[EventRow, ...]:
-    """A new session takes the run; also that it took it from one that had not closed.
+    """A new session takes the run. A FENCED event comes first if another session still held it.
 
     Args:
-        row: the run before.
+        row: the run as it was before.
     """
     by = f" (by {_convert.text_in(client, 200)})" if client else ""
     taken = EventRow(now, decision.after_step, _KINDS[decision.outcome], decision.explanation + by)
     if row.status != RunStatus.RUNNING or not row.session:
         return (taken,)
-    fenced = f"session {row.session_count} had not closed; a new one takes the run from it"
+    fenced = f"session {row.session_count} had not closed; a new session took the run over"
     return (EventRow(now, row.last_step, EventKind.FENCED, fenced), taken)
 
 
 def came_back(row: RunRow, now: int, *, in_memory: bool) -> list[EventRow]:
-    """The session that holds the run is back; and the stretch before it, where it was longer than usual."""
+    """The session that holds the run reattached. An OUTAGE event comes first if the silence before was longer than usual."""
     how = (
         "after a lost connection"
         if in_memory
-        else "to a server that did not have it in memory: it was restarted, or is another"
+        else "to a server that did not have it in memory: it restarted, or another replica took over"
     )
     events = [
-        EventRow(now, row.last_step, EventKind.REATTACHED, f"the session came back {how}; the server has step {row.last_step}")
+        EventRow(now, row.last_step, EventKind.REATTACHED, f"the session reattached {how}; the server has step {row.last_step}")
     ]
     quiet, usual = (now - max(row.step_time, row.open_time)) / 1e9, row.interval / 1e9
     if quiet > max(OUTAGE_SECONDS, OUTAGE_FACTOR * usual):
-        rhythm = f", about {quiet / usual:.0f} of the usual intervals" if usual else ""
+        rhythm = f", about {quiet / usual:.0f} times the usual interval" if usual else ""
         message = (
-            f"no step reached the server for {duration(quiet)} before{rhythm}; what the trainer did meanwhile, if it went on, "
-            "comes with its backlog"
+            f"no step reached the server for the {duration(quiet)} before{rhythm}; if the trainer kept training, its backlog "
+            "has those steps"
         )
         events.insert(0, EventRow(now, row.last_step, EventKind.OUTAGE, message))
     return events

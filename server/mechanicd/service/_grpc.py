@@ -1,4 +1,4 @@
-"""The grpcio adapter: thin. It carries messages to the engine and errors to the caller, and decides nothing."""
+"""The grpcio adapter: it passes messages to the service and errors to the client, and decides nothing."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,11 +9,11 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from mechanicd.service._active_run import AlreadyTaken
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
-from mechanicd.service._open_run import TakenBefore
 from mechanicd.service._registry import Unrecognized
-from mechanicd.service._runs import Runs
+from mechanicd.service._run_service import RunService
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2_grpc
 from mechanicd.v1 import run_service_pb2 as run
 from mechanicd.v1 import tuner_service_pb2 as tuner
@@ -43,7 +43,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
     """TunerService over an engine.
 
     Args:
-        settle: whether the answer to a step waits until the step is durable.
+        settle: whether a step is answered only once it is durable.
     """
 
     def __init__(self, engine: Engine, settle: bool) -> None:
@@ -61,18 +61,18 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
         try:
             response.results.append(self._engine.step(request))
             self._engine.metrics.step_seconds.add(perf_counter() - begun)
-        except (TakenBefore, Unrecognized):  # the store may have a better answer
+        except (AlreadyTaken, Unrecognized):  # the store may have a better answer
             response, old = self._engine.steps(steps)
             await self._engine.recall(steps, response, old)
         if self._settle:
-            await self._engine.settle(response)
+            await self._engine.wait_durable(response)
         (result,) = response.results
         if result.HasField("error"):
             raise ServiceError(errors_pb2.ErrorReason.Name(result.error.reason), result.error.message, result.error.metadata)
         return tuner.StepResponse(result=result)
 
     async def StreamSteps(self, _: object, context: Context) -> None:
-        """Steps as they come. read and write on the context are the fastest form that grpcio has."""
+        """Answers steps as they arrive. `read` and `write` on the context are the fastest form that grpcio has."""
         read, write, steps, took = context.read, context.write, self._engine.steps, self._engine.metrics.step_seconds.add
         last = None
         try:
@@ -95,7 +95,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
         if old:
             await self._engine.recall(request, response, old)
         if self._settle:
-            await self._engine.settle(response)
+            await self._engine.wait_durable(response)
 
     @_answer
     async def Flush(self, request: tuner.FlushRequest) -> tuner.FlushResponse:
@@ -109,7 +109,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
 class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     """RunService over a store."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: RunService) -> None:
         self._runs = runs
 
     @_answer
@@ -121,7 +121,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         return await self._runs.list_runs(request)
 
     async def WatchRuns(self, request: run.WatchRunsRequest, context: Context) -> AsyncIterator[run.WatchRunsResponse]:
-        """The runs now, and again whenever one changes."""
+        """Sends the runs as they are now, and each run again whenever it changes."""
         try:
             async for response in self._runs.watch_runs(request):
                 yield response

@@ -1,4 +1,4 @@
-"""RunService.RewindRun and ForkRun: a run goes back to an earlier step, or a new one begins there. Knows no transport."""
+"""RunService's RewindRun and ForkRun: a run goes back to an earlier step, or a new run starts there. Knows no transport."""
 
 import logging
 import secrets
@@ -20,10 +20,10 @@ _ATTEMPTS: Final = 5
 
 
 class Lineage:
-    """Rewinds and forks runs; the state at their new beginning is replayed from the history, bit for bit.
+    """Rewinds and forks runs. The tuner's state at the new start is replayed from the history, bit for bit.
 
     Args:
-        engine: the open runs, and the store's thread.
+        engine: the held runs and the store's thread.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -34,14 +34,14 @@ class Lineage:
     async def rewind(self, request: run_service_pb2.RewindRunRequest) -> RunRow:
         """See RunService.RewindRun."""
         name = _convert.run_name_in(request.name)
-        async with self._engine.registry.alone(name):
+        async with self._engine.registry.lock(name):
             for _ in range(_ATTEMPTS):
-                row = await self._engine.settled(name)
+                row = await self._engine.flushed(name)
                 if held(row) and not request.fence:
                     raise ServiceError(
                         "RUN_HELD",
-                        f"{name} is held by a session, which would go on where it is; stop its trainer first (SIGTERM closes "
-                        "the session), or, if that is dead already, ask to fence it",
+                        f"{name} is held by a session, which would keep training from where it is; stop its trainer first "
+                        "(SIGTERM closes the session), or set `fence` if the trainer is already dead",
                         {"name": name, "session": row.session},
                     )
                 if request.after_step == row.last_step and not held(row):
@@ -49,14 +49,14 @@ class Lineage:
                 state = await self._state(row, request.after_step)
                 try:
                     return await self._rewind(name, state)
-                except OwnershipLost as error:  # somebody opened it at this moment: look again
+                except OwnershipLost as error:  # someone opened the run at this moment: look again
                     log.info("%s: %s", name, error)
         raise _busy(name)
 
     async def _rewind(self, name: names.RunName, state: TunerState) -> RunRow:
         successor = secrets.randbits(62) + 1
         with self._engine.registry.fencing(name, successor):
-            row = await self._engine.settled(name)  # steps may have come meanwhile; from here on none does
+            row = await self._engine.flushed(name)  # with the steps taken until the fence; none follows
             from_to = f"from step {row.last_step} to {state.step}"
             event = EventRow(
                 time_ns(), state.step, EventKind.REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
@@ -70,18 +70,18 @@ class Lineage:
                     session=successor if held(row) else 0,
                     state=state.to_bytes(),
                     scale=state.scale,
-                    message=f"taken back by hand {from_to}; no trainer has opened it since",
+                    message=f"rewound by hand {from_to}; no trainer has opened it since",
                     events=(event,),
                 ),
             )
-        log.info("%s: taken back by hand %s", name, from_to)
+        log.info("%s: rewound by hand %s", name, from_to)
         return now
 
     async def fork(self, request: run_service_pb2.ForkRunRequest) -> RunRow:
         """See RunService.ForkRun."""
         source, name = _convert.run_name_in(request.source, "source"), _convert.run_name_in(request.name)
         for _ in range(_ATTEMPTS):
-            row = await self._engine.settled(source)
+            row = await self._engine.flushed(source)
             if await self._call(self._store.get, name.project, name.run) is not None:
                 raise _exists(name)
             state = await self._state(row, request.after_step)
@@ -111,7 +111,7 @@ class Lineage:
         raise _busy(source)
 
     async def _state(self, row: RunRow, after_step: int) -> TunerState:
-        """The tuner's state of a run after a step that it has.
+        """The tuner's state of a run after one of its steps.
 
         Raises:
             ServiceError: RESUME_STEP_UNKNOWN.
@@ -120,7 +120,7 @@ class Lineage:
         if after_step > row.last_step:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",
-                f"step {after_step} is above step {row.last_step}, the run's last; name that one, or an earlier one",
+                f"step {after_step} is after the run's last step, {row.last_step}; choose that one or an earlier one",
                 facts,
                 field="after_step",
             )
@@ -130,8 +130,8 @@ class Lineage:
         if state is None:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",
-                f"the state after step {after_step} can't be made again: steps before it are missing, are not kept exactly "
-                "any more, or follow a state that came with a checkpoint; start the trainer from its checkpoint instead",
+                f"the state after step {after_step} can't be replayed: earlier steps are missing, were thinned out, or follow "
+                "a state that came from a checkpoint; start the trainer from its checkpoint instead",
                 facts,
                 field="after_step",
             )
@@ -139,13 +139,15 @@ class Lineage:
 
 
 def held(row: RunRow) -> bool:
-    """Whether a session holds the run. (One that was fenced by hand leaves the number of nobody's session behind.)"""
+    """Whether a session holds the run. (After a fence by hand the row has a session number that nobody knows.)"""
     return row.session != 0 and row.status == RunStatus.RUNNING
 
 
 def _exists(name: names.RunName) -> ServiceError:
-    return ServiceError("RUN_EXISTS", f"{name} exists; choose another name, or delete it first", {"name": name}, field="name")
+    return ServiceError(
+        "RUN_EXISTS", f"{name} already exists; choose another name, or delete the run first", {"name": name}, field="name"
+    )
 
 
 def _busy(name: names.RunName) -> ServiceError:
-    return ServiceError("STORE_UNAVAILABLE", f"{name} is being taken by others; try again")
+    return ServiceError("STORE_UNAVAILABLE", f"{name} is being opened by other processes; try again")

@@ -1,6 +1,6 @@
-"""What one server process counts, for whoever watches it: plain numbers, cheap to add to, and one dict to read them all.
+"""Counters of one server process: plain numbers that are cheap to update, and one dict to read them all.
 
-Only `step_seconds` is touched per message, and nothing per step: what became of steps is counted per commit.
+Only `step_seconds` is updated per message and nothing per step: outcomes of steps are counted per commit.
 """
 
 from bisect import bisect_left
@@ -16,7 +16,7 @@ COMMIT_SECONDS: Final = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
 
 
 class Histogram:
-    """How many values there were up to each bound, and their sum."""
+    """How many values fell under each bound, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -31,7 +31,7 @@ class Histogram:
         self.sum += value
 
     def as_dict(self) -> dict[str, Any]:
-        """`counts` has one more than `bounds`: what is above all of them."""
+        """`counts` has one more entry than `bounds`, for values above all of them."""
         return {"bounds": self.bounds, "counts": self.counts, "sum": self.sum}
 
 
@@ -39,10 +39,10 @@ class Metrics:
     """Counts since the start of the process.
 
     Attributes:
-        step_seconds: time in the tuners for one message of steps.
-        commit_seconds: time of one group commit in the store.
+        step_seconds: tuner time for one message of steps.
+        commit_seconds: store time for one group commit.
         opened: sessions, by how they were opened.
-        commits_failed: group commits that the store refused; each is tried again.
+        commits_failed: group commits that failed; each is retried.
         lost: runs that another server took over.
     """
 
@@ -55,7 +55,7 @@ class Metrics:
         self._outcomes = [0, 0, 0, 0]
 
     def committed(self, commits: Iterable[Commit], seconds: float) -> None:
-        """A group commit that the store took."""
+        """Counts a group commit that succeeded."""
         self.commit_seconds.add(seconds)
         for commit in commits:
             found = outcomes(len(commit.scale), commit.records)

@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
+from mechanicd.service._active_run import ActiveRun
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
-from mechanicd.service._open_run import OpenRun
 from mechanicd.store import OwnershipLost
 from mechanicd.v1 import names
 
@@ -38,12 +38,12 @@ class Registry:
 
     Attributes:
         by_session: the runs by the session that holds them. Public for the hot path, which reads it once per step; it may
-            contain a run that is being fenced (`OpenRun.fenced_by`), whose steps must be refused.
+            contain a run that is being fenced (`ActiveRun.fenced_by`), whose steps must be refused.
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        self.by_session: dict[int, OpenRun] = {}
-        self._by_name: dict[names.RunName, OpenRun] = {}
+        self.by_session: dict[int, ActiveRun] = {}
+        self._by_name: dict[names.RunName, ActiveRun] = {}
         self._metrics = metrics
         # Session → its successor, or 0 where another server took the run over together with its session. Oldest first.
         self._former: OrderedDict[int, int] = OrderedDict()
@@ -54,7 +54,7 @@ class Registry:
 
     # --- who holds a run ---------------------------------------------------------------------------------------------
 
-    def get(self, session: int) -> OpenRun:
+    def get(self, session: int) -> ActiveRun:
         """The run that a session holds.
 
         Raises:
@@ -65,11 +65,11 @@ class Registry:
             raise self.refusal(session)
         return run
 
-    def named(self, name: names.RunName) -> OpenRun | None:
+    def named(self, name: names.RunName) -> ActiveRun | None:
         """The run of this name, if a session holds it here; it may be fenced already."""
         return self._by_name.get(name)
 
-    def hold(self, name: names.RunName, run: OpenRun) -> None:
+    def hold(self, name: names.RunName, run: ActiveRun) -> None:
         """The run's session holds it here from now on. Call it after the store has said so."""
         self._former.pop(run.row.session, None)  # it may be back from another server
         self._by_name[name] = run
@@ -81,7 +81,7 @@ class Registry:
         if run is not None:
             self._drop(run)
 
-    def lost(self, run: OpenRun) -> None:
+    def lost(self, run: ActiveRun) -> None:
         """Another server took the run over: a commit or a claim found an epoch in its row that is not ours."""
         if self.by_session.get(run.row.session) is not run:
             return  # it was closed or deleted here
@@ -91,11 +91,11 @@ class Registry:
         self._remember(run.row.session, 0)
 
     @contextlib.contextmanager
-    def fencing(self, name: names.RunName, successor: int) -> Iterator[OpenRun | None]:
+    def fencing(self, name: names.RunName, successor: int) -> Iterator[ActiveRun | None]:
         """Refuses the session that holds the run here, while the body gives the run to `successor` in the store.
 
         Only the body's success makes the fence permanent. If the store fails, the old session keeps the run and goes on;
-        its steps were refused as fenced only where the store had to decide at that moment. The caller holds `alone(name)`,
+        its steps were refused as fenced only where the store had to decide at that moment. The caller holds `lock(name)`,
         so there is one fence at a time.
 
         Yields:
@@ -119,7 +119,7 @@ class Registry:
         self._remember(run.row.session, successor)
 
     @contextlib.asynccontextmanager
-    async def alone(self, name: names.RunName) -> AsyncIterator[None]:
+    async def lock(self, name: names.RunName) -> AsyncIterator[None]:
         """A lock per run name, for whoever changes who holds the run on this server. It lives only while somebody wants it.
 
         Other servers are not locked out: they are kept apart by the epoch in the run's row.
@@ -168,7 +168,7 @@ class Registry:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _drop(self, run: OpenRun) -> None:
+    def _drop(self, run: ActiveRun) -> None:
         self.by_session.pop(run.row.session, None)
         name = names.RunName(run.row.project, run.row.run)
         if self._by_name.get(name) is run:  # a successor may hold the name already

@@ -1,4 +1,4 @@
-"""The tuner's state after any step of a run's history: its steps are taken again, and each must give the S it gave then."""
+"""The tuner's state after any step of a run, by replaying its history: each step must give the same S as it did then."""
 
 from typing import Final
 
@@ -10,9 +10,9 @@ _PAGE: Final = 10_000
 
 
 def replayed(store: Store, row: RunRow, after_step: int) -> TunerState | None:
-    """The state after a step of the run's own history; None where steps are missing, or follow a state that was adopted.
+    """The state after a step of the run's history; None where steps are missing, or follow an adopted state.
 
-    Blocks: call it on the store's thread.
+    Blocking: call it on the store's thread.
     """
     tuner = Tuner(row.config)
     state = tuner.init()
@@ -28,6 +28,6 @@ def replayed(store: Store, row: RunRow, after_step: int) -> TunerState | None:
                 continue
             groups = list(map(Reductions, taken.delta_dot_g, taken.delta_dot_x, taken.g_norm_sq, taken.x_norm_sq))
             state = tuner.update(state, groups)
-            if state.scale != taken.scale:  # it followed an adopted state
+            if state.scale != taken.scale:  # the recorded step started from an adopted state
                 return None
     return state

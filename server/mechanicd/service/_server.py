@@ -1,4 +1,4 @@
-"""One server process: where it listens, whether it is well, and how it ends."""
+"""One server process: its addresses, its health, and its shutdown."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from mechanicd.runs import Silence
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
-from mechanicd.service._runs import Runs
+from mechanicd.service._run_service import RunService
 from mechanicd.service._writer import Retention
 from mechanicd.store import Store
 from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
@@ -32,12 +32,12 @@ SERVICES: Final = (
 
 
 Companion = Callable[[Sequence[str], Callable[[], Mapping[str, Any]]], contextlib.AbstractAsyncContextManager[str]]
-"""Something beside the gRPC service, such as the page. It is given the addresses of the service, and what reads this server's
-counts, as plain JSON values; its context gives the address that it listens on."""
+"""Something that runs beside the gRPC service, such as the dashboard. It gets the service's addresses and a function that reads
+this server's counters as plain JSON values. Its context returns the address that it listens on."""
 
 
 class ServeError(Exception):
-    """The server can't start as asked. `reason` is stable."""
+    """The server can't start as configured. `reason` is stable."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,12 +50,12 @@ class ServerConfig:
 
     Attributes:
         grpc: addresses, `HOST:PORT` (port 0 takes a free one) or `unix:PATH`.
-        insecure: allow addresses that other machines can reach, without TLS and tokens.
+        insecure: allow addresses that other machines can reach, although there is no TLS and no token.
         flush_interval: seconds within which a step is durable.
-        durability: "group" answers a step at once, and it is durable within `flush_interval`; "step" answers when it is.
-        grace: seconds that calls in flight have to end on SIGTERM.
-        retention: what of the history is given up with time.
-        silence: when a run that is held counts as silent.
+        durability: "group" answers a step at once and commits it within `flush_interval`; "step" answers once it is durable.
+        grace: seconds that calls in flight get to finish after SIGTERM.
+        retention: which history to discard over time.
+        silence: when a held run counts as silent.
     """
 
     grpc: Sequence[str] = field(default=("127.0.0.1:50051",))
@@ -70,11 +70,11 @@ class ServerConfig:
 async def serve(
     config: ServerConfig, store: Store, on_ready: Callable[[list[str], str], None], beside: Companion | None = None
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains: no new sessions, calls in flight end, every step is committed.
+    """Serves until SIGTERM or SIGINT, then drains: no new sessions, calls in flight finish, every step is committed.
 
     Args:
-        on_ready: called once, with the gRPC addresses that are listened on, and the companion's ("" without one).
-        beside: a companion, from before `on_ready` until the drain.
+        on_ready: called once, with the gRPC addresses that are bound and the companion's address ("" without one).
+        beside: a companion, which runs from before `on_ready` until the drain.
 
     Raises:
         ServeError: ADDRESS_NOT_LOOPBACK, MALFORMED_ADDRESS, PORT_IN_USE.
@@ -95,10 +95,10 @@ async def serve(
         task.add_done_callback(tasks.discard)
 
     engine = Engine(store, config.flush_interval, on_health, config.retention)
-    # Without SO_REUSEPORT a second server on the port is refused, instead of taking half of its calls.
+    # With SO_REUSEPORT, a second server could bind the same port and would silently take half of the calls.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)])
     tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine, config.durability == "step"), server)
-    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(Runs(engine, config.silence)), server)
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(RunService(engine, config.silence)), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(
         (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
@@ -112,12 +112,12 @@ async def serve(
         page = "" if beside is None else await stack.enter_async_context(beside(addresses, engine.counts))
         on_ready(addresses, page)
         await stopping.wait()
-    log.info("draining: no new sessions, %.1f s for calls in flight", config.grace)
+    log.info("draining: no new sessions; calls in flight get %.1f s", config.grace)
     engine.drain()
     await health_servicer.enter_graceful_shutdown()
     await server.stop(config.grace)
     await engine.stop()
-    log.info("stopped: every step taken is committed")
+    log.info("stopped: every answered step is committed")
 
 
 async def _set_health(servicer: HealthServicer, healthy: bool) -> None:
@@ -127,10 +127,10 @@ async def _set_health(servicer: HealthServicer, healthy: bool) -> None:
 
 
 def check_address(address: str, insecure: bool, unix: bool = True) -> None:
-    """Refuses what is no address, and what other machines can reach unless `insecure`.
+    """Refuses a malformed address, and one that other machines can reach unless `insecure`.
 
     Args:
-        unix: whether `unix:PATH` is one.
+        unix: whether `unix:PATH` is allowed.
 
     Raises:
         ServeError: MALFORMED_ADDRESS or ADDRESS_NOT_LOOPBACK.
@@ -150,7 +150,7 @@ def check_address(address: str, insecure: bool, unix: bool = True) -> None:
         raise ServeError(
             "ADDRESS_NOT_LOOPBACK",
             f"{address} can be reached from other machines, and there is no TLS and no token yet; "
-            "bind to 127.0.0.1, or say --insecure if the network is yours alone",
+            "bind to 127.0.0.1, or pass --insecure if you trust everyone on the network",
         )
 
 
@@ -160,8 +160,8 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
     except RuntimeError:
         port = 0
     if not port:
-        why = "its folder is missing or can't be written to" if address.startswith("unix:") else "another program listens there"
-        raise ServeError("PORT_IN_USE", f"{address} can't be bound: {why}; choose another address")
+        why = "its folder is missing or not writable" if address.startswith("unix:") else "another program is using the port"
+        raise ServeError("PORT_IN_USE", f"can't bind {address}: {why}; choose another address")
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"

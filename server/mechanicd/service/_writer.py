@@ -1,4 +1,8 @@
-"""Group commit: steps gather in memory and go to the store together, on one thread, every few milliseconds."""
+"""Group commit: steps are collected in memory and committed together, on one thread, every few milliseconds.
+
+All store calls run on one thread, in the order in which the event loop submits them, so the store needs no lock and a read that
+is submitted after a commit sees it.
+"""
 
 import asyncio
 import contextlib
@@ -9,9 +13,9 @@ from dataclasses import dataclass
 from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
 
+from mechanicd.service._active_run import ActiveRun
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
-from mechanicd.service._open_run import OpenRun
 from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError
 
 log = logging.getLogger("mechanicd.service")
@@ -20,48 +24,48 @@ T = TypeVar("T")
 RETRY_SECONDS: Final = 0.5
 FOLD_BYTES: Final = 16 * 2**20
 FOLD_SECONDS: Final = 30.0
-"""The journal is folded when it is this large, or this old: a fold rewrites the newest chunk of each run in it."""
+"""The journal is folded when it is this large or this old. A fold rewrites the newest chunk of each run in it."""
 TEND_SECONDS: Final = 1.0
 RETAIN_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What of the history is given up with time.
+    """Which history is discarded over time.
 
     Attributes:
-        keep_steps: the exact steps kept of each run, counted from its end; earlier ones leave their extremes. None: all.
-        keep_days: runs whose last step is older are deleted. None: never.
+        keep_steps: how many exact steps to keep per run, counted from its end; of earlier ones the extremes remain. None: all.
+        keep_days: runs whose last step is older are deleted. None: never delete.
     """
 
     keep_steps: int | None = None
     keep_days: float | None = None
 
     def oldest(self, now: int) -> int | None:
-        """The time (ns since 1970) that a run's last step must not be before."""
+        """The time (ns since 1970) of the oldest last step that a run may have."""
         return None if self.keep_days is None else now - int(self.keep_days * 86_400e9)
 
 
 class Writer:
-    """Owns the store's thread.
+    """Owns the store's thread. Use it inside one event loop.
 
     Args:
-        store: where steps go.
-        interval: seconds between the first step that waits and its commit; others that come meanwhile join it.
-        on_lost: called with a run whose row has another owner now; its steps can't be kept.
-        on_health: called with False when the store fails and True when it works again.
-        retention: what is given up with time; None keeps all.
+        store: where steps are committed.
+        interval: seconds from the first waiting step to its commit; steps that arrive meanwhile join that commit.
+        on_lost: called with a run whose row has another owner now; its uncommitted steps are refused.
+        on_health: called with False when the store fails, and with True when it works again.
+        retention: which history to discard; None keeps all.
         metrics: where commits are counted.
 
     Attributes:
-        healthy: whether the store took the last that came.
+        healthy: whether the last attempt to use the store worked.
     """
 
     def __init__(
         self,
         store: Store,
         interval: float,
-        on_lost: Callable[[OpenRun], None],
+        on_lost: Callable[[ActiveRun], None],
         on_health: Callable[[bool], None],
         retention: Retention | None = None,
         metrics: Metrics | None = None,
@@ -71,8 +75,8 @@ class Writer:
         self._on_lost = on_lost
         self._on_health = on_health
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mechanicd-store")
-        self._dirty: set[OpenRun] = set()
-        self._waiting: list[tuple[OpenRun, int, asyncio.Future[None]]] = []
+        self._dirty: set[ActiveRun] = set()
+        self._waiting: list[tuple[ActiveRun, int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._commit_lock = asyncio.Lock()
@@ -85,11 +89,11 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to commit what `mark` names. Call it inside the event loop."""
+        """Starts to commit the runs that are marked. Call it inside the event loop."""
         self._task = asyncio.create_task(self._run(), name="mechanicd-writer")
 
-    def mark(self, run: OpenRun) -> None:
-        """The run has steps that wait. Cheap: called at every step."""
+    def mark(self, run: ActiveRun) -> None:
+        """The run has something to commit. Cheap, because it is called at every step."""
         self._dirty.add(run)
         self._wake.set()
 
@@ -110,11 +114,11 @@ class Writer:
                 "STORE_UNAVAILABLE", "the store can't be read or written right now; nothing changed, try again in a moment"
             ) from None
 
-    async def flush(self, run: OpenRun) -> None:
-        """Waits until the run's steps so far are durable.
+    async def flush(self, run: ActiveRun) -> None:
+        """Waits until the run's steps so far are durable. Steps that arrive while it waits are not waited for.
 
         Raises:
-            ServiceError: STORE_UNAVAILABLE.
+            ServiceError: STORE_UNAVAILABLE, OWNERSHIP_LOST.
         """
         target = run.state.step
         if run.durable_step >= target:
@@ -129,11 +133,11 @@ class Writer:
         await self.call(self.store.commit, [], [release])
 
     async def stop(self) -> None:
-        """Commits what waits, and ends. The store stays open."""
+        """Commits what is waiting, and stops. The store stays open."""
         self._stopping = True
         self._wake.set()
         self._urgent.set()
-        if self._task is not None:  # not cancelled: the steps of a commit on its way would be lost
+        if self._task is not None:  # not cancelled: that would lose the steps of a commit in flight
             await self._task
         await self._commit()
         for _, _, future in self._waiting:
@@ -155,13 +159,13 @@ class Writer:
                     await asyncio.sleep(RETRY_SECONDS)
                     self._wake.set()
                     continue
-            # Between commits, a little at a time: fold what was committed, give up what is too old.
+            # Upkeep runs between commits, in small portions, so that no flush waits long for it.
             if more or self.store.unfolded > FOLD_BYTES or monotonic() - tended >= TEND_SECONDS:
                 more = await self._tend()
                 tended = monotonic()
 
     async def _tend(self) -> bool:
-        """One portion of the store's upkeep; whether there is more to do. Also how a lost store is noticed without steps."""
+        """One portion of the store's upkeep; returns whether there is more. Also notices a lost store when no steps arrive."""
         try:
             if self._folding or self.store.unfolded > FOLD_BYTES or monotonic() - self._folded >= FOLD_SECONDS:
                 self._folding = await self._in_thread(self.store.fold)
@@ -185,8 +189,9 @@ class Writer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _commit(self) -> bool:
-        """One group commit; whether the store took it."""
+        """One group commit; returns whether the store took it."""
         async with self._commit_lock:
+            # A run that is marked while this commit is in flight goes into the new set, and so into the next commit.
             runs, self._dirty = [run for run in self._dirty if run.dirty], set()
             if not runs:
                 return True
@@ -194,7 +199,7 @@ class Writer:
             begun = monotonic()
             try:
                 commits, kept = await self._in_thread(self._keep, runs, commits)
-            except Exception as error:  # not StoreError alone: whatever it is, the writer must go on, and health must tell
+            except Exception as error:  # not only StoreError: whatever it is, the writer must keep running and report it
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
                 self._dirty.update(runs)
@@ -202,6 +207,8 @@ class Writer:
                 self._fail(error)
                 return False
             self._metrics.committed(commits, monotonic() - begun)
+            # The commits of one transaction succeed one by one: each only if the run's row still has our epoch and session and
+            # is at the step that the commit starts from. Where it isn't, nothing was written and the run is no longer ours.
             for run, commit, ok in zip(runs, commits, kept, strict=True):
                 if ok:
                     run.committed(commit)
@@ -211,27 +218,25 @@ class Writer:
         self._well()
         return True
 
-    def _keep(self, runs: list[OpenRun], commits: list[Commit]) -> tuple[list[Commit], list[bool]]:
-        """On the store's thread: the vitals, and the commit itself."""
+    def _keep(self, runs: list[ActiveRun], commits: list[Commit]) -> tuple[list[Commit], list[bool]]:
+        """On the store's thread: computes the stats, and commits."""
         sealed = [run.sealed(commit) for run, commit in zip(runs, commits, strict=True)]
         return sealed, self.store.commit(sealed, [])
 
     def _well(self) -> None:
         if not self.healthy:
             self.healthy = True
-            log.warning("store: works again")
+            log.warning("store: working again")
             self._on_health(True)
 
-    def _settle(self, lost: set[OpenRun]) -> None:
+    def _settle(self, lost: set[ActiveRun]) -> None:
         still = []
         for run, target, future in self._waiting:
             if future.done():
                 continue
             if run in lost:
                 future.set_exception(
-                    ServiceError(
-                        "OWNERSHIP_LOST", "the run was deleted, or another server took it over; open the session again"
-                    )
+                    ServiceError("OWNERSHIP_LOST", "the run was deleted or another server took it over; open the session again")
                 )
             elif run.durable_step >= target:
                 future.set_result(None)
@@ -242,7 +247,11 @@ class Writer:
     def _fail(self, error: Exception) -> None:
         if self.healthy:
             self.healthy = False
-            log.error("store: %s; steps are kept in memory and tried again", error)
+            log.error(
+                "store: %s; steps are kept in memory, and the commit is retried",
+                error,
+                exc_info=None if isinstance(error, StoreError) else error,
+            )
             self._on_health(False)
         for _, _, future in self._waiting:
             if not future.done():
@@ -251,4 +260,6 @@ class Writer:
 
 
 def _unavailable() -> ServiceError:
-    return ServiceError("STORE_UNAVAILABLE", "the store refuses writes; the steps are kept in memory, try again in a moment")
+    return ServiceError(
+        "STORE_UNAVAILABLE", "the store can't be written right now; the steps are kept in memory, try again in a moment"
+    )

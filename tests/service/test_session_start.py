@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mechanicd.runs import RunRow, RunStatus
 from mechanicd.service import ServiceError
-from mechanicd.service._sessions import (
+from mechanicd.service._session_start import (
     ADOPTED,
     CREATED,
     RESUMED,
@@ -64,16 +64,25 @@ CASES: list[tuple[str, int, bool, Start, Any, int, TunerState | None, str]] = [
     ("a run that nobody knew", 0, True, None, CREATED, 0, state(0), "new"),
     ("a training that begins", 0, True, 0, CREATED, 0, state(0), "new"),
     ("a checkpoint from before the first step", 0, True, state(0), CREATED, 0, state(0), "both have"),
-    ("a checkpoint, and a server that lost its store", 0, True, state(7), ADOPTED, 7, state(7), "knew nothing"),
-    ("whatever the server has", 7, False, None, RESUMED, 7, state(7), "goes on after step 7"),
-    ("a run that never stepped", 0, False, 0, RESUMED, 0, state(0), "goes on after step 0"),
-    ("the step that the server has", 7, False, 7, RESUMED, 7, state(7), "goes on after step 7"),
+    ("a checkpoint, and a server that lost its store", 0, True, state(7), ADOPTED, 7, state(7), "did not know the run"),
+    ("whatever the server has", 7, False, None, RESUMED, 7, state(7), "continues after step 7"),
+    ("a run that never stepped", 0, False, 0, RESUMED, 0, state(0), "continues after step 0"),
+    ("the step that the server has", 7, False, 7, RESUMED, 7, state(7), "continues after step 7"),
     ("the checkpoint of the last step", 7, False, state(7), RESUMED, 7, state(7), "both have"),
-    ("an older checkpoint", 7, False, state(4), REWOUND, 4, state(4), "the checkpoint is at step 4, the server had 7"),
+    ("an older checkpoint", 7, False, state(4), REWOUND, 4, state(4), "the checkpoint is at step 4, the server was at step 7"),
     ("an older checkpoint of another training", 7, False, state(4, True), REWOUND, 4, state(4, True), "rewinds"),
-    ("an older step", 7, False, 4, REWOUND, 4, None, "after step 4, the server had 7: the run rewinds"),
-    ("a training that begins anew", 7, False, 0, REWOUND, 0, state(0), "begins anew"),
-    ("a newer checkpoint", 7, False, state(9), ADOPTED, 9, state(9), "the server had step 7: its state is adopted"),
+    ("an older step", 7, False, 4, REWOUND, 4, None, "after step 4, the server was at step 7: the run rewinds"),
+    ("a training that begins anew", 7, False, 0, REWOUND, 0, state(0), "training starts over"),
+    (
+        "a newer checkpoint",
+        7,
+        False,
+        state(9),
+        ADOPTED,
+        9,
+        state(9),
+        "the server was at step 7: the checkpoint's state is adopted",
+    ),
     ("a checkpoint of another training", 7, False, state(7, True), ADOPTED, 7, state(7, True), "adopted"),
 ]
 
@@ -94,7 +103,7 @@ def test_a_step_that_the_server_has_not_got_is_refused_with_both_numbers(last: i
     assert caught.value.reason == "RESUME_STEP_UNKNOWN"
     assert caught.value.metadata == {"requested": str(start), "last_step": str(last)}
     assert caught.value.field == "after_step"
-    assert "send the tuner state of your checkpoint" in caught.value.message
+    assert "send your checkpoint's tuner state" in caught.value.message
 
 
 STARTS = st.one_of(st.none(), st.integers(0, 12), st.builds(state, st.integers(0, 12), st.booleans()))
@@ -106,7 +115,7 @@ def test_the_outcome_fits_the_steps_whatever_is_asked(last: int, fresh: bool, st
     fresh = fresh and last == 0
     asked = start.step if isinstance(start, TunerState) else start
     if isinstance(start, int) and start > last:
-        with pytest.raises(ServiceError, match="but the server has steps up to"):
+        with pytest.raises(ServiceError, match="but the server only has steps up to"):
             decide(row(last), fresh, start)
         return
     decision = decide(row(last), fresh, start)
@@ -162,7 +171,7 @@ def test_each_difference_of_a_config_is_named_with_both_values_and_no_other(fiel
     assert error.metadata == {field: f"{getattr(CONFIG, field)} ≠ {OTHERS[field]}" for field in fields}
     for field, text in error.metadata.items():
         assert f"{field}: {text}" in error.message
-    assert "use the stored config, or another run name" in error.message
+    assert "use the stored config or another run name" in error.message
 
 
 def test_a_difference_too_long_to_print_is_shortened_and_the_advice_stays() -> None:
@@ -174,4 +183,4 @@ def test_a_difference_too_long_to_print_is_shortened_and_the_advice_stays() -> N
         assert " … " in text
         assert "≠ ('all',)" in text
         assert len(text.encode()) <= 800
-    assert caught.value.message.endswith("use the stored config, or another run name")
+    assert caught.value.message.endswith("use the stored config or another run name")

@@ -1,4 +1,9 @@
-"""A run in memory: its tuner, and the steps that the store has not got yet."""
+"""A run in memory: its tuner, and the steps that are not committed yet.
+
+A step is answered from memory and committed later, so three step numbers matter: `state.step` (answered), `_committing_after`
+(handed to the writer) and `durable_step` (in the store), in this order from high to low. Only a failed commit moves one of them
+back: `restore` resets `_committing_after`.
+"""
 
 from dataclasses import replace
 from time import time_ns
@@ -17,16 +22,18 @@ StepResult = tuner_service_pb2.StepResult
 _NAN = float("nan")
 
 
-class OpenRun:
-    """One run that a session holds. `step` is the hot path: no lock, no log, no store, no task.
+class ActiveRun:
+    """A run that a session holds. `step` is the hot path: no lock, no log line, no store call, no task.
+
+    Everything runs on the event loop, except `sealed`, which runs on the store's thread and changes nothing.
 
     Attributes:
-        row: the run as it was when the session took hold.
+        row: the run as stored when the session took it.
         state: the tuner's state after the last step.
         begun_after: the step after which the session began.
         durable_step: the last step that the store has.
-        fenced_by: the session that took the run over, 0 while this one holds it.
-        vitals: after the durable step; `away` and `returns` in them as of now.
+        fenced_by: the session that is taking the run over, or 0. While it is set, no step may be taken.
+        stats: as of the durable step, except `away` and `returns`, which are current.
     """
 
     __slots__ = (
@@ -69,19 +76,19 @@ class OpenRun:
         self._last = None if last is None else rebuilt(row.session, last)
 
     def now(self) -> RunRow:
-        """The run's row as it will be with all steps so far."""
+        """The run's row as it will be once all steps so far are committed."""
         return replace(self.row, last_step=self.state.step, step_time=self._step_time, interval=self._interval)
 
     @property
     def dirty(self) -> bool:
-        """Whether steps wait for their commit, or something to note."""
+        """Whether there is anything to commit: steps, events, or changed stats."""
         return bool(self._pending) or self._touched
 
     def step(self, request: StepRequest) -> StepResult:
-        """Takes one step, or gives the stored result of the last one again.
+        """Takes one step, or repeats the stored result of the last one.
 
         Raises:
-            ServiceError: GROUP_COUNT_MISMATCH, NEGATIVE_SQUARE, STEP_OUT_OF_ORDER, STEP_CONFLICT; nothing changed then.
+            ServiceError: GROUP_COUNT_MISMATCH, NEGATIVE_SQUARE, STEP_OUT_OF_ORDER, STEP_CONFLICT. Nothing changed then.
         """
         if request.step != self.state.step + 1:
             return self._again(request)
@@ -99,7 +106,7 @@ class OpenRun:
         now = time_ns()
         if self._stepped:
             gap, usual = now - self._step_time, self._interval
-            # A slow average; a pause (an evaluation, a checkpoint) counts as eight intervals at most.
+            # A slow average in integers; a pause (an evaluation, a checkpoint) counts as eight intervals at most.
             self._interval = usual + ((min(gap, 8 * usual) - usual) >> 4) if usual else gap
         self._stepped = True
         lr = request.base_lr if request.HasField("base_lr") else None
@@ -112,7 +119,7 @@ class OpenRun:
             step=state.step,
             scale=state.scale,
             durable_step=self.durable_step,
-            outcome=outcome,  # type: ignore[arg-type]  # the store's numbers are the contract's
+            outcome=outcome,  # type: ignore[arg-type]  # the store and the contract use the same numbers
         )
         self.state, self._step_time, self._last = state, now, (request, result)
         return result
@@ -121,27 +128,31 @@ class OpenRun:
         if request.step == self.state.step and self._last is not None:
             taken, result = self._last
             return repeated(request, taken, result)
-        kind = TakenBefore if self.begun_after < request.step <= self.state.step else ServiceError
+        kind = AlreadyTaken if self.begun_after < request.step <= self.state.step else ServiceError
         raise kind(
             "STEP_OUT_OF_ORDER",
-            f"step {request.step} came, step {self.state.step + 1} was expected; "
-            "steps are 1, 2, … without a gap, and only those of the same session may be sent again",
+            f"got step {request.step}, expected step {self.state.step + 1}; steps are 1, 2, … without gaps, and a session may "
+            "resend only its own steps",
             {"expected": self.state.step + 1, "received": request.step},
         )
 
     def came_back(self, time: int, events: list[EventRow]) -> None:
-        """The session is back at `time` (ns since 1970), over another connection."""
+        """The session reconnected at `time` (ns since 1970)."""
         self.stats = self.stats.came_back(time)
         self._events += events
         self._touched = True
 
     def left(self, time: int) -> None:
-        """The trainer's connection ended, and the session is open."""
+        """The trainer's connection ended at `time` (ns since 1970); the session stays open."""
         self.stats = replace(self.stats, away=time)
         self._touched = True
 
     def collect(self) -> Commit:
-        """What the store has not got yet. Follow it by `sealed`, then by `committed` or `restore`."""
+        """What is not in the store yet. Call `sealed` on it next, then `committed` or `restore`.
+
+        One commit is in flight at a time. The next one starts after this one's last step, and the store accepts it only if the
+        row is at that step, so a commit that is lost can't be skipped.
+        """
         if self._pending and self.stats.away < self._step_time:
             self.stats = replace(self.stats, away=0)
         records, self._pending, self._touched = b"".join(self._pending), [], False
@@ -163,16 +174,17 @@ class OpenRun:
         )
 
     def sealed(self, commit: Commit) -> Commit:
-        """The commit with the vitals after its steps. Changes nothing here: any thread may call it."""
+        """The commit with the stats after its steps. Reads only what never changes, so any thread may call it."""
         return replace(commit, stats=commit.stats.after(self._groups, self._first_scale, commit.records))
 
     def committed(self, commit: Commit) -> None:
-        """The commit is on disk."""
+        """The commit is durable."""
         self.durable_step = commit.last_step
+        # The connection may have dropped or come back while the commit was in flight: keep what is current.
         self.stats = replace(commit.stats, away=self.stats.away, returns=self.stats.returns)
 
     def restore(self, commit: Commit) -> None:
-        """The commit failed: its steps wait again."""
+        """The commit failed: its steps and events go back to the front of the queue, so that order is kept."""
         if commit.records:
             self._pending.insert(0, commit.records)
         self._events[:0] = commit.events
@@ -180,21 +192,21 @@ class OpenRun:
         self._committing_after = commit.after_step
 
 
-class TakenBefore(ServiceError):
-    """The session took this step before its last one; the history has its reply."""
+class AlreadyTaken(ServiceError):
+    """STEP_OUT_OF_ORDER, but the session took this step earlier: the history can repeat its result."""
 
 
 def repeated(request: StepRequest, taken: StepRequest, result: StepResult) -> StepResult:
-    """The result of a step that was taken already.
+    """The result of a step that was taken already: the same reductions give the same result, bit for bit.
 
     Raises:
-        ServiceError: STEP_CONFLICT, where it was taken with other reductions.
+        ServiceError: STEP_CONFLICT, where the reductions differ.
     """
     if request.hold == taken.hold and _same(request.reductions, taken.reductions):
         return result
     raise ServiceError(
         "STEP_CONFLICT",
-        f"step {request.step} was taken with other reductions; a step is sent again with the same ones, or not at all",
+        f"step {request.step} was already taken with other reductions; resend a step only with the same reductions",
         {"step": request.step},
     )
 
@@ -204,7 +216,7 @@ def _same(left: resources_pb2.Reductions, right: resources_pb2.Reductions) -> bo
 
 
 def rebuilt(session: int, row: StepRow) -> tuple[StepRequest, StepResult]:
-    """A step's request and result from the history, so that it may be sent again."""
+    """A step's request and result, rebuilt from the history."""
     record = _convert.step_out(row)
     request = StepRequest(
         session=session, step=row.step, reductions=record.reductions, hold=row.outcome == runs.StepOutcome.HELD

@@ -1,4 +1,4 @@
-"""Where a new session starts: a pure decision, with its reason in words."""
+"""Where a new session starts: a pure decision, with an explanation for people."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -15,7 +15,7 @@ ADOPTED: Final = tuner_service_pb2.OPEN_OUTCOME_ADOPTED
 REATTACHED: Final = tuner_service_pb2.OPEN_OUTCOME_REATTACHED
 
 Start = int | TunerState | None
-"""After a step, after the step of a checkpoint's tuner state, or after the server's last step."""
+"""What the trainer asks for: after this step, at a checkpoint's tuner state, or (None) after the server's last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Decision:
 
     Attributes:
         outcome: CREATED, RESUMED, REWOUND or ADOPTED.
-        after_step: the step it starts after.
+        after_step: the step that the session starts after.
         state: the tuner's state there, or None where it must be replayed from the history up to `after_step`.
-        explanation: the reason, for the log and the page.
+        explanation: why, for the log and the page.
     """
 
     outcome: "tuner_service_pb2.OpenOutcome"
@@ -38,11 +38,11 @@ class Decision:
 def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     """Where a session on this run starts.
 
-    A checkpoint wins over what the server has: parameters and Δ are the trainer's, and S belongs to them.
+    A checkpoint wins over the server: the parameters and Δ are the trainer's, and S only fits those.
 
     Args:
-        row: the run as stored, with all its steps committed.
-        fresh: whether it was created for this session.
+        row: the run as stored, with every answered step committed.
+        fresh: whether the run was created for this session.
         start: what the trainer asked for.
 
     Raises:
@@ -52,40 +52,44 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     if isinstance(start, TunerState):
         if start.step == last and start.to_bytes() == row.state:
             outcome = CREATED if fresh else RESUMED
-            return Decision(outcome, last, start, f"goes on after step {last}, which the checkpoint and the server both have")
+            return Decision(outcome, last, start, f"continues after step {last}, which the checkpoint and the server both have")
         if start.step < last:
             return Decision(
-                REWOUND, start.step, start, f"the checkpoint is at step {start.step}, the server had {last}: the run rewinds"
+                REWOUND,
+                start.step,
+                start,
+                f"the checkpoint is at step {start.step}, the server was at step {last}: the run rewinds",
             )
-        known = "knew nothing of the run" if fresh else f"had step {last}"
+        known = "did not know the run" if fresh else f"was at step {last}"
         return Decision(
-            ADOPTED, start.step, start, f"the checkpoint is at step {start.step}, the server {known}: its state is adopted"
+            ADOPTED,
+            start.step,
+            start,
+            f"the checkpoint is at step {start.step}, the server {known}: the checkpoint's state is adopted",
         )
     after_step = last if start is None else start
     if fresh and after_step == 0:
         return Decision(CREATED, 0, TunerState.initial(row.config), "a new run")
     if after_step == last:
-        return Decision(RESUMED, last, TunerState.from_bytes(row.state, row.config), f"goes on after step {last}")
+        return Decision(RESUMED, last, TunerState.from_bytes(row.state, row.config), f"continues after step {last}")
     if after_step > last:
         raise _step_unknown(after_step, last)
     if after_step == 0:
         state = TunerState.initial(row.config)
-        return Decision(
-            REWOUND, 0, state, f"the training begins anew, the server had step {last}: the run rewinds to its start"
-        )
+        return Decision(REWOUND, 0, state, f"training starts over, the server was at step {last}: the run rewinds to its start")
     return Decision(
-        REWOUND, after_step, None, f"asked to start after step {after_step}, the server had {last}: the run rewinds"
+        REWOUND, after_step, None, f"asked to start after step {after_step}, the server was at step {last}: the run rewinds"
     )
 
 
 def stats(row: RunRow, decision: Decision) -> RunStats:
-    """The vitals that a session begins with: where it does not go on after the last step, they begin anew."""
-    goes_on = decision.outcome in (CREATED, RESUMED)
-    return replace(row.stats, away=0) if goes_on else RunStats(since=decision.after_step)
+    """The stats that a session starts with. If it doesn't continue after the last step, they start over."""
+    continues = decision.outcome in (CREATED, RESUMED)
+    return replace(row.stats, away=0) if continues else RunStats(since=decision.after_step)
 
 
 def check_new(start: Start) -> None:
-    """Refuses a start that no new run has, before the run is made.
+    """Refuses a start that a new run can't have, before the run is created.
 
     Raises:
         ServiceError: RESUME_STEP_UNKNOWN.
@@ -95,10 +99,10 @@ def check_new(start: Start) -> None:
 
 
 def check_config(stored: TunerConfig, given: TunerConfig) -> None:
-    """Refuses a config that differs from the run's.
+    """Refuses a config that differs from the stored one.
 
     Raises:
-        ServiceError: CONFIG_MISMATCH, naming each difference.
+        ServiceError: CONFIG_MISMATCH, with each difference.
     """
     if stored == given:
         return
@@ -107,7 +111,7 @@ def check_config(stored: TunerConfig, given: TunerConfig) -> None:
     listed = "; ".join(f"{field}: {text}" for field, text in differences.items())
     raise ServiceError(
         "CONFIG_MISMATCH",
-        f"the run exists with another config (stored ≠ given: {listed}); use the stored config, or another run name",
+        f"the run exists with a different config (stored ≠ given: {listed}); use the stored config or another run name",
         differences,
         field="config",
     )
@@ -116,8 +120,8 @@ def check_config(stored: TunerConfig, given: TunerConfig) -> None:
 def _step_unknown(asked: int, last: int) -> ServiceError:
     return ServiceError(
         "RESUME_STEP_UNKNOWN",
-        f"asked to start after step {asked}, but the server has steps up to {last}; send the tuner state of your "
-        "checkpoint, or start after a step that the server has",
+        f"asked to start after step {asked}, but the server only has steps up to {last}; send your checkpoint's tuner state, "
+        "or start after a step that the server has",
         {"requested": asked, "last_step": last},
         field="after_step",
     )

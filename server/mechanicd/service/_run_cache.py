@@ -1,4 +1,4 @@
-"""All runs in memory, as of a moment ago: whoever looks often reads only the rows that changed."""
+"""A cache of all runs' rows: each refresh reads from the store only the rows that changed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,18 +9,18 @@ from mechanicd.runs import Alert, RunRow, Silence, alerts, judged
 from mechanicd.store import Store, changes
 
 JUDGE_NS: Final = 10**9
-"""A run that did not change is judged anew this often: it may have become silent."""
+"""How often a run that did not change is judged again: it may have become silent."""
 
 Seen = tuple[RunRow, list[Alert]]
-"""A run with its status and its needs at a moment."""
+"""A run with its status and its alerts at one moment."""
 
 
-class Table:
-    """The rows of a store. One reader of many at a time asks the store.
+class RunCache:
+    """All runs of a store. Readers take turns, so the store answers one at a time.
 
     Args:
-        store: where the runs are.
-        call: runs a store method on the store's own thread.
+        store: where the runs are kept.
+        call: runs a store method on the store's thread.
         silence: when a run counts as silent.
     """
 
@@ -34,7 +34,7 @@ class Table:
         self._lock = asyncio.Lock()
 
     async def read(self) -> list[RunRow]:
-        """Every run as it is now."""
+        """Every run as stored now."""
         async with self._lock:
             known = {id_: row.revision for id_, row in self._rows.items()}
             changed, gone = await self._call(changes, self._store, known)
@@ -44,12 +44,12 @@ class Table:
             return list(self._rows.values())
 
     def judge(self, row: RunRow) -> Seen:
-        """A run as it is judged now."""
+        """A run with its status and alerts as of now."""
         now = time_ns()
         return judged(row, now, self._silence), alerts(row, now, self._silence)
 
     async def watch(self) -> dict[int, Seen]:
-        """Every run by its id, as judged within the last second: for those who look often."""
+        """Every run by id, judged within the last second: cheap enough to call several times a second."""
         rows, before = await self.read(), self._seen
         if time_ns() - self._seen_at >= JUDGE_NS:
             before, self._seen_at = {}, time_ns()

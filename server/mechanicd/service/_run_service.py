@@ -1,4 +1,4 @@
-"""RunService: looking at runs and changing them. Takes messages and returns messages; knows no transport."""
+"""RunService's calls: queries and changes of runs. Takes messages and returns messages; knows no transport."""
 
 import asyncio
 import base64
@@ -11,17 +11,17 @@ from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._lineage import Lineage
-from mechanicd.service._table import Seen, Table
+from mechanicd.service._run_cache import RunCache, Seen
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
 
 
-class Runs:
-    """Answers RunService from the store, which lags the memory by one commit at most.
+class RunService:
+    """Answers RunService from the store, which is at most one commit behind memory.
 
     Args:
-        engine: the open runs, and the store's thread.
+        engine: the held runs and the store's thread.
         silence: when a run counts as silent.
     """
 
@@ -30,13 +30,13 @@ class Runs:
         self._store = engine.store
         self._call = engine.writer.call
         self._lineage = Lineage(engine)
-        self._table = Table(engine.store, engine.writer.call, silence or Silence())
+        self._cache = RunCache(engine.store, engine.writer.call, silence or Silence())
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """See RunService.GetRun."""
         row = await self._get(request.name)
         events = await self._call(self._store.events, row.id)
-        run = _convert.run_out(*self._table.judge(row), command=True)
+        run = _convert.run_out(*self._cache.judge(row), command=True)
         return run_service_pb2.GetRunResponse(run=run, events=map(_convert.event_out, events))
 
     async def list_runs(self, request: run_service_pb2.ListRunsRequest) -> run_service_pb2.ListRunsResponse:
@@ -47,10 +47,10 @@ class Runs:
         about = ("runs", request.parent, request.filter)
         token = _token_in(request.page_token, *about)
         after = (token[0], token[1]) if token else ("", "")
-        rows = [row for row in await self._table.read() if _is_in(row, project) and (row.project, row.run) > after]
+        rows = [row for row in await self._cache.read() if _is_in(row, project) and (row.project, row.run) > after]
         found = []
         for row in sorted(rows, key=lambda row: (row.project, row.run)):
-            seen = self._table.judge(row)
+            seen = self._cache.judge(row)
             if matches(*seen):
                 found.append(seen)
             if len(found) > size:
@@ -63,13 +63,13 @@ class Runs:
         )
 
     async def watch_runs(self, request: run_service_pb2.WatchRunsRequest) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
-        """See RunService.WatchRuns. Looks every `WATCH_SECONDS`."""
+        """See RunService.WatchRuns. Polls every `WATCH_SECONDS`."""
         project = _convert.project_in(request.parent)
         matches = _convert.filter_in(request.filter)
         shown: dict[int, Seen] = {}
         first = True
         while True:
-            seen = await self._table.watch()
+            seen = await self._cache.watch()
             now = {id_: each for id_, each in seen.items() if _is_in(each[0], project) and matches(*each)}
             changed = [each for id_, each in now.items() if _differs(shown.get(id_), each)]
             gone = sorted(_name(shown[id_][0]) for id_ in shown.keys() - now.keys())
@@ -85,7 +85,9 @@ class Runs:
         given = dict(request.run.labels)
         labels = dict(row.labels)
         if not request.update_mask.paths:
-            raise ServiceError("INVALID_UPDATE_MASK", "the mask is empty; name `labels` or `labels.KEY`", field="update_mask")
+            raise ServiceError(
+                "INVALID_UPDATE_MASK", "the update mask is empty; name `labels` or `labels.KEY` in it", field="update_mask"
+            )
         for path in request.update_mask.paths:
             key = path.removeprefix("labels.")
             if path == "labels":
@@ -93,7 +95,7 @@ class Runs:
             elif key == path or not key:
                 raise ServiceError(
                     "INVALID_UPDATE_MASK",
-                    f"{path!r} can't be changed; only `labels` and `labels.KEY` can",
+                    f"{path!r} can't be updated; only `labels` and `labels.KEY` can",
                     {"path": path},
                     field="update_mask",
                 )
@@ -103,12 +105,12 @@ class Runs:
                 labels.pop(key, None)
         await self._call(self._store.set_labels, row.id, _convert.labels_in(labels))
         row = await self._get(request.run.name)
-        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(*self._table.judge(row)))
+        return run_service_pb2.UpdateRunResponse(run=_convert.run_out(*self._cache.judge(row)))
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """See RunService.DeleteRun."""
         name = _convert.run_name_in(request.name)
-        async with self._engine.registry.alone(name):
+        async with self._engine.registry.lock(name):
             row = await self._get(request.name)
             await self._call(self._store.delete, row.id)
             # Only now: if the store failed, the run is still there and its session keeps it. What the session sent meanwhile
@@ -119,12 +121,12 @@ class Runs:
     async def rewind_run(self, request: run_service_pb2.RewindRunRequest) -> run_service_pb2.RewindRunResponse:
         """See RunService.RewindRun."""
         row = await self._lineage.rewind(request)
-        return run_service_pb2.RewindRunResponse(run=_convert.run_out(*self._table.judge(row)))
+        return run_service_pb2.RewindRunResponse(run=_convert.run_out(*self._cache.judge(row)))
 
     async def fork_run(self, request: run_service_pb2.ForkRunRequest) -> run_service_pb2.ForkRunResponse:
         """See RunService.ForkRun."""
         row = await self._lineage.fork(request)
-        return run_service_pb2.ForkRunResponse(run=_convert.run_out(*self._table.judge(row)))
+        return run_service_pb2.ForkRunResponse(run=_convert.run_out(*self._cache.judge(row)))
 
     async def query_series(self, request: run_service_pb2.QuerySeriesRequest) -> run_service_pb2.QuerySeriesResponse:
         """See RunService.QuerySeries."""
@@ -132,9 +134,11 @@ class Runs:
         size = _page_size(request.page_size, 1000, 10_000)
         first, last = request.first_step or 1, min(request.last_step or _convert.MAX_INTEGER, _convert.MAX_INTEGER)
         if first > last:
-            raise ServiceError("INVALID_RANGE", f"first_step {first} is above last_step {last}", field="first_step")
+            raise ServiceError("INVALID_RANGE", f"first_step {first} is after last_step {last}", field="first_step")
         if request.branch > row.rewinds:
-            raise ServiceError("INVALID_RANGE", f"branch {request.branch}: the run has {row.rewinds}", field="branch")
+            raise ServiceError(
+                "INVALID_RANGE", f"branch {request.branch} does not exist; the run has {row.rewinds}", field="branch"
+            )
         about = ("series", request.name, str(request.first_step), str(request.last_step), str(request.branch))
         token = _token_in(request.page_token, *about)
         if token:
@@ -154,9 +158,7 @@ class Runs:
         run = _convert.run_name_in(name)
         row = await self._call(self._store.get, run.project, run.run)
         if row is None:
-            raise ServiceError(
-                "RUN_NOT_FOUND", f"{name}: no such run; `mechanicd runs list` shows those there are", {"name": name}
-            )
+            raise ServiceError("RUN_NOT_FOUND", f"{name}: no such run; `mechanicd runs list` shows all runs", {"name": name})
         return row
 
 
@@ -169,7 +171,7 @@ def _name(row: RunRow) -> str:
 
 
 def _differs(before: Seen | None, now: Seen) -> bool:
-    """Whether a watcher should hear of it."""
+    """Whether a watcher must be sent the run again."""
     if before is None:
         return True
     (old, old_needs), (new, new_needs) = before, now
@@ -182,7 +184,9 @@ def _differs(before: Seen | None, now: Seen) -> bool:
 
 def _page_size(asked: int, default: int, most: int) -> int:
     if asked < 0:
-        raise ServiceError("INVALID_RANGE", f"page_size is {asked}; give 0 for the default, or more", field="page_size")
+        raise ServiceError(
+            "INVALID_RANGE", f"page_size is {asked}; use 0 for the default, or a positive number", field="page_size"
+        )
     return min(asked or default, most)
 
 
@@ -200,7 +204,7 @@ def _token_in(token: str, *about: str) -> list[str] | None:
     if digest != _digest(about) or not position:
         raise ServiceError(
             "INVALID_PAGE_TOKEN",
-            "the page token is not from a list with this parent and filter; send the same request with the token it gave",
+            "this page token came from a different request; send it with the request that returned it, unchanged",
             field="page_token",
         )
     return position
