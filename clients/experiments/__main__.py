@@ -16,7 +16,7 @@ from experiments import _catalogue, _data, _plan, _results
 from experiments._catalogue import Experiment
 from experiments._data import DataMissing
 from experiments._runner import HEAVY, Progress, RunFailed, Setup, run
-from mechanicd.demo._launch import DemoError, Server, Stopped, StopSignals
+from mechanicd.demo.processes import DemoError, Server, Stopped, StopSignals
 
 DEFAULT_WORK: Final = Path(".mechanicd", "experiments")
 _SAY_SECONDS: Final = 15.0

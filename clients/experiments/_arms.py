@@ -10,7 +10,7 @@ import torch
 
 from experiments import _models
 from experiments._catalogue import Training, schedule
-from mechanicd.demo._lion import Lion
+from mechanicd.demo.lion import Lion
 from mechanicd.torch import Mechanized, mechanize
 
 MOMENTUM: Final = 0.9

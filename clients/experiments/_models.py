@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from experiments._catalogue import Task
 from experiments._data import Arrays
-from mechanicd.demo._models import cnn
+from mechanicd.demo.models import cnn
 
 HEADS: Final = 4
 VOCABULARY: Final = 1024

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mechanicd.demo._lion import Lion
+from mechanicd.demo.lion import Lion
 
 
 def test_two_steps_by_hand():

@@ -11,8 +11,8 @@ import torch
 from mechanicd.demo import _data, _reports, train
 from mechanicd.demo._bases import BASES
 from mechanicd.demo._fleet import Recipe
-from mechanicd.demo._models import MODELS
 from mechanicd.demo._reports import Finished, Report, Started, Stepped
+from mechanicd.demo.models import MODELS
 
 
 @pytest.fixture(scope="module")

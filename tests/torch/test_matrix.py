@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from mechanicd.demo._lion import Lion
+from mechanicd.demo.lion import Lion
 from mechanicd.torch import mechanize
 from mechanicd.tuner import Reductions, Tuner, TunerConfig
 

@@ -1,8 +1,9 @@
-"""`mechanicd demo`: a small fleet of real trainings, tuned by a real server, beside the sweeps that it saves.
+"""`mechanicd demo`: a small fleet of real trainings on one real server, each compared with the sweep that it replaces.
 
-`_fleet` says what is trained; `_data`, `_models`, `_bases` and `_lion` are what it takes, and `train` is one training, in a
-process of its own that tells what it does by `_reports`. `_launch` keeps the processes, `_conduct` the course of events,
-`_progress` and `_outcome` what came of them, `_show` shows it, and `_command` is the command.
+`_fleet` lists what is trained, from `_data`, `models`, `_bases` and `lion`; `train` is one training, a process of its own that
+reports through `_reports`. `processes` starts and stops processes, `_scenario` runs the demo (one kill, one resume, the sweeps),
+`_progress` and `_outcome` collect the results, `_display` shows them, and `_command` is the command. The modules without an
+underscore are for other programs too: the experiments use them.
 """
 
 from mechanicd.demo._command import demo

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from mechanicd.demo._lion import Lion
+from mechanicd.demo.lion import Lion
 
 Base = Callable[[Iterable[Tensor], float], torch.optim.Optimizer]
 

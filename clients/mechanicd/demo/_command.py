@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from mechanicd.demo import _data, _fleet, _show
-from mechanicd.demo._conduct import Conductor, Folder
-from mechanicd.demo._launch import Crew, DemoError, Server, Stopped, StopSignals
+from mechanicd.demo import _data, _display, _fleet
 from mechanicd.demo._outcome import Outcome
+from mechanicd.demo._scenario import Conductor, Folder
+from mechanicd.demo.processes import Crew, DemoError, Server, Stopped, StopSignals
 
 
 @click.command(short_help="Train a small fleet on real digits, and compare with sweeps.")
@@ -63,7 +63,7 @@ def _tell(folder: Folder, outcomes: list[Outcome], seconds: float, quick: bool, 
     table = Console(highlight=False)
     if not table.is_terminal:
         table.width = max(table.width, 100)
-    table.print(_show.summary(outcomes, table.width))
+    table.print(_display.summary(outcomes, table.width))
     if quick:
         table.print("200 steps are too few to judge by: run without --quick for that.")
     table.print(f"\n{seconds:.0f} seconds in all. The runs are kept; to look at them again later:\n")
@@ -93,7 +93,7 @@ def _train(
             signals.check()
             server.check()
 
-        with _show.Board(console, conductor.runs, conductor.sweep_size) as board:
+        with _display.Board(console, conductor.runs, conductor.sweep_size) as board:
             board.note(f"server at {server.target}, store {folder.store_url}")
             board.note(f"meanwhile, in a browser: {server.page}")
             board.note(f"or in another terminal: mechanicd runs list --target {server.target}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mechanicd.demo import _data, _reports
 from mechanicd.demo._bases import BASES
 from mechanicd.demo._fleet import PROJECT, Recipe, schedule
-from mechanicd.demo._models import MODELS
+from mechanicd.demo.models import MODELS
 from mechanicd.torch import Mechanized, mechanize
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechanicd.demo import _reports
+from mechanicd.demo._display import Board
 from mechanicd.demo._fleet import Fleet, Recipe
-from mechanicd.demo._launch import Crew, DemoError, tail
 from mechanicd.demo._progress import Progress
-from mechanicd.demo._show import Board
+from mechanicd.demo.processes import Crew, DemoError, tail
 
 _TRAIN = ("-m", "mechanicd.demo.train")
 _SWEEP = "sweep of "

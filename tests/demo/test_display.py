@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from mechanicd.demo import _fleet, _show
+from mechanicd.demo import _display, _fleet
 from mechanicd.demo._outcome import Outcome
 from mechanicd.demo._progress import Progress
 from mechanicd.demo._reports import Finished, Started, Stepped
@@ -27,7 +27,7 @@ def _run(
 
 def _text(outcomes: list[Outcome], width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(_show.summary(outcomes, width))
+    console.print(_display.summary(outcomes, width))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -101,7 +101,7 @@ def test_the_kill_is_told(repeated: int, differing: int, words: str):
 def test_without_a_terminal_the_board_prints_a_line_now_and_then_and_no_escapes():
     file = io.StringIO()
     run = Progress(_fleet.Recipe("mlp", "sgd", 128, 200))
-    board = _show.Board(Console(file=file, width=200), [run], lambda _: 0)
+    board = _display.Board(Console(file=file, width=200), [run], lambda _: 0)
     with board:
         board.refresh()
         run.hear(Started(0))
@@ -122,7 +122,7 @@ def test_without_a_terminal_the_board_prints_a_line_now_and_then_and_no_escapes(
 def test_on_a_terminal_there_is_a_bar_for_each_run():
     file = io.StringIO()
     runs = [_run(), Progress(_fleet.Recipe("mlp", "lion", 32, 200))]
-    with _show.Board(Console(file=file, width=100, force_terminal=True), runs, lambda _: 5) as board:
+    with _display.Board(Console(file=file, width=100, force_terminal=True), runs, lambda _: 5) as board:
         board.refresh()
     text = file.getvalue()
     assert "mnist/cnn-adamw-b64" in text

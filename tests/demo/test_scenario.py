@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from mechanicd.demo import _conduct, _fleet, _reports
-from mechanicd.demo._conduct import Conductor, Folder
-from mechanicd.demo._launch import DemoError
+from mechanicd.demo._display import Board
 from mechanicd.demo._reports import Finished, Started, Stepped
-from mechanicd.demo._show import Board
+from mechanicd.demo._scenario import Conductor, Folder
+from mechanicd.demo.processes import DemoError
 
 
 class PretendedCrew:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mechanicd.demo import _launch
-from mechanicd.demo._launch import Crew, DemoError, Server, Stopped, StopSignals
+from mechanicd.demo.processes import Crew, DemoError, Server, Stopped, StopSignals
 
 
 def _hear_all(crew: Crew, seconds: float = 20.0) -> list[tuple[str, str | int]]:
