@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mechanicd.demo import _launch
+from mechanicd.demo import processes
 from mechanicd.demo.processes import Crew, DemoError, Server, Stopped, StopSignals
 
 
@@ -48,12 +48,12 @@ def test_standard_error_goes_to_a_log_of_that_name(tmp_path: Path):
         crew.start("mnist/one", ["-c", "raise SystemExit('no such digit')"])
         _hear_all(crew)
         assert crew.log("mnist/one") == tmp_path / "mnist-one.log"
-        assert _launch.tail(crew.log("mnist/one")) == "no such digit"
-    assert _launch.tail(tmp_path / "missing.log") == ""
+        assert processes.tail(crew.log("mnist/one")) == "no such digit"
+    assert processes.tail(tmp_path / "missing.log") == ""
 
 
 def test_no_process_outlives_its_crew_not_even_one_that_will_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_launch, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "STOP_SECONDS", 1.0)
     stubborn = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
     obedient = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     pids: list[int] = []

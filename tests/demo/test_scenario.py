@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mechanicd.demo import _conduct, _fleet, _reports
+from mechanicd.demo import _fleet, _reports, _scenario
 from mechanicd.demo._display import Board
 from mechanicd.demo._reports import Finished, Started, Stepped
 from mechanicd.demo._scenario import Conductor, Folder
@@ -84,7 +84,7 @@ def _conduct_quick(crew: PretendedCrew, *, sweeps: bool = True) -> tuple[Conduct
 
 
 def test_the_whole_fleet_starts_at_once_and_the_sweeps_as_processors_come_free(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_conduct, "_processors", lambda: 2)
+    monkeypatch.setattr(_scenario, "_processors", lambda: 2)
     crew, fleet = PretendedCrew(), _fleet.quick()
     conductor, _ = _conduct_quick(crew)
     names = [name for name, _ in crew.started]
