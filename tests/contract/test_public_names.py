@@ -6,7 +6,8 @@ import pytest
 
 PUBLIC = {
     "mechanicd.tuner": """
-        CONVENTIONS ConfigError InvalidArgument MechanicdError Reductions ReductionsError StateError Tuner TunerConfig
+        CONVENTIONS H_MAX R_MAX S_MAX V_MAX
+        ConfigError Convention InvalidArgument MechanicdError Reductions ReductionsError Row StateError Tuner TunerConfig
         TunerState
     """,
     "mechanicd.runs": """

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mechanicd.tuner import CONVENTIONS, Reductions, StateError, Tuner, TunerConfig, TunerState
-from mechanicd.tuner._rules import Row
+from mechanicd.tuner import CONVENTIONS, Reductions, Row, StateError, Tuner, TunerConfig, TunerState
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=60, phases=[Phase.generate])
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from mechanicd.jax._float64 import Exact
-from mechanicd.tuner import TunerConfig
-from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
+from mechanicd.tuner import H_MAX, R_MAX, S_MAX, V_MAX, TunerConfig
 
 
 class Table(NamedTuple):

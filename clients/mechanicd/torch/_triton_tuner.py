@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mechanicd.tuner import TunerConfig, TunerState
-from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
+from mechanicd.tuner import H_MAX, R_MAX, S_MAX, V_MAX, TunerConfig, TunerState
 
 BLOCK: Final = 32
 """Scale groups of a program."""

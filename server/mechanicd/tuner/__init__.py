@@ -13,19 +13,27 @@ float64, so the same reductions give the same bits on every machine; server, cli
 convention on plain floats, `_rules_numpy` the same rules over arrays of groups, and `_tuner` ties them together.
 """
 
-from mechanicd.tuner._config import CONVENTIONS, ConfigError, TunerConfig
+from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
+from mechanicd.tuner._config import CONVENTIONS, ConfigError, Convention, TunerConfig
 from mechanicd.tuner._errors import InvalidArgument, MechanicdError
 from mechanicd.tuner._reductions import Reductions, ReductionsError
+from mechanicd.tuner._rules import Row
 from mechanicd.tuner._state import StateError, TunerState
 from mechanicd.tuner._tuner import Tuner
 
 __all__ = [
     "CONVENTIONS",
+    "H_MAX",
+    "R_MAX",
+    "S_MAX",
+    "V_MAX",
     "ConfigError",
+    "Convention",
     "InvalidArgument",
     "MechanicdError",
     "Reductions",
     "ReductionsError",
+    "Row",
     "StateError",
     "Tuner",
     "TunerConfig",

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 from mechanicd.tuner._errors import InvalidArgument
 
-CONVENTIONS: Final = ("paper", "pytorch", "optax", "theory")
+Convention = Literal["paper", "pytorch", "optax", "theory"]
 """The named readings of the algorithm; see `TunerConfig.convention`."""
+CONVENTIONS: Final[tuple[Convention, ...]] = get_args(Convention)
 
 MAX_BETAS: Final = 64
 MAX_SCALE_GROUPS: Final = 65_536
@@ -45,7 +46,7 @@ class TunerConfig:
         ConfigError: a setting is out of its range.
     """
 
-    convention: str = "paper"
+    convention: Convention = "paper"
     betas: tuple[float, ...] = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
     s_decay: float = 0.01
     s_init: float = 1e-8
