@@ -7,8 +7,8 @@ import pytest
 PUBLIC = {
     "mechanicd.tuner": """
         CONVENTIONS H_MAX R_MAX S_MAX V_MAX
-        ConfigError Convention InvalidArgument MechanicdError Reductions ReductionsError Row StateError Tuner TunerConfig
-        TunerState
+        ConfigError Convention ConventionSpec InvalidArgument MechanicdError Reductions ReductionsError Row StateError
+        Tuner TunerConfig TunerState
     """,
     "mechanicd.runs": """
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING

@@ -10,9 +10,7 @@ import pytest
 from mechanicd.jax import _tuner
 from mechanicd.jax._float64 import Exact, from_bits, host_bits, to_bits, x64
 from mechanicd.jax._report import bits_of, same, state_of
-from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
-
-CONVENTIONS = ["paper", "pytorch", "optax", "theory"]
+from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 
 
 @pytest.fixture(params=[False, True], ids=["x32", "x64"])

@@ -12,7 +12,7 @@ import torch
 
 import mechanicd.torch
 from mechanicd.jax import mechanize, scale
-from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 from tests.tuner import test_parity as parity
 
 STEPS = 400
@@ -91,7 +91,7 @@ def train(parity: Any, problem: Any, tx: Any, S_of: Callable[[Any], float], path
 
 
 @pytest.mark.parametrize("layout", ["delta", "delta+ref"])
-@pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("groups", ["all", "tensor"])
 def test_pytorch_and_jax_agree(groups, convention, layout, server, project, history):
     """Two runs, each closed loop."""

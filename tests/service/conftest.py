@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import message_factory
 from google.rpc import error_details_pb2, status_pb2
 
-from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
 DEADLINE = 20.0
@@ -21,7 +21,6 @@ SERVICES = [
 ]
 METHODS = {method.name: method for service in SERVICES for method in service.methods}
 REASONS = set(errors_pb2.ErrorReason.keys())
-CONVENTIONS = {"paper": 1, "pytorch": 2, "optax": 3, "theory": 4}
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Training:
     def config(self) -> resources_pb2.TunerConfig:
         config = self.tuner.config
         fields = {name: getattr(config, name) for name in ("betas", "s_decay", "s_init", "eps", "initial_wealth")}
-        convention = CONVENTIONS[config.convention]
+        convention = CONVENTIONS[config.convention].wire
         return resources_pb2.TunerConfig(convention=convention, scale_groups=config.scale_groups, **fields)
 
     def open(self, **fields: Any) -> Any:

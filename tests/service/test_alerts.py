@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mechanicd.runs import Alert, AlertKind, RunRow, RunStats, RunStatus, Silence, StepRow, alerts, first_scale, pack
-from mechanicd.tuner import TunerConfig
+from mechanicd.tuner import CONVENTIONS, TunerConfig
 from tests.service import trainings
 
 S = 10**9
@@ -140,7 +140,7 @@ def test_nor_does_it_in_the_other_conventions(convention: Any) -> None:
     assert judged(trainings.train(X, trainings.regression(), trainings.sgd(), STEPS, config=config), config) == {}
 
 
-@pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
+@pytest.mark.parametrize("convention", CONVENTIONS)
 def test_a_run_without_a_step_needs_nothing_yet(convention: Any) -> None:
     config = TunerConfig(convention=convention)
     nan = (math.nan,)

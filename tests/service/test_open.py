@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
 CREATED = tuner_service_pb2.OPEN_OUTCOME_CREATED
@@ -49,7 +49,7 @@ def test_unset_settings_take_their_defaults_and_the_reply_has_every_field(new_tr
     assert training.open(config=None).outcome == RESUMED, "and no config at all is the same"
 
 
-@pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
+@pytest.mark.parametrize("convention", CONVENTIONS)
 def test_a_new_session_goes_on_after_the_last_step_with_the_same_bits(new_training: New, convention: str) -> None:
     training = new_training(config=TunerConfig(convention=convention, scale_groups=("a", "b")))
     training.open()

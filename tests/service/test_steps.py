@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.rpc import code_pb2
 
-from mechanicd.tuner import Reductions, TunerConfig
+from mechanicd.tuner import CONVENTIONS, Reductions, TunerConfig
 from mechanicd.v1 import errors_pb2, resources_pb2, tuner_service_pb2
 
 TUNED, NON_FINITE, HELD = (
@@ -57,7 +57,7 @@ def test_the_first_step_gives_the_first_scale(training: Any, take: Take) -> None
     assert 0.0 < result.scale[0] < 1e-7
 
 
-@pytest.mark.parametrize("convention", ["paper", "pytorch", "optax", "theory"])
+@pytest.mark.parametrize("convention", CONVENTIONS)
 def test_every_step_gives_the_bits_of_the_tuner(new_training: Callable[..., Any], take: Take, convention: str) -> None:
     training = new_training(config=TunerConfig(convention=convention, betas=(0.9, 0.999), s_init=1e-4))
     training.open()

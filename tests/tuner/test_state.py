@@ -29,7 +29,7 @@ VERSION_1 = bytes.fromhex(
 
 
 @repeatable
-@given(data=st.data(), convention=st.sampled_from(CONVENTIONS), groups=st.sampled_from([1, 2, 33]))
+@given(data=st.data(), convention=st.sampled_from(sorted(CONVENTIONS)), groups=st.sampled_from([1, 2, 33]))
 def test_bytes_bring_back_the_state_exactly(data, convention, groups):
     config, state = grown(data, convention, groups)
     back = TunerState.from_bytes(state.to_bytes(), config)
@@ -41,7 +41,7 @@ def test_bytes_bring_back_the_state_exactly(data, convention, groups):
 
 
 @repeatable
-@given(data=st.data(), convention=st.sampled_from(CONVENTIONS), groups=st.sampled_from([1, 2, 33]))
+@given(data=st.data(), convention=st.sampled_from(sorted(CONVENTIONS)), groups=st.sampled_from([1, 2, 33]))
 def test_pickle_and_copies_bring_back_the_state_exactly(data, convention, groups):
     _, state = grown(data, convention, groups)
     for back in (pickle.loads(pickle.dumps(state)), copy.deepcopy(state), copy.copy(state)):

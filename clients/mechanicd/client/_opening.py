@@ -1,11 +1,11 @@
 """Opening a session at a server: the request, which servers to try, and what the answer says."""
 
 import logging
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mechanicd.client._errors import ServerUnavailable
 from mechanicd.client._targets import Route
-from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.tuner import CONVENTIONS, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
 log = logging.getLogger("mechanicd.client")
@@ -79,7 +79,7 @@ class Opener:
 def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
     """The config as the wire has it, every field set."""
     return resources_pb2.TunerConfig(
-        convention=f"CONVENTION_{config.convention.upper()}",
+        convention=cast(resources_pb2.TunerConfig.Convention, CONVENTIONS[config.convention].wire),
         betas=config.betas,
         s_decay=config.s_decay,
         s_init=config.s_init,

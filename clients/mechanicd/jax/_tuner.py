@@ -5,7 +5,7 @@ around whatever a compiler may fuse or rewrite.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def scale(s: jax.Array) -> jax.Array:
 def advance(config: TunerConfig, table: Table, sums: Sums, exact: Exact) -> tuple[Table, jax.Array]:
     """The next state, and whether all scalars were finite; else the state stays as it is (Algorithm 1, lines 10–16)."""
     finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(value)) for value in sums]))
-    following = _RULES[config.convention](config, table, _h(config, scale(table.s), sums, exact), exact)
+    following = RULES[config.convention](config, table, _h(config, scale(table.s), sums, exact), exact)
     return Table(*(jnp.where(finite, after, before) for after, before in zip(following, table, strict=True))), finite
 
 
@@ -100,12 +100,14 @@ def _theory(config: TunerConfig, table: Table, h: jax.Array, exact: Exact) -> Ta
     return _table(rows)
 
 
-_RULES: dict[str, Callable[[TunerConfig, Table, jax.Array, Exact], Table]] = {
+RULES: Final[dict[str, Callable[[TunerConfig, Table, jax.Array, Exact], Table]]] = {
     "paper": _paper,
     "pytorch": _paper,
     "optax": _optax,
     "theory": _theory,
 }
+NOT_SUPPORTED: Final[frozenset[str]] = frozenset()
+"""Conventions of `mechanicd.tuner` that have no rule here; `mechanize` rejects them."""
 
 
 def _within(low: jax.Array | float, value: jax.Array, high: jax.Array | float) -> jax.Array:

@@ -22,6 +22,9 @@ from mechanicd.tuner import Reductions
 
 AHEAD: Final = 2
 CONVENTIONS: Final = ("paper", "pytorch")
+"""Those that `_triton_tuner` implements."""
+NOT_SUPPORTED: Final = ("optax", "theory")
+"""Those that it does not; their steps wait for the host."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mechanicd.runs import _records
 from mechanicd.runs._values import StepOutcome
-from mechanicd.tuner import TunerConfig
+from mechanicd.tuner import CONVENTIONS, TunerConfig
 
 LEFT: Final = 30.0
 """S has left its first scale where it is this many times it."""
@@ -176,8 +176,8 @@ class RunStats:
 
 
 def first_scale(config: TunerConfig) -> float:
-    """The S that a run begins at, about; 0 for the convention "theory", where it depends on the scale of h."""
-    return {"theory": 0.0, "optax": config.s_init * len(config.betas)}.get(config.convention, config.s_init)
+    """Roughly the S at which a run begins; 0 where that depends on the data."""
+    return CONVENTIONS[config.convention].first_scale(config)
 
 
 _TUPLES: Final = {"turns", "returns"}

@@ -7,17 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd import runs, store
 from mechanicd.service._errors import ServiceError
-from mechanicd.tuner import ConfigError, Reductions, StateError, TunerConfig, TunerState
+from mechanicd.tuner import CONVENTIONS, ConfigError, Reductions, StateError, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
-_CONVENTIONS: Final = {
-    resources_pb2.TunerConfig.CONVENTION_UNSPECIFIED: "paper",
-    resources_pb2.TunerConfig.CONVENTION_PAPER: "paper",
-    resources_pb2.TunerConfig.CONVENTION_PYTORCH: "pytorch",
-    resources_pb2.TunerConfig.CONVENTION_OPTAX: "optax",
-    resources_pb2.TunerConfig.CONVENTION_THEORY: "theory",
-}
-_CONVENTIONS_OUT: Final = {name: value for value, name in _CONVENTIONS.items() if value}
 STATUS_OUT: Final = {
     runs.RunStatus.RUNNING: resources_pb2.RUN_STATUS_RUNNING,
     runs.RunStatus.SILENT: resources_pb2.RUN_STATUS_SILENT,
@@ -35,11 +27,13 @@ CLOSING_STATUS: Final = {
 
 def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
     """The config, with defaults for unset fields. Raises ServiceError INVALID_CONFIG."""
-    if message.convention not in _CONVENTIONS:
+    names_of = {spec.wire: name for name, spec in CONVENTIONS.items()}
+    convention = names_of.get(message.convention or CONVENTIONS["paper"].wire)  # unset is "paper"
+    if convention is None:
         raise ServiceError(
             "INVALID_CONFIG", f"this server does not know convention {message.convention}", field="config.convention"
         )
-    given: dict[str, object] = {"convention": _CONVENTIONS[message.convention]}
+    given: dict[str, object] = {"convention": convention}
     for field in ("s_decay", "s_init", "eps", "initial_wealth"):
         if message.HasField(field):
             given[field] = getattr(message, field)
@@ -56,7 +50,7 @@ def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
 def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
     """The message, with every field set."""
     return resources_pb2.TunerConfig(
-        convention=_CONVENTIONS_OUT[config.convention],
+        convention=cast(resources_pb2.TunerConfig.Convention, CONVENTIONS[config.convention].wire),
         betas=config.betas,
         s_decay=config.s_decay,
         s_init=config.s_init,

@@ -14,7 +14,8 @@ convention on plain floats, `_rules_numpy` the same rules over arrays of groups,
 """
 
 from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
-from mechanicd.tuner._config import CONVENTIONS, ConfigError, Convention, TunerConfig
+from mechanicd.tuner._config import ConfigError, TunerConfig
+from mechanicd.tuner._conventions import CONVENTIONS, Convention, ConventionSpec
 from mechanicd.tuner._errors import InvalidArgument, MechanicdError
 from mechanicd.tuner._reductions import Reductions, ReductionsError
 from mechanicd.tuner._rules import Row
@@ -29,6 +30,7 @@ __all__ = [
     "V_MAX",
     "ConfigError",
     "Convention",
+    "ConventionSpec",
     "InvalidArgument",
     "MechanicdError",
     "Reductions",

@@ -3,13 +3,10 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
+from mechanicd.tuner._conventions import CONVENTIONS, Convention
 from mechanicd.tuner._errors import InvalidArgument
-
-Convention = Literal["paper", "pytorch", "optax", "theory"]
-"""The named readings of the algorithm; see `TunerConfig.convention`."""
-CONVENTIONS: Final[tuple[Convention, ...]] = get_args(Convention)
 
 MAX_BETAS: Final = 64
 MAX_SCALE_GROUPS: Final = 65_536
@@ -55,7 +52,7 @@ class TunerConfig:
     scale_groups: tuple[str, ...] = ("all",)
 
     def __post_init__(self) -> None:
-        if self.convention not in CONVENTIONS:
+        if self.convention not in tuple(CONVENTIONS):  # a tuple, for values that have no hash
             raise ConfigError("convention", f"got {self.convention!r}; choose one of {', '.join(CONVENTIONS)}")
         object.__setattr__(self, "betas", _floats("betas", self.betas))
         object.__setattr__(self, "scale_groups", _names(self.scale_groups))

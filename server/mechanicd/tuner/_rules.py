@@ -8,14 +8,27 @@ code need is taken, and said at the line.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
-from mechanicd.tuner._config import TunerConfig
 from mechanicd.tuner._reductions import Reductions
 
 Floats = tuple[float, ...]
+
+
+class Settings(Protocol):
+    """What a rule reads of a `TunerConfig`, which itself depends on the rules by way of the conventions."""
+
+    @property
+    def betas(self) -> Floats: ...
+    @property
+    def s_decay(self) -> float: ...
+    @property
+    def s_init(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def initial_wealth(self) -> float: ...
 
 
 class Row(NamedTuple):
@@ -28,13 +41,20 @@ class Row(NamedTuple):
     q: Floats
 
 
-def initial_row(config: TunerConfig) -> Row:
-    """All zero (Algorithm 1, lines 2–4), but for the starts that two packages chose."""
-    n = len(config.betas)
-    zero = (0.0,) * n
-    m = (1e-6,) * n if config.convention == "pytorch" else zero
-    s = (config.s_init,) * n if config.convention == "optax" else zero
-    return Row(m, zero, zero, s, zero)
+def zero_row(config: Settings) -> Row:
+    """All zero (Algorithm 1, lines 2–4; Algorithm 2, line 2)."""
+    zero = (0.0,) * len(config.betas)
+    return Row(zero, zero, zero, zero, zero)
+
+
+def pytorch_row(config: Settings) -> Row:
+    """As mechanic-pytorch starts: m at 1e-6, so S leaves 0 in the first step whatever h is."""
+    return zero_row(config)._replace(m=(1e-6,) * len(config.betas))
+
+
+def optax_row(config: Settings) -> Row:
+    """As optax.contrib.mechanize starts: each s at s_init."""
+    return zero_row(config)._replace(s=(config.s_init,) * len(config.betas))
 
 
 def scale(s: Floats) -> float:
@@ -45,14 +65,14 @@ def scale(s: Floats) -> float:
     return total
 
 
-def h(config: TunerConfig, S: float, reductions: Reductions) -> float:
+def h(config: Settings, S: float, reductions: Reductions) -> float:
     """h_t = ⟨Δ_t, g_t⟩ + λ·S_t·‖g_t‖·⟨Δ_t, x_t⟩/(‖x_t‖ + ε), within ±H_MAX (Algorithm 1, line 10)."""
     delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = reductions
     decay = config.s_decay * S * math.sqrt(g_norm_sq) * delta_dot_x / (math.sqrt(x_norm_sq) + config.eps)
     return _clip(delta_dot_g + decay, H_MAX)
 
 
-def paper(config: TunerConfig, row: Row, h: float) -> Row:
+def paper(config: Settings, row: Row, h: float) -> Row:
     """Algorithm 1, lines 11–16; also `pytorch`, which differs only in where m starts.
 
     Line 11 prints h for |h|: with the plain form a first h < 0, which says "go on", leaves m = 0 and S = 0 for ever.
@@ -86,7 +106,7 @@ def paper(config: TunerConfig, row: Row, h: float) -> Row:
     return Row(tuple(ms), tuple(vs), tuple(rs), tuple(ss), row.q)
 
 
-def optax(config: TunerConfig, row: Row, h: float) -> Row:
+def optax(config: Settings, row: Row, h: float) -> Row:
     """As optax.contrib.mechanize: m takes |h| + ε, the reward takes h clipped to ±m_{t−1}, r may go below zero."""
     n = len(config.betas)
     size = h if h >= 0.0 else -h
@@ -113,7 +133,7 @@ def optax(config: TunerConfig, row: Row, h: float) -> Row:
     return Row(tuple(ms), tuple(vs), tuple(rs), tuple(ss), row.q)
 
 
-def theory(config: TunerConfig, row: Row, h: float) -> Row:
+def theory(config: Settings, row: Row, h: float) -> Row:
     """Algorithm 2 (appendix D), the version with the regret bound of Theorem 2; each β bets with W_0/n.
 
     Line 6 prints h for |h|, as in Algorithm 1. Line 9 prints s_{t−1} for s_t. Line 12 prints clip(q/…): a bet must grow when
@@ -144,14 +164,6 @@ def theory(config: TunerConfig, row: Row, h: float) -> Row:
         ss.append(s)
         qs.append(q)
     return Row(tuple(ms), tuple(vs), tuple(rs), tuple(ss), tuple(qs))
-
-
-RULES: dict[str, Callable[[TunerConfig, Row, float], Row]] = {
-    "paper": paper,
-    "pytorch": paper,
-    "optax": optax,
-    "theory": theory,
-}
 
 
 def _clip(value: float, bound: float) -> float:

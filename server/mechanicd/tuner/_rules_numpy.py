@@ -4,16 +4,15 @@ Arrays have shape (n, G): one row per β, one column per scale group. Rows are h
 and Σ s must be added in order; numpy works along the groups.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mechanicd.tuner._bounds import H_MAX, R_MAX, S_MAX, V_MAX
-from mechanicd.tuner._config import TunerConfig
 from mechanicd.tuner._reductions import Reductions
-from mechanicd.tuner._rules import Row
+from mechanicd.tuner._rules import Row, Settings
 
 Array = NDArray[np.float64]
 
@@ -47,14 +46,14 @@ def scale(s: Array) -> Array:
     return total
 
 
-def h(config: TunerConfig, S: Array, reductions: Sequence[Reductions]) -> Array:
+def h(config: Settings, S: Array, reductions: Sequence[Reductions]) -> Array:
     """h per group, shape (G,)."""
     delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = np.array(reductions, dtype=np.float64).T
     decay = config.s_decay * S * np.sqrt(g_norm_sq) * delta_dot_x / (np.sqrt(x_norm_sq) + config.eps)
     return _within(-H_MAX, delta_dot_g + decay, H_MAX)
 
 
-def paper(config: TunerConfig, table: Table, h: Array) -> Table:
+def paper(config: Settings, table: Table, h: Array) -> Table:
     """See `_rules.paper`."""
     n = len(config.betas)
     size, square = np.abs(h), h * h
@@ -72,7 +71,7 @@ def paper(config: TunerConfig, table: Table, h: Array) -> Table:
     return _frozen([ms, vs, rs, ss, table.q])
 
 
-def optax(config: TunerConfig, table: Table, h: Array) -> Table:
+def optax(config: Settings, table: Table, h: Array) -> Table:
     """See `_rules.optax`."""
     n = len(config.betas)
     size, square = np.abs(h) + config.eps, h * h
@@ -91,7 +90,7 @@ def optax(config: TunerConfig, table: Table, h: Array) -> Table:
     return _frozen([ms, vs, rs, ss, table.q])
 
 
-def theory(config: TunerConfig, table: Table, h: Array) -> Table:
+def theory(config: Settings, table: Table, h: Array) -> Table:
     """See `_rules.theory`."""
     n = len(config.betas)
     size = np.abs(h)
@@ -113,14 +112,6 @@ def theory(config: TunerConfig, table: Table, h: Array) -> Table:
         ss.append(s)
         qs.append(q)
     return _frozen([ms, vs, rs, ss, qs])
-
-
-RULES: dict[str, Callable[[TunerConfig, Table, Array], Table]] = {
-    "paper": paper,
-    "pytorch": paper,
-    "optax": optax,
-    "theory": theory,
-}
 
 
 def _within(low: Array | float, value: Array, high: Array | float) -> Array:

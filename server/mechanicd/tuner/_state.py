@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from mechanicd.tuner._config import TunerConfig
+from mechanicd.tuner._conventions import CONVENTIONS
 from mechanicd.tuner._errors import InvalidArgument
-from mechanicd.tuner._rules import Row, initial_row, scale
+from mechanicd.tuner._rules import Row, scale
 
 if TYPE_CHECKING:
     from mechanicd.tuner._rules_numpy import Table
@@ -60,7 +61,7 @@ class TunerState:
     @classmethod
     def initial(cls, config: TunerConfig) -> Self:
         """The state before the first step."""
-        return cls.from_rows(0, (initial_row(config),) * len(config.scale_groups))
+        return cls.from_rows(0, (CONVENTIONS[config.convention].initial_row(config),) * len(config.scale_groups))
 
     @classmethod
     def from_rows(cls, step: int, rows: tuple[Row, ...]) -> Self:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mechanicd.tuner import _reductions, _rules
 from mechanicd.tuner._config import TunerConfig
+from mechanicd.tuner._conventions import CONVENTIONS
 from mechanicd.tuner._reductions import Reductions
 from mechanicd.tuner._rules import Row
 from mechanicd.tuner._state import TunerState
@@ -24,7 +25,8 @@ class Tuner:
 
     def __init__(self, config: TunerConfig | None = None) -> None:
         self.config = config or TunerConfig()
-        self._rule = _rules.RULES[self.config.convention]
+        self._convention = CONVENTIONS[self.config.convention]
+        self._rule = self._convention.rule
 
     def init(self) -> TunerState:
         """The state before the first step."""
@@ -86,7 +88,7 @@ class Tuner:
         from mechanicd.tuner import _rules_numpy
 
         with np.errstate(over="ignore", under="ignore"):
-            table = _rules_numpy.RULES[self.config.convention](self.config, table, np.array(h))
+            table = self._convention.array_rule()(self.config, table, np.array(h))
             return TunerState(step + 1, tuple(_rules_numpy.scale(table.s).tolist()), table)
 
     def hold(self, state: TunerState) -> TunerState:
