@@ -37,7 +37,7 @@ WIDTH, DEPTH, HEADS, CONTEXT, BATCH = 64, 2, 4, 64, 16
 def read() -> bytes:
     if args.text is not None:
         return args.text.read_bytes()
-    from experiments._texts import austen
+    from experiments.texts import austen
 
     return "\n".join(austen()).encode()
 

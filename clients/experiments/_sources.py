@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from experiments import _packages
 from experiments._catalogue import KEEL, SKLEARN
 from experiments._data import Arrays, DataMissing, path_of, save
-from experiments._texts import Vocabulary, austen, brown, padded, verses
+from experiments.texts import Vocabulary, austen, brown, padded, verses
 
 SPLIT_SEED: Final = 0
 VOCABULARY: Final = 1024

@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments import _sources
-from experiments._texts import Vocabulary, padded
+from experiments.texts import Vocabulary, padded
 
 
 def test_a_split_has_each_example_once_and_each_class_everywhere() -> None:
