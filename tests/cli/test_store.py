@@ -56,7 +56,7 @@ def test_a_backup_goes_to_postgresql_and_back(
     assert run_cli("store", "backup", "--store", server.store, url).returncode == 0
     refused = run_cli("store", "backup", "--store", server.store, url)
     assert refused.returncode == 1
-    assert "has runs already" in refused.stderr
+    assert "already has runs" in refused.stderr
     moved = new_server(store=url).start()
     more = open_run(moved.target, "a", start=None)
     scales.append(more.step(Reductions(-1.0, 0.5, 1.0, 2.0)))
@@ -77,7 +77,7 @@ def test_damage_is_told_and_the_exit_code_says_so(new_server: Callable[..., Any]
         db.execute("UPDATE runs SET last_step = 49")
     done = run_cli("store", "check", "--store", server.store)
     assert done.returncode == 1
-    assert "wrong  projects/default/runs/a: the tuner's state is of step 50, the run is at 49 [STATE_MISPLACED]" in done.stdout
+    assert "wrong  projects/default/runs/a: the tuner state is at step 50, the run at 49 [STATE_MISPLACED]" in done.stdout
 
 
 def test_vacuum_gives_up_what_is_old_when_told_to_and_asks_before(new_server: Callable[..., Any], run_cli: Cli) -> None:

@@ -245,7 +245,7 @@ FREE, HERE = "127.0.0.1:0", "sqlite:///{folder}/x.db"
         ("unix:{folder}/missing/s", HERE, "PORT_IN_USE", "its folder is missing"),
         ("0.0.0.0:0", HERE, "ADDRESS_NOT_LOOPBACK", "bind to 127.0.0.1, or pass --insecure"),
         ("50051", HERE, "MALFORMED_ADDRESS", "'50051': expected HOST:PORT or unix:PATH"),
-        (FREE, "sqlite:///{used}", "STORE_IN_USE", "{used} is held by another mechanicd"),
+        (FREE, "sqlite:///{used}", "STORE_IN_USE", "{used} is in use by another mechanicd"),
         (FREE, "sqlite:///{folder}/missing/x.db", "STORE_NOT_WRITABLE", "{folder}/missing/x.db"),
         (FREE, "sqlite:///{folder}", "STORE_NOT_WRITABLE", "{folder} can't be used as a database"),
         (FREE, "sqlite:///{folder}/text", "STORE_NOT_WRITABLE", "{folder}/text can't be used as a database"),

@@ -340,7 +340,7 @@ def test_a_copy_has_every_run_to_the_last_bit_and_goes_on(store: SQLStore, tmp_p
     another = Training(target, 9)
     another.train(5)
     assert another.row.id not in {training.row.id for training in trainings}
-    with pytest.raises(StoreNotWritable, match="has runs already"):
+    with pytest.raises(StoreNotWritable, match="already has runs"):
         copy(store, target)
     target.close()
 

@@ -285,4 +285,4 @@ def test_the_check_finds_a_tier_that_is_not_what_the_chunks_say(store: SQLStore)
         db.execute("UPDATE tiers SET fine = :fine WHERE tier = 2 AND number = 0", {"fine": spoiled.tobytes()})
     found = [finding for finding in check(store) if finding.reason == "SUMMARY_DIFFERS"]
     assert found
-    assert "are not what the ones under them give" in found[0].message
+    assert "do not match the level below" in found[0].message

@@ -234,7 +234,7 @@ def test_a_second_opener_is_told_so_and_the_first_goes_on(tmp_path: Path) -> Non
     path = str(tmp_path / "runs.db")
     first = SQLiteStore(path)
     row = make(first)
-    with pytest.raises(StoreInUse, match="held by another mechanicd") as caught:
+    with pytest.raises(StoreInUse, match="in use by another mechanicd") as caught:
         SQLiteStore(path)
     assert caught.value.reason == "STORE_IN_USE"
     assert first.commit([commit_of(row, 0, 3)], []) == [True]

@@ -1,4 +1,4 @@
-"""Is a store what it claims to be? Reads every run, and takes every step of it again through the tuner."""
+"""Verifies a store: reads every run and recomputes each of its steps with the tuner."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,14 +56,14 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
         yield Finding(name, "STATE_UNREADABLE", str(error))
         return
     if state.step != row.last_step or state.scale != row.scale:
-        yield Finding(name, "STATE_MISPLACED", f"the tuner's state is of step {state.step}, the run is at {row.last_step}")
+        yield Finding(name, "STATE_MISPLACED", f"the tuner state is at step {state.step}, the run at {row.last_step}")
     last = missing = 0
     replayed: TunerState | None = TunerState.initial(row.config)
     tuner = Tuner(row.config)
     for page in _pages(store, row, 0):
         steps = [last, *(step.step for step in page)]
         if any(after <= before for before, after in pairwise(steps)):
-            yield Finding(name, "HISTORY_DISORDERED", f"steps do not rise near step {steps[1]}")
+            yield Finding(name, "HISTORY_DISORDERED", f"steps are out of order near step {steps[1]}")
             return
         missing += steps[-1] - steps[0] - len(page)
         last = steps[-1]
@@ -71,21 +71,23 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
             replayed = _take(tuner, replayed, step)
             if replayed is not None and replayed.scale != step.scale:
                 yield Finding(
-                    name, "SCALE_DIFFERS", f"step {step.step} gives S = {replayed.scale[:3]}, kept is {step.scale[:3]}"
+                    name,
+                    "SCALE_DIFFERS",
+                    f"step {step.step} gives S = {replayed.scale[:3]}, stored is {step.scale[:3]}",
                 )
                 replayed = None
         yield from _check_summary(store, row, 0, page, name)
     if last != row.last_step and last:
         yield Finding(name, "HISTORY_ENDS_EARLY", f"the history ends at step {last}, the run is at {row.last_step}")
     if replayed is not None and replayed.step == row.last_step and replayed.to_bytes() != row.state:
-        yield Finding(name, "STATE_MISPLACED", "the history taken again gives another state than the kept one")
+        yield Finding(name, "STATE_MISPLACED", "replaying the history gives another state than the stored one")
     if missing:
-        yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not kept exactly", harmless=True)
+        yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not stored exactly", harmless=True)
     yield from _check_zooms(store, row, 0, name)
     for branch in range(1, row.rewinds + 1):
         for page in _pages(store, row, branch):
             if any(after.step <= before.step for before, after in pairwise(page)):
-                yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} do not rise near step {page[0].step}")
+                yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} are out of order near step {page[0].step}")
             yield from _check_summary(store, row, branch, page, name)
         yield from _check_zooms(store, row, branch, name)
 
@@ -101,23 +103,23 @@ def _take(tuner: Tuner, state: TunerState | None, step: StepRow) -> TunerState |
 
 
 def _check_summary(store: Store, row: RunRow, branch: int, page: list[StepRow], name: str) -> Iterator[Finding]:
-    """Compares the stored buckets that lie whole within a page with what its exact steps give."""
+    """Compares the stored buckets that lie entirely within a page with those recomputed from its exact steps."""
     groups = len(row.config.scale_groups)
     exact = _summary.of_steps(groups, b"".join(pack(groups, step) for step in page))
-    exact = exact[1:-1]  # the first and the last may hold steps of other pages
+    exact = exact[1:-1]  # the first and last bucket may include steps of other pages
     if not len(exact):
         return
     first, last = int(exact["first_step"][0]), int(exact["last_step"][-1])
     if first == last:
-        return  # that would be given as a step
+        return  # the store would return single steps here, not buckets
     kept = store.summary(row, branch, first, last, max(1, (last - first + 1) // _summary.FINEST + 1))
     if not _same(kept, exact):
         where = f"steps {first} to {last}, branch {branch}"
-        yield Finding(name, "SUMMARY_DIFFERS", f"the buckets of {where}, are not what their steps give")
+        yield Finding(name, "SUMMARY_DIFFERS", f"the buckets of {where}, do not match their steps")
 
 
 def _check_zooms(store: Store, row: RunRow, branch: int, name: str) -> Iterator[Finding]:
-    """Compares each level of the pyramid with the one under it, a portion at a time; the lowest is held to the steps."""
+    """Compares each level of the pyramid with the level below it, a portion at a time, and the lowest with the steps."""
     end = store.summary(row, branch, 1, _ALL, 1)
     if not len(end):
         return
@@ -131,7 +133,7 @@ def _check_zooms(store: Store, row: RunRow, branch: int, name: str) -> Iterator[
             coarse = store.summary(row, branch, first, until, -(-span // above))
             if not _same(_summary.merge(fine, above), _summary.merge(coarse, above)):
                 where = f"of {above} steps, from step {first} to {until}, branch {branch}"
-                yield Finding(name, "SUMMARY_DIFFERS", f"the buckets {where}, are not what the ones under them give")
+                yield Finding(name, "SUMMARY_DIFFERS", f"the buckets {where}, do not match the level below")
                 return
         size = above
 

@@ -1,4 +1,4 @@
-"""A store as a copy of another, whatever the engines: a backup, a restore, a move from SQLite to PostgreSQL."""
+"""Copies one store into another, across engines: backup, restore, and moving from SQLite to PostgreSQL."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ _PORTION = 200
 
 
 def copy(source: SQLStore, target: SQLStore, progress: Callable[[int, int], None] = lambda done, all_: None) -> int:
-    """Copies every run with its whole history, as of one moment, into an empty store, in one transaction.
+    """Copies a snapshot of every run and its whole history into an empty store, in one transaction.
 
     Args:
         progress: called with (rows copied, rows in all).
@@ -25,7 +25,7 @@ def copy(source: SQLStore, target: SQLStore, progress: Callable[[int, int], None
     """
     with source.reading() as old, target.transaction() as new:
         if new.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None:
-            raise StoreNotWritable("the store to copy to has runs already; name an empty one, or a new file")
+            raise StoreNotWritable("the target store already has runs; use an empty store or a new file")
         total = sum(int(old.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in TABLES)
         done = 0
         for table in TABLES:

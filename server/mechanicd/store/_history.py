@@ -1,9 +1,9 @@
-"""The history of steps in the database: a journal of flushes, folded into chunks of one run each.
+"""The history of steps: a journal of flushes, folded in the background into chunks of one run each.
 
-A flush is one row of the journal, whatever the number of its runs. Folding moves the steps into chunks, each of which spans
-`chunk_steps` steps of one branch of one run, and carries its part of the pyramid; what lies above them is `_pyramid`. A segment
-of the journal counts for its run while it is of the run's epoch and above the run's folded step, so that folding may stop and
-begin again anywhere: whoever begins a new epoch folds the run first.
+A flush is one journal row, however many runs it covers: that keeps a commit to one small write. Folding moves the steps into
+chunks. A chunk spans `chunk_steps` steps of one branch of one run and carries its own part of the pyramid; `_pyramid` holds the
+levels above. A journal segment counts only while it belongs to its run's epoch and lies above the run's folded step. So folding
+may be killed and restarted anywhere without losing or doubling a step; whoever starts a new epoch folds the run first.
 
 Each function works inside the caller's transaction.
 """
@@ -29,7 +29,7 @@ _READ = "SELECT branch, number, thinned, fine, records FROM chunks WHERE run_id 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Some consecutive steps of a branch: the buckets of all of them, and the exact records of those not thinned out."""
+    """Consecutive steps of a branch: buckets for all of them, and exact records unless they were thinned out."""
 
     branch: int
     number: int
@@ -39,7 +39,7 @@ class _Chunk:
 
 
 def valid(found: Iterable[Segment], epoch: int, folded_step: int) -> list[Segment]:
-    """Those of a run's segments in the journal that count, in step order."""
+    """The journal segments of a run that still count, in step order."""
     counting = [segment for segment in found if segment.epoch == epoch and segment.last_step > folded_step]
     return sorted(counting, key=lambda segment: segment.first_step)
 
@@ -48,7 +48,7 @@ def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment]) -> No
     """Moves a run's steps from the journal into its chunks.
 
     Args:
-        found: what the journal holds for it; segments that count no longer are passed over.
+        found: what the journal holds for the run; segments that no longer count are skipped.
     """
     row = db.execute(f"SELECT epoch, folded_step FROM runs WHERE id = :id{db.for_update}", {"id": run_id}).fetchone()
     if row is None:
@@ -68,13 +68,14 @@ def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment]) -> No
             _write(db, run_id, groups, _Chunk(0, number, chunk.thinned, fine, chunk.records + records))
     if fresh:
         _pyramid.rise(db, run_id, groups, 0)
+    # Moves in the same transaction as the chunks: from here on the journal's copy of these steps no longer counts.
     db.execute("UPDATE runs SET folded_step = :step WHERE id = :id", {"step": counting[-1].last_step, "id": run_id})
 
 
 def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
     """Moves the steps above `after_step` to a branch; the run must be folded. A chunk that holds both kinds is cut in two.
 
-    Where its exact steps were thinned out, the bucket of the cut goes to both sides whole.
+    If its exact steps were thinned out, the bucket at the cut goes to both sides whole.
     """
     _pyramid.cut(db, run_id, groups, after_step)
     _cut_chunks(db, run_id, groups, after_step, branch)
@@ -82,9 +83,9 @@ def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: 
 
 
 def copy_up_to(db: Database, run_id: int, to: int, groups: int, after_step: int) -> None:
-    """Copies the chunks of a run's own history, up to a step, to another run, which has none; the run must be folded.
+    """Copies the chunks of a run's current history, up to a step, to a run that has none; the source must be folded.
 
-    Where the exact steps of the last chunk were thinned out, its last bucket is copied whole.
+    If the exact steps of the last chunk were thinned out, its last bucket is copied whole.
     """
     number = (after_step - 1) // _summary.chunk_steps(groups)
     columns = ", ".join(column for column in TABLES["chunks"] if column != "run_id")
@@ -111,7 +112,7 @@ def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch:
 
 
 def _cut(groups: int, chunk: _Chunk, after_step: int, branch: int) -> tuple[_Chunk, _Chunk]:
-    """A chunk's steps up to `after_step`, and those above it as of a branch."""
+    """Splits a chunk: the steps up to `after_step`, and the later ones as part of a branch."""
     size = record_layout(groups).size
     steps = np.frombuffer(chunk.records, record_dtype(groups))["step"]
     at = int(np.searchsorted(steps, after_step, side="right")) * size
@@ -171,11 +172,11 @@ def steps(
 def summary(
     db: Database, run_id: int, groups: int, branch: int, first: int, last: int, size: int, found: Iterable[Segment]
 ) -> _summary.Buckets:
-    """Buckets of `size` steps that meet first…last, in order; of fewer steps where no larger ones are needed.
+    """Buckets of `size` steps that overlap first…last, in order.
 
-    Reads the level of the pyramid that fits; only its end is summed up here.
+    Reads the pyramid level that fits; only the newest steps, which no level has yet, are aggregated here.
     """
-    begin, end = (first - 1) // size * size + 1, ((last - 1) // size + 1) * size  # the buckets at the edges are given whole
+    begin, end = (first - 1) // size * size + 1, ((last - 1) // size + 1) * size  # buckets at the edges are returned whole
     span = _summary.chunk_steps(groups)
     stored = min(size, span)
     column = "records, fine, thinned" if stored == 1 else "fine" if stored == _summary.FINEST else "coarse"
@@ -189,7 +190,7 @@ def summary(
     if stored == 1:
         for records, fine, thinned in rows:
             parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
-    else:  # as one array: of thousands of chunks, each alone costs more than what is in it
+    else:  # as one array: with thousands of chunks, handling each separately would cost more than its contents
         level = _buckets(groups, b"".join(row[0] for row in rows))
         parts.append(level[level["size"] == stored])
     tail = b"".join(segment.records for segment in found if segment.last_step >= begin and segment.first_step <= end)
@@ -216,7 +217,7 @@ def thin(db: Database, keep_steps: int, most: int) -> int:
 
 
 def split(groups: int, records: bytes) -> Iterator[tuple[int, bytes]]:
-    """Records in step order, cut where chunks meet: (number of the chunk, its part)."""
+    """Splits records in step order at chunk boundaries: (chunk number, its records)."""
     width = record_layout(groups).size
     numbers = (np.frombuffer(records, record_dtype(groups))["step"].astype(np.int64) - 1) // _summary.chunk_steps(groups)
     starts = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
@@ -242,7 +243,7 @@ def _write(db: Database, run_id: int, groups: int, chunk: _Chunk) -> None:
 def chunk_values(
     run_id: int, groups: int, branch: int, number: int, fine: _summary.Buckets, records: bytes, *, thinned: bool
 ) -> dict[str, Any]:
-    """A row of the table of chunks, with every level of its part of the pyramid."""
+    """A row of the table `chunks`, with every level of its part of the pyramid."""
     return {
         "run_id": run_id,
         "branch": branch,

@@ -1,4 +1,4 @@
-"""What the service asks of a store. Every method may block: it runs on the store's own thread."""
+"""What the service needs from a store. Every method may block, so all run on the store's own thread."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -20,22 +20,22 @@ class Store(Protocol):
         """A new run without a session. Raises RunExists."""
 
     def get(self, project: str, run: str) -> RunRow | None:
-        """The run of this name."""
+        """The run with this name, or None."""
 
     def by_session(self, session: int) -> tuple[RunRow, SessionRow] | None:
-        """The run that this session holds or once held, and the session; the run's row says who holds it now."""
+        """The run that this session holds or once held, with the session; the run's row says who holds it now."""
 
     def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> Sequence[RunRow]:
         """Runs in the order of (project, run), beginning after the given pair."""
 
     def pulse(self) -> dict[int, int]:
-        """The id of every run with its revision: what a watcher asks often, to read the rows that changed."""
+        """The revision of every run by id. Watchers poll this, then read only the rows that changed."""
 
     def rows(self, ids: Iterable[int]) -> Sequence[RunRow]:
-        """The runs of these ids in their order; those that are gone are missing."""
+        """The runs with these ids, in order of id. Deleted ones are missing."""
 
     def events(self, run_id: int) -> Sequence[EventRow]:
-        """What happened to a run, the oldest first; the last 1,000."""
+        """A run's last 1,000 events, oldest first."""
 
     def set_labels(self, run_id: int, labels: dict[str, str]) -> None:
         """Replaces all labels."""
@@ -54,41 +54,41 @@ class Store(Protocol):
         stats: RunStats | None = None,
         events: Sequence[EventRow] = (),
     ) -> RunRow:
-        """The next epoch for the session that holds the run: another server's commits count no more. Raises OwnershipLost."""
+        """Starts a new epoch for the session that holds the run, which voids other servers' commits. Raises OwnershipLost."""
 
     def rewind(self, rewind: Rewind) -> RunRow:
-        """Takes a run back to a step; the steps above it become branch `rewinds + 1`.
+        """Rewinds a run to a step; the later steps become branch `rewinds + 1`.
 
         Raises OwnershipLost, where a session or a server took hold of it meanwhile, or holds it and `rewind.session` is 0.
         """
 
     def fork(self, fork: Fork) -> RunRow:
-        """A new run without a session, with the other one's config, labels, and history up to a step; the other stays as it is.
+        """A new run without a session, with the source's config, labels and history up to a step. The source is unchanged.
 
         Raises RunExists, and OwnershipLost where the other run began a new epoch meanwhile.
         """
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
-        """Writes all in one transaction; for each commit, whether the run was still the writer's."""
+        """Writes everything in one transaction. Returns, for each commit, whether the writer still owned the run."""
 
     def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
         """Steps first…last in order, at most `limit` of them."""
 
     def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> Buckets:
-        """Min, max, last and count over first…last in about `most` buckets or fewer; a bucket a step where that is enough."""
+        """Min, max, last and count over first…last in about `most` buckets; one bucket per step if that is few enough."""
 
     def summaries(self, requests: Sequence[SummaryRequest]) -> list[Buckets]:
-        """`summary` of many runs, as of one moment."""
+        """`summary` of many runs, from one snapshot."""
 
     @property
     def unfolded(self) -> int:
-        """About how many bytes of history wait to be folded."""
+        """About how many bytes of history are waiting to be folded."""
 
     def fold(self, most_runs: int = 16) -> bool:
-        """Folds the history of some runs from the journal of flushes into chunks of one run; whether there is more to do."""
+        """Folds the journal of some runs into per-run chunks. Returns whether there is more to do."""
 
     def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64) -> bool:
-        """Gives up what is too old, a portion at a time; whether there may be more.
+        """Deletes what is too old, a portion at a time. Returns whether there may be more.
 
         Args:
             keep_steps: exact steps are kept of the last `keep_steps` steps of a run; of earlier ones buckets remain.
@@ -96,20 +96,20 @@ class Store(Protocol):
         """
 
     def ping(self) -> None:
-        """Returns where the database answers."""
+        """Returns if the database answers."""
 
     def integrity(self) -> list[str]:
-        """What the engine itself finds wrong with the database."""
+        """Problems that the engine itself finds in the database."""
 
     def vacuum(self) -> None:
-        """Gives unused room back to the disk."""
+        """Returns unused space to the disk."""
 
     def close(self) -> None:
         """Releases the database."""
 
 
 def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
-    """Rows whose revision is other than known by run id, and the ids of known runs that are gone."""
+    """Rows whose revision differs from the known one (by run id), and the ids of known runs that were deleted."""
     pulse = store.pulse()
     changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
     return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]

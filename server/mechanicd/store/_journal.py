@@ -1,4 +1,4 @@
-"""How one flush is packed: the segments of all its runs in one blob, so that a flush is one row however many runs it has."""
+"""The journal: one flush packs the segments of all its runs into one blob, so it is one row however many runs it has."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ _HEADER: Final = struct.Struct("<qqqqQ")
 
 
 class Segment(NamedTuple):
-    """Consecutive steps of one run as they were committed. They count for the run's own history while it is in `epoch`."""
+    """Consecutive steps of one run, as committed. They count only while the run is still in `epoch`."""
 
     run_id: int
     epoch: int
@@ -39,20 +39,20 @@ def unpack(data: bytes) -> Iterator[Segment]:
 
 
 class Index:
-    """The journal as this process has read it: each of its rows is read once, and found by run."""
+    """An in-memory index of the journal by run. Each row is read once: ids are never reused, and rows never change."""
 
     def __init__(self) -> None:
         self._runs_of: dict[int, tuple[int, ...]] = {}
         self._by_run: dict[int, dict[int, list[Segment]]] = {}
 
     def refresh(self, db: Database) -> None:
-        """Reads what is new, and forgets what was folded."""
+        """Reads new rows, and drops those that were folded."""
         there = {int(id_) for (id_,) in db.execute("SELECT id FROM journal").fetchall()}
         self.forget(self._runs_of.keys() - there)
         new = there - self._runs_of.keys()
         if not new:
             return
-        # Ids are given out in order; with many writers one may show itself a little later than the next.
+        # Ids are assigned in order, but with several writers a row may become visible after the next one.
         rows = db.execute("SELECT id, data FROM journal WHERE id >= :id ORDER BY id", {"id": min(new)}).fetchall()
         for id_, data in rows:
             if id_ in new:
@@ -64,7 +64,7 @@ class Index:
                     self._by_run.setdefault(run_id, {})[id_] = segments
 
     def forget(self, ids: Iterable[int]) -> None:
-        """These rows are no more."""
+        """Drops rows that were deleted."""
         for id_ in ids:
             for run_id in self._runs_of.pop(id_, ()):
                 of_run = self._by_run[run_id]
@@ -73,15 +73,15 @@ class Index:
                     del self._by_run[run_id]
 
     def of(self, run_id: int) -> list[Segment]:
-        """What the journal holds for a run, whether it still counts or not."""
+        """All segments of a run, whether or not they still count."""
         return [segment for segments in self._by_run.get(run_id, {}).values() for segment in segments]
 
     @property
     def rows(self) -> list[int]:
-        """The ids of its rows."""
+        """The ids of all rows."""
         return list(self._runs_of)
 
     @property
     def runs(self) -> list[int]:
-        """The runs that it holds something for."""
+        """The runs that have segments."""
         return list(self._by_run)

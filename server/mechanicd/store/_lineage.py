@@ -1,4 +1,4 @@
-"""A run taken back by hand, and a run that begins as a copy of another. Each function works inside the caller's transaction."""
+"""Rewinding a run by hand, and forking one from another. Each function works inside the caller's transaction."""
 
 import json
 from dataclasses import asdict, replace

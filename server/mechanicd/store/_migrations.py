@@ -1,4 +1,4 @@
-"""From each schema to the next, inside one transaction: a file that an older mechanicd wrote is brought up to date when opened.
+"""Migrates each schema to the next in one transaction: opening a file of an older mechanicd upgrades it.
 
 Version 1 (SQLite alone): a chunk per flush, no pyramid, no journal. Version 2: journal, chunks of fixed span, pyramid.
 Version 3: revision, command, vitals, events, tiers above the chunks.
@@ -17,13 +17,13 @@ TABLES_V1: Final = ("runs", "sessions", "chunks")
 TABLES_V2: Final = (*TABLES_V1, "journal")
 
 _KEPT: Final = tuple(column for column in TABLES["runs"] if column not in ("revision", "command", "vitals"))
-"""What version 2 had of a run."""
+"""The columns of a run in version 2."""
 VITALS_FROM_NOW: Final = "'{\"since\": ' || last_step || '}'"
-"""The vitals of a run that older versions kept: they tell of the steps that come."""
+"""Run statistics did not exist in older versions, so they start counting at the upgrade."""
 
 
 def run_script(db: sqlite3.Connection, script: str) -> None:
-    """Runs the statements of a script inside the transaction there is (executescript would end it)."""
+    """Runs a script's statements inside the current transaction; executescript would commit it."""
     for statement in script.split(";\n"):
         if statement.strip():
             db.execute(statement)
@@ -39,7 +39,7 @@ def migrate(db: sqlite3.Connection, to: Database, version: int, schema: str) -> 
 
 
 def raise_tiers(db: Database) -> None:
-    """Makes the tiers of every run from its chunks."""
+    """Builds the tiers of every run from its chunks."""
     branches = db.execute("SELECT DISTINCT run_id, branch FROM chunks ORDER BY run_id, branch").fetchall()
     groups = dict(db.execute("SELECT id, length(scale) / 8 FROM runs").fetchall())
     for run_id, branch in branches:
@@ -47,7 +47,7 @@ def raise_tiers(db: Database) -> None:
 
 
 def _from_2(db: sqlite3.Connection, schema: str) -> None:
-    """Puts new tables of runs and of the journal in the place of the old ones; the chunks stay where they are."""
+    """Replaces the tables `runs` and `journal` with new ones; chunks stay in place."""
     (counted,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'runs'").fetchone()
     kept = ", ".join(_KEPT)
     for statement in schema.split(";\n"):

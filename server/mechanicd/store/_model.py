@@ -8,7 +8,7 @@ from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A new hold on a run: the next epoch, a new session, and where its tuner starts.
+    """A new session takes the run: the next epoch, and where its tuner starts.
 
     Where `after_step` is below the stored last step, the steps above it become branch `rewinds + 1`.
     """
@@ -57,7 +57,7 @@ class Release:
 
 
 class SummaryRequest(NamedTuple):
-    """Which summary is wanted; see `Store.summary`."""
+    """The arguments of `Store.summary`."""
 
     run: RunRow
     branch: int
@@ -68,7 +68,7 @@ class SummaryRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewind:
-    """A run goes back to an earlier step, and nobody holds it then; `message` says so to people. Conditional on the epoch.
+    """Rewinds a run to an earlier step and leaves it without a session; `message` tells people so. Conditional on the epoch.
 
     `session` is 0, or, where a session held the run, a number of no session, which that one finds in its place.
     """
@@ -85,7 +85,7 @@ class Rewind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """A new run that begins as another one was after a step; `message` says so to people. Conditional on the other's epoch."""
+    """Creates a run as another one was after a step; `message` tells people so. Conditional on the source's epoch."""
 
     source_id: int
     expected_epoch: int

@@ -1,4 +1,4 @@
-"""From a URL to a store."""
+"""Opens the store that a URL names."""
 
 from urllib.parse import urlsplit, urlunsplit
 
@@ -36,7 +36,7 @@ def open_store(url: str, *, readonly: bool = False) -> SQLStore:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL without its password, fit for logs."""
     if not url.startswith(_POSTGRES):
         return url
     parts = urlsplit(url)

@@ -147,7 +147,7 @@ class PostgresStore(SQLStore):
         try:
             given = psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.Error as error:
-            raise StoreNotWritable(f"the PostgreSQL URL can't be read ({_short(error)}); see libpq's connection URIs") from None
+            raise StoreNotWritable(f"the PostgreSQL URL is malformed ({_short(error)}); see libpq's connection URIs") from None
         self._parameters: dict[str, Any] = {**_CONNECT, **given}
         self.path = f"PostgreSQL at {given.get('host', 'the local socket')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._lazy: psycopg.Connection[Any] | None = None
@@ -167,7 +167,7 @@ class PostgresStore(SQLStore):
                 connection.close()
 
     def integrity(self) -> list[str]:
-        return []  # PostgreSQL's own tools look at its files: pg_amcheck, data checksums
+        return []  # PostgreSQL has its own tools for this: pg_amcheck, data checksums
 
     def vacuum(self) -> None:
         with self._errors("written"):
@@ -204,7 +204,7 @@ class PostgresStore(SQLStore):
             connection = self._connection()
             with connection.transaction():
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # it holds nobody up
+                connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # a read-only snapshot blocks nobody
                 yield _Postgres(connection)
 
     def _folding_alone(self) -> bool:
@@ -213,7 +213,7 @@ class PostgresStore(SQLStore):
         return bool(found and found[0])
 
     def _folded(self) -> None:
-        with suppress(psycopg.Error):  # a lost connection has given the lock up already
+        with suppress(psycopg.Error):  # a lost connection has released the lock already
             if self._lazy is not None:
                 self._lazy.execute("SELECT pg_advisory_unlock(%s)", (_FOLDING,))
 
@@ -226,7 +226,7 @@ class PostgresStore(SQLStore):
                 connection.execute("SET search_path = mechanicd")
                 connection.execute("SET synchronous_commit = on")
                 connection.execute("SET statement_timeout = '30s'")
-                # A server that is stopped or cut off inside a transaction holds its runs' rows no longer than this.
+                # A server that freezes or is cut off inside a transaction holds its row locks no longer than this.
                 connection.execute("SET idle_in_transaction_session_timeout = '2s'")
                 connection.execute("SET client_encoding = 'UTF8'")
             except BaseException:
@@ -297,8 +297,8 @@ class _Postgres:
             cursor.executemany(cast(Any, _translated(statement)), parameters)
 
     def advance(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        """All in one statement: a way to the server and back is what a commit costs here, and nothing stays open between."""
-        # One row a run: the same run twice would be moved once, and journaled twice.
+        """One statement for all runs: a commit costs one network round trip, and no transaction stays open in between."""
+        # A run may appear only once: if it came twice, it would advance once but be journaled twice.
         columns = {name: [row[name] for row in {row["id"]: row for row in reversed(rows)}.values()] for name in rows[0]}
         return {int(id_) for (id_,) in self.execute(_ADVANCE, columns).fetchall()}
 
@@ -310,5 +310,5 @@ def _translated(statement: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The first line: what comes after it is a hint for people at a psql prompt."""
+    """The first line; the rest is a hint for people at a psql prompt."""
     return str(error).strip().partition("\n")[0]

@@ -1,9 +1,10 @@
-"""The pyramid above the chunks: rows that each hold the buckets of many chunks, so that any zoom of a long run reads few rows.
+"""The pyramid above the chunks: each row holds the buckets of many chunks, so any zoom of a long run reads few rows.
 
-A row of tier 1 holds up to 64 buckets of a quarter of a chunk each, of tier 2 a bucket for each of up to 64 rows of tier 1, and
-so on. (A quarter, since from the chunks that level would be read through a great many rows that are mostly of other levels.)
-A tier holds what is complete in the level under it: all of its rows but the last, the only one that may still grow. A
-reader takes the highest tier that is fine enough, and what it lacks at the end of the run from the levels under it.
+A row of tier 1 holds up to 64 buckets of a quarter chunk each; a row of tier 2 holds one bucket for each of up to 64 rows of
+tier 1, and so on. (A quarter chunk, because reading that level from the chunks would touch very many rows that mostly hold
+other levels.) A tier holds only what is complete in the level below: all of its rows but the last, the only one that can still
+grow. So a fold touches a tier rarely. A reader takes the highest tier that is fine enough, and the end of the run from the
+levels below.
 
 Each function works inside the caller's transaction.
 """
@@ -26,7 +27,7 @@ _PORTION: Final = 64
 
 @lru_cache(maxsize=256)
 def fan(groups: int) -> int:
-    """How many buckets a row holds at most: 64, fewer where a run has more than about 90 scale groups."""
+    """How many buckets a row holds at most: 64, or fewer for runs with more than about 90 scale groups."""
     count = _summary.FACTOR
     while count < FAN and count * _summary.FACTOR * _summary.dtype(groups).itemsize <= _summary.CHUNK_BYTES:
         count *= _summary.FACTOR
@@ -39,19 +40,19 @@ def bucket_steps(groups: int, tier: int) -> int:
 
 
 def _below_steps(groups: int, tier: int) -> int:
-    """How many steps one of what is under a tier spans: a chunk, or a row of the tier below."""
+    """How many steps one row of the level below a tier spans: a chunk, or a row of the tier below."""
     return _summary.chunk_steps(groups) if tier == 1 else bucket_steps(groups, tier)
 
 
 def rise(db: Database, run_id: int, groups: int, branch: int) -> None:
-    """Takes into the tiers of a branch what has become complete under them."""
+    """Adds to a branch's tiers whatever has become complete below them."""
     tier = 1
     while _raised(db, run_id, groups, branch, tier):
         tier += 1
 
 
 def cut(db: Database, run_id: int, groups: int, after_step: int) -> None:
-    """Takes out of the tiers of the run's own history what holds steps above `after_step`, or can get some after it."""
+    """Removes from the tiers of the current history every bucket that holds, or may still receive, steps above `after_step`."""
     key = {"run_id": run_id}
     (highest,) = db.execute("SELECT coalesce(max(tier), 0) FROM tiers WHERE run_id = :run_id AND branch = 0", key).fetchone()
     for tier in range(1, highest + 1):
@@ -70,10 +71,10 @@ def cut(db: Database, run_id: int, groups: int, after_step: int) -> None:
 def read(
     db: Database, run_id: int, groups: int, branch: int, first: int, last: int, size: int
 ) -> tuple[list[_summary.Buckets], int]:
-    """The buckets that the tiers have for a zoom, of at most `size` steps each, in order.
+    """The tiers' buckets for a zoom, of at most `size` steps each, in order.
 
     Returns:
-        Those that meet first…last, and some beside them; and the number of the last chunk that they hold, −1 if none.
+        Buckets that overlap first…last (and some around them), and the number of the last chunk they cover, −1 if none.
     """
     dtype, width = _summary.dtype(groups), fan(groups)
     key = {"run_id": run_id, "branch": branch}
@@ -98,7 +99,7 @@ def read(
 
 
 def _highest(groups: int, size: int) -> int:
-    """The highest tier whose buckets are no larger than `size`; 0 where the chunks are needed."""
+    """The highest tier whose buckets are no larger than `size`; 0 if only the chunks are fine enough."""
     tier = 0
     while bucket_steps(groups, tier + 1) <= size:
         tier += 1
@@ -106,7 +107,7 @@ def _highest(groups: int, size: int) -> int:
 
 
 def _raised(db: Database, run_id: int, groups: int, branch: int, tier: int) -> bool:
-    """Brings one tier up to the level under it; whether that gave it anything."""
+    """Brings one tier up to date with the level below. Returns whether anything was added."""
     size, raised = bucket_steps(groups, tier), False
     key = {"run_id": run_id, "branch": branch, "tier": tier, "below": tier - 1}
     newest = db.execute(
@@ -133,7 +134,7 @@ def _raised(db: Database, run_id: int, groups: int, branch: int, tier: int) -> b
 
 
 def _rows(buckets: _summary.Buckets, span: int) -> list[_summary.Buckets]:
-    """Buckets in order, as the rows of a tier that they lie in."""
+    """Splits buckets, in order, into the rows of a tier."""
     numbers = (buckets["first_step"] - 1) // span
     return list(np.split(buckets, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1))
 

@@ -1,4 +1,4 @@
-"""What the engines' SQL has in common: a small protocol over their cursors, and how values travel."""
+"""What the engines' SQL shares: a small protocol over their cursors, the table columns, and value encoding."""
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Result(Protocol):
-    """Rows, and how many were changed."""
+    """The rows of a statement, and how many it changed."""
 
     @property
     def rowcount(self) -> int:
@@ -32,7 +32,7 @@ class Database(Protocol):
         """Runs one statement for each set of parameters."""
 
     def advance(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-        """Moves runs on to a new last step, each where (epoch, session, last step) are as expected; the ids of those.
+        """Advances runs to a new last step, each only if its (epoch, session, last step) match; returns the ids that moved.
 
         The `segment` of each row that was moved goes to the journal, all in one new row there.
         """

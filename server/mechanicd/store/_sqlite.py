@@ -1,4 +1,4 @@
-"""The embedded engine: one SQLite file in WAL mode, every transaction synced to disk before it counts."""
+"""The embedded engine: one SQLite file in WAL mode; every transaction is synced to disk before it counts."""
 
 import fcntl
 import sqlite3
@@ -138,7 +138,7 @@ class SQLiteStore(SQLStore):
             found = [str(text) for (text,) in db.execute("PRAGMA integrity_check").fetchall()]
             foreign = len(db.execute("PRAGMA foreign_key_check").fetchall())
         broken = [] if found == ["ok"] else found
-        return broken + ([f"{foreign} rows belong to runs that are not there"] if foreign else [])
+        return broken + ([f"{foreign} rows belong to runs that do not exist"] if foreign else [])
 
     def vacuum(self) -> None:
         try:
@@ -148,7 +148,7 @@ class SQLiteStore(SQLStore):
             raise StoreUnavailable(f"{self.path} could not be written: {error}") from error
 
     def count_on(self, db: Database) -> None:
-        """Nothing to do: SQLite counts on from the largest id."""
+        """Nothing to do: SQLite continues after the largest id."""
 
     def _folding_alone(self) -> bool:
         return True
@@ -157,7 +157,7 @@ class SQLiteStore(SQLStore):
         pass
 
     def _check(self) -> int:
-        """The schema's version, 0 for a new database. Only reads: a file that is not this program's stays as it is."""
+        """The schema version; 0 for a new database. Only reads, so a foreign file is left untouched."""
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > _migrations.SCHEMA_VERSION:
             raise SchemaTooNew(
@@ -176,7 +176,7 @@ class SQLiteStore(SQLStore):
                 _migrations.run_script(self._db, SCHEMA)
             elif version < _migrations.SCHEMA_VERSION:
                 _migrations.migrate(self._db, _SQLite(self._db), version, SCHEMA)
-            # Also tells now, not at the first step, whether the file can be written.
+            # This write also finds out now, rather than at the first step, whether the file is writable.
             self._db.execute(f"PRAGMA user_version = {_migrations.SCHEMA_VERSION}")
 
     @contextmanager
@@ -187,7 +187,7 @@ class SQLiteStore(SQLStore):
                 yield _SQLite(self._db)
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # a full disk ends it by itself
+                if self._db.in_transaction:  # a full disk ends the transaction by itself
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
@@ -246,7 +246,7 @@ class _SQLite:
 
 
 def _lock(path: str) -> Any:
-    """Holds `PATH.lock`, so that a second server on the same file is told so at its start."""
+    """Locks `PATH.lock`, so that a second server on the same file fails at startup."""
     try:
         handle = Path(f"{path}.lock").open("a")  # noqa: SIM115  (held as long as the store is open)
     except OSError as error:
@@ -257,5 +257,5 @@ def _lock(path: str) -> Any:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         handle.close()
-        raise StoreInUse(f"{path} is held by another mechanicd; stop that one, or name another file") from None
+        raise StoreInUse(f"{path} is in use by another mechanicd; stop that one, or use another file") from None
     return handle

@@ -1,4 +1,4 @@
-"""The store over SQL: what every engine does in the same way. An engine adds its connection, its types and its file's care."""
+"""The store over SQL: everything that both engines do the same way. An engine adds its connection, types and maintenance."""
 
 import json
 from abc import ABC, abstractmethod
@@ -38,16 +38,16 @@ class SQLStore(ABC):
 
     @abstractmethod
     def at_once(self) -> AbstractContextManager[Database]:
-        """The same for one statement alone. Where the database is elsewhere, a server that is stopped in the middle of it
-        holds nothing that others wait for."""
+        """Like `_write`, for a single statement. On a remote database a server that freezes in the middle of it then
+        holds no lock that other servers wait for."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Database]:
-        """A view of one moment. Raises StoreUnavailable."""
+        """A read-only transaction: one consistent snapshot. Raises StoreUnavailable."""
 
     @abstractmethod
     def count_on(self, db: Database) -> None:
-        """After ids were copied from another store: new ones follow them."""
+        """Call it after copying ids from another store: new ids continue after them."""
 
     @abstractmethod
     def integrity(self) -> list[str]:
@@ -63,11 +63,11 @@ class SQLStore(ABC):
 
     @abstractmethod
     def _folding_alone(self) -> bool:
-        """Whether no other server folds now, nor will until `_folded`."""
+        """Takes the folding lock if no other server holds it; whether it did. `_folded` releases it."""
 
     @abstractmethod
     def _folded(self) -> None:
-        """Others may fold again."""
+        """Releases the folding lock."""
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class SQLStore(ABC):
                 chosen = list(found)[:most_runs]
                 for run_id in chosen:
                     row = db.execute("SELECT config FROM runs WHERE id = :id", {"id": run_id}).fetchone()
-                    if row is not None:  # else it was deleted
+                    if row is not None:  # otherwise it has been deleted
                         _history.fold(db, run_id, len(_config_in(row[0]).scale_groups), found[run_id])
                 done = len(chosen) == len(found)
                 if done and ids:
@@ -326,10 +326,10 @@ class SQLStore(ABC):
         self._folded()
 
     def _segments(self, db: Database, run_id: int, branch: int, *, fresh: bool = False) -> list[Segment]:
-        """What counts of the journal for a branch: its own history alone has steps there.
+        """The journal segments that count for a branch. Only the current history has any: a rewind folds first.
 
         Args:
-            fresh: the journal was looked at in this transaction already.
+            fresh: the journal index was already refreshed in this transaction.
         """
         row = db.execute("SELECT epoch, folded_step FROM runs WHERE id = :id", {"id": run_id}).fetchone()
         if branch or row is None:

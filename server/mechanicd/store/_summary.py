@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mechanicd.runs import record_dtype, record_layout
+from mechanicd.runs import StepOutcome, record_dtype, record_layout
 
 SERIES: Final = ("delta_dot_g", "delta_dot_x", "g_norm_sq", "x_norm_sq", "h", "scale", "effective_lr")
-"""One series each per scale group, in this order; after all of them comes base_lr, one for the run."""
+"""One series per scale group each, in this order; base_lr, one per run, comes last."""
 
 FINEST: Final = 16
 FACTOR: Final = 4
@@ -45,7 +45,7 @@ def dtype(groups: int) -> "np.dtype[Any]":
 
 
 def chunk_steps(groups: int) -> int:
-    """How many steps a chunk of the history spans: 1,024, fewer where a run has more than about 20 scale groups."""
+    """How many steps a chunk spans: 1,024, or fewer for runs with more than about 20 scale groups."""
     size = FINEST
     while size < 1024 and size * FACTOR * record_layout(groups).size <= CHUNK_BYTES:
         size *= FACTOR
@@ -67,8 +67,8 @@ def of_steps(groups: int, records: bytes, size: int = FINEST) -> Buckets:
     buckets["size"] = 1
     buckets["first_step"] = buckets["last_step"] = rows["step"]
     buckets["count"] = 1
-    buckets["non_finite"] = rows["outcome"] == 2
-    buckets["held"] = rows["outcome"] == 3
+    buckets["non_finite"] = rows["outcome"] == StepOutcome.NON_FINITE
+    buckets["held"] = rows["outcome"] == StepOutcome.HELD
     buckets["first_time"] = buckets["last_time"] = rows["time"]
     for field in ("min", "max", "last"):
         buckets[field] = values
@@ -76,7 +76,7 @@ def of_steps(groups: int, records: bytes, size: int = FINEST) -> Buckets:
 
 
 def merge(buckets: Buckets, size: int) -> Buckets:
-    """Fewer, larger buckets: those that lie in the same `size` steps become one. Give them in step order."""
+    """Merges buckets that lie in the same `size` steps. The buckets must be in step order."""
     if not len(buckets):
         return buckets
     keys = (buckets["first_step"] - 1) // size
