@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts promtool, which checks the files for Prometheus, at the path given: the machine's own, or out of Debian's package.
-# Nothing is installed, so nobody needs to be root, unless apt has no lists yet.
+# Puts promtool, which checks our Prometheus files, at the given path: the one of this machine, or that of Debian's package.
+# It installs nothing, so it needs root only if apt has no package lists yet.
 set -eu
 target=$1
 if found=$(command -v promtool); then

@@ -1,4 +1,4 @@
-"""The made-up fleet of fleet.py: over the protocol or straight into a store, each run meets its fate."""
+"""The synthetic fleet of fleet.py: through a server or written straight to a store, each run meets its fate."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def rows(url: str) -> list[RunRow]:
         store.close()
 
 
-def test_a_fleet_written_directly_is_a_store_that_a_check_finds_nothing_wrong_with(tmp_path: Path, run_cli: Any) -> None:
+def test_a_fleet_written_directly_passes_the_store_check(tmp_path: Path, run_cli: Any) -> None:
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     report = fleet(
         "--direct", url, "--runs", "30", "--steps", "3000", "--grouped", "2", "--groups", "3", "--keep-steps", "1000"
@@ -48,7 +48,7 @@ def test_a_fleet_written_directly_is_a_store_that_a_check_finds_nothing_wrong_wi
         exact = store.steps(row, 0, 1, row.last_step, 2**62)
         assert row.last_step - 1000 - 1024 <= exact[0].step - 1 <= max(0, row.last_step - 1000)
         buckets = store.summary(row, 0, 1, row.last_step, 100)
-        assert int(buckets["count"].sum()) == row.last_step, "of thinned steps the buckets remain"
+        assert int(buckets["count"].sum()) == row.last_step, "the buckets of thinned steps remain"
         assert buckets["max"][-1, 5 * groups] >= exact[-1].scale[0]
     store.close()
 
@@ -57,7 +57,7 @@ def test_a_fleet_written_directly_is_a_store_that_a_check_finds_nothing_wrong_wi
     ("fate", "low", "high"),
     [("healthy", 1e-5, 1.0), ("stuck", 0.0, 1e-7), ("collapsed", 0.0, 1e-7), ("running_away", 1e3, 1e31)],
 )
-def test_the_tuner_takes_each_run_where_its_fate_says(tmp_path: Path, fate: str, low: float, high: float) -> None:
+def test_each_fate_drives_the_scale_where_it_says(tmp_path: Path, fate: str, low: float, high: float) -> None:
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     fleet("--direct", url, "--runs", "5", "--steps", "20000", "--fates", fate, "--keep-steps", "0", "--seed", "3")
     assert [row.run for row in rows(url) if not low <= row.scale[0] <= high] == []
@@ -71,7 +71,7 @@ def test_the_same_seed_makes_the_same_fleet(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_a_fleet_at_a_server_steps_and_closes_as_its_fates_say(server: Any, project: str, ask_runs: Any) -> None:
+def test_a_fleet_at_a_server_steps_and_ends_by_its_fates(server: Any, project: str, ask_runs: Any) -> None:
     given = (
         "--target",
         server.target,
@@ -92,10 +92,10 @@ def test_a_fleet_at_a_server_steps_and_closes_as_its_fates_say(server: Any, proj
     statuses = [run["status"] for run in found]
     assert {status: statuses.count(status) for status in CLOSED} == {fate: report["fates"][fate] for fate in CLOSED}
     again = fleet(*given)
-    assert again["steps"] == 0, "runs go on where they are, and these are done"
+    assert again["steps"] == 0, "runs resume where they are, and these are done"
 
 
-def test_a_rate_is_kept_until_the_time_is_up(server: Any, project: str, ask_runs: Any) -> None:
+def test_the_step_rate_holds_until_the_time_is_up(server: Any, project: str, ask_runs: Any) -> None:
     report = fleet(
         *("--target", server.target, "--project", project, "--runs", "4", "--steps", "100000"),
         *("--rate", "5", "--seconds", "2", "--fates", "healthy"),
@@ -106,7 +106,7 @@ def test_a_rate_is_kept_until_the_time_is_up(server: Any, project: str, ask_runs
 
 @pytest.fixture
 def ask_runs(server: Any, run_cli: Any) -> Any:
-    """The runs of a project as the command line lists them."""
+    """The runs of a project, as the command line lists them."""
 
     def ask(project: str) -> list[dict[str, Any]]:
         done = run_cli("runs", "list", "--target", server.target, "--project", project, "--json")

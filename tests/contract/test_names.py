@@ -1,4 +1,4 @@
-"""Names and labels: what is well-formed is read back as it was written, the rest is refused in words that help."""
+"""Names and labels: well-formed ones survive a round trip, others are rejected with a helpful message."""
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ RUNS = st.lists(SEGMENTS, min_size=1, max_size=8).map("/".join)
 
 @settings(deadline=None)
 @given(SEGMENTS, RUNS)
-def test_a_run_name_is_read_back_as_it_was_written(project: str, run: str) -> None:
+def test_a_run_name_survives_a_round_trip(project: str, run: str) -> None:
     name = names.run_name(project, run)
     assert str(name) == f"projects/{project}/runs/{run}"
     assert names.parse_run(str(name)) == name == (project, run)
@@ -20,11 +20,11 @@ def test_a_run_name_is_read_back_as_it_was_written(project: str, run: str) -> No
 
 @settings(deadline=None)
 @given(SEGMENTS)
-def test_a_project_is_read_back_as_it_was_written(project: str) -> None:
+def test_a_project_survives_a_round_trip(project: str) -> None:
     assert names.parse_project(f"projects/{project}") == project
 
 
-def test_a_dash_names_all_projects() -> None:
+def test_a_dash_means_all_projects() -> None:
     assert names.parse_project(f"projects/{names.ALL_PROJECTS}") is None
 
 
@@ -32,7 +32,7 @@ def test_a_dash_names_all_projects() -> None:
 @given(
     st.one_of(st.text(), st.builds("projects/{}/runs/{}".format, st.one_of(SEGMENTS, st.text()), st.one_of(RUNS, st.text())))
 )
-def test_any_text_is_either_a_name_in_its_only_spelling_or_malformed(text: str) -> None:
+def test_any_text_is_malformed_or_the_one_spelling_of_a_name(text: str) -> None:
     try:
         spelled = str(names.parse_run(text))
     except names.MalformedName as error:
@@ -72,7 +72,7 @@ EXPECTED_RUN = "a run is one to eight segments joined by '/', 1 to 63 characters
         (f"projects/p/runs/{'r' * 64}", EXPECTED_RUN),
     ],
 )
-def test_a_malformed_name_is_refused_with_what_came_and_what_was_expected(name: str, said: str) -> None:
+def test_a_malformed_name_is_rejected_with_what_was_given_and_expected(name: str, said: str) -> None:
     with pytest.raises(names.MalformedName) as caught:
         names.parse_run(name)
     assert caught.value.reason == "MALFORMED_NAME"
@@ -82,7 +82,7 @@ def test_a_malformed_name_is_refused_with_what_came_and_what_was_expected(name: 
 
 
 @pytest.mark.parametrize("parent", ["", "p", "projects", "projects/", "projects/a/b", "projects/--", "runs/p"])
-def test_a_malformed_project_is_refused_with_the_way_to_name_all(parent: str) -> None:
+def test_a_malformed_project_is_rejected_with_how_to_name_all(parent: str) -> None:
     with pytest.raises(names.MalformedName, match="projects/- for all of them") as caught:
         names.parse_project(parent)
     assert caught.value.reason == "MALFORMED_NAME"
@@ -90,7 +90,7 @@ def test_a_malformed_project_is_refused_with_the_way_to_name_all(parent: str) ->
 
 
 @pytest.mark.parametrize("part", [None, 3, b"r"])
-def test_a_part_that_is_no_text_is_malformed_too(part: object) -> None:
+def test_a_part_that_is_not_a_string_is_malformed(part: object) -> None:
     for project, run in [(part, "r"), ("p", part)]:
         with pytest.raises(names.MalformedName):
             names.run_name(project, run)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_a_part_that_is_no_text_is_malformed_too(part: object) -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(SEGMENTS, st.text(max_size=256), max_size=64))
-def test_labels_within_the_limits_are_kept_as_they_are(labels: dict[str, str]) -> None:
+def test_labels_within_the_limits_are_kept_unchanged(labels: dict[str, str]) -> None:
     assert names.check_labels(labels) == labels
 
 
@@ -115,7 +115,7 @@ def test_labels_within_the_limits_are_kept_as_they_are(labels: dict[str, str]) -
         ({3: "v"}, "label key 3"),
     ],
 )
-def test_labels_beyond_a_limit_are_refused_by_that_limit(labels: dict[str, str], said: str) -> None:
+def test_labels_beyond_a_limit_are_rejected_with_that_limit(labels: dict[str, str], said: str) -> None:
     with pytest.raises(names.MalformedName) as caught:
         names.check_labels(labels)
     assert caught.value.reason == "INVALID_LABELS"

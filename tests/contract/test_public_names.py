@@ -1,4 +1,4 @@
-"""What programs import from this package. A name that comes or goes here is a change for users."""
+"""The public API. Adding or removing a name here is a change for users."""
 
 import importlib
 
@@ -31,12 +31,12 @@ PUBLIC = {
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_the_public_names_are_these(module: str) -> None:
+def test_all_lists_exactly_these_names(module: str) -> None:
     assert sorted(importlib.import_module(module).__all__) == sorted(PUBLIC[module].split())
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_each_public_name_is_there_and_nothing_public_is_beside_them(module: str) -> None:
+def test_each_name_exists_and_nothing_else_is_public(module: str) -> None:
     imported = importlib.import_module(module)
     here = {name for name, value in vars(imported).items() if not name.startswith("_") and not hasattr(value, "__path__")}
     modules = {name for name in here if type(vars(imported)[name]).__name__ == "module"}

@@ -1,4 +1,4 @@
-"""Each rpc of the contract is answered by name, and the server tells what it serves."""
+"""The server answers each RPC of the contract, and reflection describes them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def channel(server: Any) -> Iterator[grpc.Channel]:
 
 
 def call(channel: grpc.Channel, method: MethodDescriptor) -> Any:
-    """The method with an empty request, whatever its kind; the first response of a stream."""
+    """Calls the method with an empty request, whatever its kind. Returns the response, or the first of a stream."""
     shape = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     request = message_factory.GetMessageClass(method.input_type)()
     invoke = getattr(channel, shape)(
@@ -61,12 +61,12 @@ def error_info(error: Any) -> tuple[grpc.StatusCode, error_details_pb2.ErrorInfo
     return error.code(), info
 
 
-def test_the_table_here_names_each_rpc_of_the_contract() -> None:
+def test_the_table_here_has_every_rpc_of_the_contract() -> None:
     assert EMPTY_REQUEST_GETS.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", [name for name, reason in EMPTY_REQUEST_GETS.items() if reason])
-def test_an_rpc_with_an_empty_request_is_refused_by_reason(channel: grpc.Channel, name: str) -> None:
+def test_an_empty_request_is_rejected_with_a_reason(channel: grpc.Channel, name: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, METHODS[name])
     code, info = error_info(caught.value)
@@ -74,7 +74,7 @@ def test_an_rpc_with_an_empty_request_is_refused_by_reason(channel: grpc.Channel
     assert code is not grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_an_empty_message_in_a_stream_is_answered_by_an_empty_one(channel: grpc.Channel) -> None:
+def test_an_empty_message_in_a_stream_gets_an_empty_answer(channel: grpc.Channel) -> None:
     assert call(channel, METHODS["StreamSteps"]) == tuner_service_pb2.StreamStepsResponse()
 
 
@@ -87,7 +87,7 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
     assert "grpc.health.v1.Health" in listed
 
 
-def test_reflection_describes_the_contract_that_this_client_was_built_with(channel: grpc.Channel) -> None:
+def test_reflection_describes_the_contract_this_client_was_built_with(channel: grpc.Channel) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     for service in SERVICES:
         request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service.full_name)

@@ -1,4 +1,4 @@
-"""Small experiments, on real sets that ship with scikit-learn, and records made up for the judge."""
+"""Small experiments on the real data sets that ship with scikit-learn, and made-up records for the judge."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ WINE = Task("logistic/wine", "tabular-wine", "linear", batch=32, steps=60, clip=
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As the runner's processes have it; two threads that wait for each other are slow on a busy machine."""
+    """Like the runner's processes. Two threads that wait for each other are slow on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sets that the tests train on."""
+    """A folder with the data sets that the tests train on."""
     folder = tmp_path_factory.mktemp("data")
     _sources.prepare(folder, lambda _: None, ["tabular-wine", "digits"])
     return folder
@@ -34,13 +34,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny() -> Experiment:
-    """One row, every method."""
+    """One row with every method."""
     return Experiment("tiny", "a test", "none", (Row(WINE, "adamw"),), (MECHANIC, *PEER_ARMS), seeds=(0, 1), sweep_seeds=(0, 1))
 
 
 @pytest.fixture
 def new_setup(data: Path, tmp_path: Path, project: str) -> Callable[..., Setup]:
-    """`new_setup(target)`: two processes."""
+    """`new_setup(target)`: a runner with two processes."""
 
     def make(target: str | None, name: str = "work") -> Setup:
         return Setup(data, tmp_path / name, target, project, {"cpu": 2})
@@ -50,7 +50,7 @@ def new_setup(data: Path, tmp_path: Path, project: str) -> Callable[..., Setup]:
 
 @pytest.fixture
 def record() -> Callable[..., dict[str, Any]]:
-    """`record(training, val=90.0, test=91.0)`: what a training could have come to, accuracies in percent of 100 examples."""
+    """`record(training, val=90.0, test=91.0)`: a made-up result. Accuracies are in percent of 100 examples."""
 
     def make(training: Training, val: float = 90.0, test: float = 90.0, val_loss: float = 0.5, **fields: Any) -> dict[str, Any]:
         right = np.arange(100) < test

@@ -1,4 +1,4 @@
-"""The list is well formed: whatever it names exists, and each training has a name that the server takes."""
+"""The catalogue is well formed: everything it names exists, and the server accepts the name of each training."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from mechanicd.v1 import names
 EVERY = [training for experiment in (*FULL, *QUICK) for training in experiment.trainings()]
 
 
-def test_everything_that_it_names_exists() -> None:
+def test_everything_it_names_exists() -> None:
     for training in EVERY:
         task = training.row.task
         assert task.data in SETS
@@ -22,13 +22,13 @@ def test_everything_that_it_names_exists() -> None:
         assert training.arm.method in _arms._METHODS
 
 
-def test_every_training_is_a_run_that_the_server_takes() -> None:
+def test_the_server_accepts_the_name_of_every_training() -> None:
     for training in EVERY:
         names.run_name("experiments", training.key)
         names.check_labels(training.labels)
 
 
-def test_a_key_stands_for_one_spec() -> None:
+def test_each_key_has_one_spec() -> None:
     for experiments in (FULL, QUICK):
         specs: dict[str, str] = {}
         for experiment in experiments:
@@ -36,7 +36,7 @@ def test_a_key_stands_for_one_spec() -> None:
                 assert specs.setdefault(training.key, json.dumps(training.spec)) == json.dumps(training.spec)
 
 
-def test_a_spec_is_what_json_gives_back() -> None:
+def test_a_spec_survives_json() -> None:
     for training in EVERY:
         assert json.loads(json.dumps(training.spec)) == training.spec
 
@@ -53,13 +53,13 @@ def test_the_issue_is_covered() -> None:
             assert not experiment.sweep or len(_catalogue.start_of_sweep(row)) >= 5
 
 
-def test_quick_has_something_of_every_experiment() -> None:
+def test_quick_has_a_part_of_every_experiment() -> None:
     assert [experiment.name for experiment in QUICK] == [experiment.name for experiment in FULL]
     assert all(list(experiment.trainings()) for experiment in QUICK)
 
 
 @pytest.mark.parametrize(("best", "following"), [(1e-3, 3e-4), (1e-1, 3e-1), (1e-2, None), (3e-2, None)])
-def test_a_sweep_widens_where_its_best_is_at_an_edge(best: float, following: float | None) -> None:
+def test_a_sweep_widens_if_its_best_rate_is_at_an_edge(best: float, following: float | None) -> None:
     assert _catalogue.widened((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), best) == following
 
 
@@ -72,12 +72,12 @@ def test_the_schedule_rises_and_falls() -> None:
     assert values[-1] > 0.0
 
 
-def test_choosing_an_experiment_that_is_not_there_says_which_are() -> None:
+def test_choosing_an_unknown_experiment_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no experiment logistics; choose from all, ablations, .*, logistic"):
         _catalogue.choose(["logistics"], FULL)
 
 
-def test_peers_are_only_trained_where_they_have_a_form() -> None:
+def test_peers_are_trained_only_with_bases_they_support() -> None:
     lion = [training.arm.method for training in EVERY if training.row.base == "lion"]
     assert "prodigy" not in lion
     assert "dadaptation" in lion

@@ -1,4 +1,4 @@
-"""Who won, by the rule that the page states."""
+"""Win, tie or loss, by the rule that the report states."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Make = Callable[..., dict[str, Any]]
 def swept(
     record: Make, val: dict[float, Any], test: dict[float, Any] | None = None, **fields: Any
 ) -> dict[str, dict[str, Any]]:
-    """Records of a sweep with these values at these rates, the same for each seed."""
+    """Records of a sweep with these values at these rates; every seed has the same ones."""
     records = {}
     for rate in start_of_sweep(ROW):
         for seed in SEEDS:
@@ -35,7 +35,7 @@ def test_the_rate_is_selected_on_val_and_reported_on_test(record: Make) -> None:
     assert (best.arm, best.mean, best.scale) == (sweep(0.03), 70.0, pytest.approx(0.03))
 
 
-def test_equal_accuracies_are_told_apart_by_loss(record: Make) -> None:
+def test_the_loss_breaks_a_tie_in_accuracy(record: Make) -> None:
     records = swept(record, val={0.01: 90.0, 0.03: 90.0, 0.1: 90.0})
     for seed in SEEDS:
         records[Training(ROW, sweep(0.01), seed).key]["val"]["loss"] = 0.1
@@ -48,7 +48,7 @@ def test_a_diverged_rate_is_never_selected(record: Make) -> None:
     assert _judge.selected(ROW, start_of_sweep(ROW), SEEDS, records) == 0.03
 
 
-def test_a_sweep_is_wider_only_once_it_has_ended(record: Make) -> None:
+def test_a_sweep_widens_only_once_it_is_complete(record: Make) -> None:
     first = start_of_sweep(ROW)
     records = swept(record, val={first[0]: 90.0})
     assert len(_judge.rates(ROW, SEEDS, records)) == len(first) + 1
@@ -56,7 +56,7 @@ def test_a_sweep_is_wider_only_once_it_has_ended(record: Make) -> None:
     assert _judge.rates(ROW, SEEDS, records) == first
 
 
-def test_a_record_of_another_list_counts_for_nothing(record: Make) -> None:
+def test_a_record_with_another_spec_is_ignored(record: Make) -> None:
     records = swept(record, val={0.03: 90.0})
     for made in records.values():
         made["spec"] = {**made["spec"], "steps": 61}
@@ -64,7 +64,7 @@ def test_a_record_of_another_list_counts_for_nothing(record: Make) -> None:
 
 
 def arm(record: Make, test: tuple[float, ...], right: list[int] | None = None) -> _judge.Outcome:
-    """MECHANIC with these test accuracies, one a seed; `right` says how many of 100 examples, from the first, are named."""
+    """MECHANIC with these test accuracies, one per seed. The first `right` of 100 examples are classified correctly."""
     records = {}
     for seed, value in enumerate(test):
         training = Training(ROW, MECHANIC, seed)
@@ -77,12 +77,12 @@ def arm(record: Make, test: tuple[float, ...], right: list[int] | None = None) -
     return found
 
 
-def test_far_more_than_chance_is_a_win_and_its_mirror_a_loss(record: Make) -> None:
+def test_a_clear_difference_is_a_win_one_way_and_a_loss_the_other(record: Make) -> None:
     good, bad = arm(record, (90.0, 91.0, 90.0)), arm(record, (60.0, 61.0, 60.0))
     assert (_judge.verdict(good, bad), _judge.verdict(bad, good), _judge.verdict(good, good)) == ("win", "loss", "tie")
 
 
-def test_the_spread_over_the_seeds_makes_a_tie(record: Make) -> None:
+def test_a_difference_within_the_spread_over_seeds_is_a_tie(record: Make) -> None:
     calm, other = arm(record, (90.0, 90.0, 90.0), [90] * 3), arm(record, (80.0, 90.0, 100.0 - 16.0), [90] * 3)
     assert _judge.difference(calm, other) == pytest.approx(90.0 - (80.0 + 90.0 + 84.0) / 3)
     assert _judge.verdict(calm, other) == "tie"
@@ -90,19 +90,19 @@ def test_the_spread_over_the_seeds_makes_a_tie(record: Make) -> None:
     assert _judge.noise(calm, other) == pytest.approx(2.776 * spread / math.sqrt(3), rel=1e-4)
 
 
-def test_a_few_examples_of_the_test_set_make_a_tie(record: Make) -> None:
+def test_a_difference_of_a_few_test_examples_is_a_tie(record: Make) -> None:
     one, other = arm(record, (91.0,) * 3), arm(record, (90.0,) * 3)
     assert _judge.difference(one, other) == pytest.approx(1.0)
     assert _judge.verdict(one, other) == "tie", "one of a hundred examples"
-    share = 0.01  # of the examples are named by the one and not by the other
+    share = 0.01  # of the examples are right for the one and wrong for the other
     assert _judge.noise(one, other) == pytest.approx(1.96 * 100.0 * math.sqrt(share * (1.0 - share) / 100.0))
 
 
-def test_a_single_seed_can_not_be_told(record: Make) -> None:
+def test_a_single_seed_decides_nothing(record: Make) -> None:
     assert _judge.verdict(arm(record, (90.0,)), arm(record, (60.0,))) == "unclear"
 
 
-def test_what_diverged_loses(record: Make) -> None:
+def test_a_diverged_training_loses(record: Make) -> None:
     fine = arm(record, (90.0, 91.0, 90.0))
     records = {Training(ROW, MECHANIC, seed).key: record(Training(ROW, MECHANIC, seed), diverged=seed == 1) for seed in SEEDS}
     diverged = _judge.outcome(ROW, MECHANIC, SEEDS, records)

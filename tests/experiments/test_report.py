@@ -1,4 +1,4 @@
-"""The page says what the results file says, and nothing is left out of it."""
+"""The report says what the results file says, and leaves nothing out."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ TEST = {"mechanic": (90.0, 91.0, 95.0), "dadaptation": (70.0, 71.0, 69.0), "prod
 
 @pytest.fixture
 def records(record: Make) -> dict[str, dict[str, Any]]:
-    """One row with a sweep whose third rate is best, MECHANIC, and two peers; nothing else."""
+    """One row: a sweep whose third rate is best, MECHANIC, and two peers."""
     made = []
     for seed in FULL[0].seeds:
         for place, rate in enumerate(start_of_sweep(ROW)):
@@ -54,7 +54,7 @@ def test_the_table_has_the_numbers_of_the_file(page: str) -> None:
     ]
 
 
-def test_every_row_of_the_list_is_on_the_page_with_results_or_without(page: str) -> None:
+def test_every_row_of_the_catalogue_is_on_the_page_even_without_results(page: str) -> None:
     for experiment in FULL:
         if experiment.sweep and experiment.name != "scale":
             for row in experiment.rows:
@@ -62,21 +62,21 @@ def test_every_row_of_the_list_is_on_the_page_with_results_or_without(page: str)
                 assert row == ROW or "–" in shown
 
 
-def test_the_counts_are_of_the_rows_that_could_be_judged(page: str) -> None:
+def test_only_rows_that_could_be_judged_are_counted(page: str) -> None:
     assert "MECHANIC wins on 0, ties on 1 and loses on 0 of 54 problems" in page
     assert "| MECHANIC | 0 | 1 | 0 | 0 | 100 % |" in page
     assert "| D-adaptation | 0 | 0 | 1 | 0 | 0 % |" in page
     assert "Against D-adaptation it wins on 1, ties on 0, loses on 0." in page
 
 
-def test_what_is_missing_is_said(page: str, records: dict[str, Any]) -> None:
+def test_the_page_says_what_is_missing(page: str, records: dict[str, Any]) -> None:
     total = len(_plan.trainings(FULL, records))
     assert f"{len(records)} of {total} trainings" in page
     assert f"{total - len(records)} trainings have no result yet" in page
     assert "a machine of the tests" in page
 
 
-def test_each_claim_is_marked_and_has_its_picture(page: str, tmp_path: Path) -> None:
+def test_each_claim_has_a_verdict_and_a_picture(page: str, tmp_path: Path) -> None:
     section = page.split("## The paper's claims")[1].split("\n## ")[0]
     marks = re.findall(r"\*\*(confirmed|not confirmed|unclear)\*\* .*\((\w+\.png)\)", section)
     assert len(marks) == 10
@@ -86,7 +86,7 @@ def test_each_claim_is_marked_and_has_its_picture(page: str, tmp_path: Path) -> 
         assert (tmp_path / "report" / picture).exists()
 
 
-def test_the_same_results_make_the_same_page_to_the_byte(records: dict[str, Any], tmp_path: Path) -> None:
+def test_the_same_results_make_the_same_page_byte_for_byte(records: dict[str, Any], tmp_path: Path) -> None:
     one, two = (_report.write(tmp_path / name, records, FULL, quick=False).parent for name in ("one", "two"))
     for file in sorted(one.iterdir()):
         assert file.read_bytes() == (two / file.name).read_bytes(), file.name

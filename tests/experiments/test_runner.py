@@ -1,4 +1,4 @@
-"""The runner with real processes and a real server: all is trained once, and an interrupt costs nothing that had ended."""
+"""The runner with real processes and a real server: it trains everything once, and an interrupt loses no finished training."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from experiments._plan import Shard
 from experiments._runner import Progress, Setup
 
 COMMAND = [sys.executable, "-m", "experiments"]
-CHANGING = ("seconds", "wall", "when")  # of a record, from one run to the next
+CHANGING = ("seconds", "wall", "when")  # fields of a record that differ from one run to the next
 
 
 def run(
@@ -47,17 +47,17 @@ def test_a_tiny_experiment_runs_end_to_end_through_a_server(
     assert best is not None
     rates = _judge.rates(row, tiny.sweep_seeds, records)
     assert len(rates) >= 5
-    assert rates[0] < best.scale < rates[-1] or len(rates) == 12, "the best has a rate on either side"
+    assert rates[0] < best.scale < rates[-1] or len(rates) == 12, "the best rate has a neighbour on either side"
     assert best.mean > 80.0, "three classes: chance is 33"
     listed = json.loads(run_cli("runs", "list", "--target", server.target, "--project", project, "--json").stdout)
     mechanized = {Training(row, MECHANIC, seed).key for seed in tiny.seeds}
     assert {run["name"].partition("/runs/")[2] for run in listed} == mechanized
-    again, told = run(tiny, results, new_setup("127.0.0.1:1"))  # a server that is not there is not needed
+    again, told = run(tiny, results, new_setup("127.0.0.1:1"))  # nothing is left to train, so nobody needs a server
     assert (again.done, told) == (reached.total, [])
 
 
 @pytest.mark.timeout(300)
-def test_interrupted_and_run_again_it_has_the_same_results(
+def test_an_interrupted_run_that_continues_has_the_same_results(
     tiny: Experiment, new_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:
     whole, parted = tmp_path / "whole.jsonl", tmp_path / "parted.jsonl"
@@ -81,7 +81,7 @@ def test_interrupted_and_run_again_it_has_the_same_results(
     assert lasting(parted) == lasting(whole)
 
 
-def test_a_training_that_fails_is_named_and_the_others_go_on(
+def test_a_failed_training_is_named_and_the_others_continue(
     tiny: Experiment, new_setup: Callable[..., Setup], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (row,) = tiny.rows
@@ -111,7 +111,7 @@ def test_a_warm_start_waits_for_the_run_whose_scale_it_begins_with(
         assert s_init[Training(row, WARM_ARM, seed).key] == records[plain.key]["scale"] > 1e-8
 
 
-def test_past_its_deadline_it_stops_and_says_what_is_left(
+def test_it_stops_at_its_deadline_and_says_how_much_is_left(
     tiny: Experiment, new_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:
     reached, _ = run(tiny, tmp_path / "results.jsonl", new_setup(None), deadline=0.0)
@@ -119,7 +119,7 @@ def test_past_its_deadline_it_stops_and_says_what_is_left(
     assert reached.left_s > 0.0
 
 
-def test_shards_part_the_rows_and_keep_each_whole() -> None:
+def test_shards_split_the_rows_and_keep_each_row_whole() -> None:
     from experiments._catalogue import FULL
 
     every = _plan.trainings(FULL, {})
@@ -130,7 +130,7 @@ def test_shards_part_the_rows_and_keep_each_whole() -> None:
     assert all(rows)
 
 
-def test_tasks_are_chosen_by_their_names() -> None:
+def test_tasks_are_selected_by_name() -> None:
     from experiments._catalogue import FULL
 
     some = _plan.trainings(FULL, {}, Shard(tasks=("finetune/*-dropout0", "language/brown")))
@@ -141,13 +141,13 @@ def test_tasks_are_chosen_by_their_names() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/2/3"])
-def test_a_malformed_shard_is_refused(text: str) -> None:
+def test_a_malformed_shard_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="expected i/n"):
         Shard.parse(text)
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_on_the_command_line_keeps_what_had_ended(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_trainings(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     arguments = [*COMMAND, "run", "logistic", "--quick", "--shard", "1/3", "--data", str(folder), "--work", str(tmp_path)]
     process = subprocess.Popen([*arguments, "--workers", "1"], stderr=subprocess.PIPE, text=True)
@@ -173,20 +173,20 @@ def test_ctrl_c_on_the_command_line_keeps_what_had_ended(tmp_path: Path) -> None
     assert "one seed, few steps" in Path(page.stdout.strip()).read_text()
 
 
-def test_an_unknown_name_is_refused_with_those_there_are() -> None:
+def test_an_unknown_name_is_rejected_with_the_known_ones() -> None:
     done = subprocess.run([*COMMAND, "run", "logistics"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "choose from all, ablations," in done.stderr
 
 
-def test_sets_that_are_not_there_are_named_with_what_to_do(tmp_path: Path) -> None:
+def test_missing_data_sets_are_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         _data.DataMissing, match=r"the set 'brown' is not in .*; prepare it there: python -m experiments data --to"
     ):
         _data.load(tmp_path, "brown")
 
 
-def test_packages_that_can_not_be_had_are_named_with_what_to_do(tmp_path: Path) -> None:
+def test_packages_that_can_not_be_installed_are_named_with_what_to_do(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop(_data.VARIABLE, None)
     command = [*COMMAND, "data", "--to", str(tmp_path / "data"), "brown"]

@@ -1,4 +1,4 @@
-"""Sets are split once and for all, and scaled by what is in train."""
+"""Data sets are split once and for all, and scaled by statistics of train alone."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from experiments import _sources
 from experiments.texts import Vocabulary, padded
 
 
-def test_a_split_has_each_example_once_and_each_class_everywhere() -> None:
+def test_a_split_has_each_example_once_and_each_class_in_every_part() -> None:
     labels = np.repeat([0, 1, 2], [40, 60, 100])
     parts = _sources.split(labels)
     assert sorted(np.concatenate(list(parts.values()))) == list(range(200))
@@ -17,7 +17,7 @@ def test_a_split_has_each_example_once_and_each_class_everywhere() -> None:
     assert all((again[part] == parts[part]).all() for part in parts)
 
 
-def test_columns_are_scaled_by_train_alone_and_constant_ones_left_out() -> None:
+def test_columns_are_scaled_by_train_alone_and_constant_ones_dropped() -> None:
     random = np.random.default_rng(0)
     x = {part: random.normal(5.0, 3.0, (50, 3)) for part in ("train", "val", "test")}
     for part in x.values():
@@ -36,7 +36,7 @@ def test_the_digits_are_those_of_scikit_learn() -> None:
     assert set(made["y_test"]) == set(range(10))
 
 
-def test_a_vocabulary_gives_texts_back_and_rows_begin_and_end() -> None:
+def test_a_vocabulary_decodes_what_it_encoded_and_marks_start_and_end() -> None:
     texts = ["the cat sat on the mat", "the dog sat on the cat"] * 20
     vocabulary = Vocabulary(texts, 300)
     tokens = vocabulary.encode(texts[:2])

@@ -1,4 +1,4 @@
-"""One training: interrupted and started again, it comes to the same result, to the bit."""
+"""One training: interrupted and resumed, it reaches the same result bit for bit."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def result(training: Training, data: Path, where: Where, checkpoint: Path, stop_
 
 
 @pytest.mark.parametrize("arm", [sweep(0.01), MECHANIC, *PEER_ARMS], ids=lambda arm: arm.name)
-def test_stopped_amid_its_steps_it_goes_on_to_the_same_result(
+def test_stopped_between_steps_it_resumes_to_the_same_result(
     arm: Arm, data: Path, server: Any, project: str, tmp_path: Path
 ) -> None:
     training = Training(Row(DIGITS, "adamw"), arm, 0)
@@ -36,7 +36,7 @@ def test_stopped_amid_its_steps_it_goes_on_to_the_same_result(
     assert whole["test"]["accuracy"] > 50.0 or arm.method in ("mechanic", "prodigy", "mechanic-pytorch"), "80 steps are few"
     where = Where(server.target, project)
     assert result(training, data, where, checkpoint, stop_after=33) is None
-    assert checkpoint.exists() is (arm.method in ("sweep", "mechanic")), "the peers begin anew"
+    assert checkpoint.exists() is (arm.method in ("sweep", "mechanic")), "the peers start over"
     assert result(training, data, where, checkpoint) == whole
     assert not checkpoint.exists()
 
@@ -55,14 +55,14 @@ def test_a_mechanized_run_is_on_the_server_with_its_labels_and_every_step(
     assert run["labels"] == training.labels
 
 
-def test_a_rate_far_too_large_is_said_to_diverge(data: Path, tmp_path: Path) -> None:
+def test_a_far_too_large_rate_is_reported_as_diverged(data: Path, tmp_path: Path) -> None:
     training = Training(Row(replace(DIGITS, clip=0.0), "sgd"), sweep(1e30), 0)
     made = result(training, data, Where(None, "p"), tmp_path / "checkpoint.pt")
     assert made["diverged"]
     assert made["test"]["loss"] is None
 
 
-def test_a_checkpoint_of_another_list_is_not_used(data: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_spec_is_not_used(data: Path, tmp_path: Path) -> None:
     training = Training(Row(DIGITS, "adamw"), MECHANIC, 0)
     changed = Training(Row(replace(DIGITS, batch=16), "adamw"), MECHANIC, 0)
     checkpoint, where = tmp_path / "checkpoint.pt", Where(None, "p")

@@ -1,4 +1,4 @@
-"""Bad input of every kind gets one clear error with a stable reason, and nothing that was stored is lost."""
+"""Bad input of any kind gets one clear error with a stable reason, and loses no stored step."""
 
 import math
 import sqlite3
@@ -31,7 +31,7 @@ GOOD = Reductions(-1.0, 0.5, 1.0, 2.0)
 
 @pytest.fixture
 def session(server: Any, project: str) -> Any:
-    """A run with ten steps, all durable; each test checks at its end that they are still there and that the run goes on."""
+    """A run with ten durable steps. At the end, each test checks that they are still there and that the run accepts another."""
     opened = open_run(server.target, "run", project=project, start=0, on_outage="raise")
     for _ in range(10):
         opened.step(GOOD)
@@ -46,7 +46,7 @@ def session(server: Any, project: str) -> Any:
     assert series[-1].scale[0] == opened.scales[0]
 
 
-def refused(server: Any, method: str, request: Any) -> MechanicdError:
+def rejected(server: Any, method: str, request: Any) -> MechanicdError:
     with connect(server.target) as client, pytest.raises(MechanicdError) as caught:
         client.call(method, request)
     assert caught.value.message
@@ -67,7 +67,7 @@ def test_an_unknown_run(server: Any, project: str) -> None:
         ("DeleteRun", run_service_pb2.DeleteRunRequest(name=name)),
         ("QuerySeries", run_service_pb2.QuerySeriesRequest(name=name)),
     ):
-        error = refused(server, method, request)
+        error = rejected(server, method, request)
         assert error.reason == "RUN_NOT_FOUND"
         assert error.metadata == {"name": name}
 
@@ -76,13 +76,13 @@ def test_an_unknown_run(server: Any, project: str) -> None:
     "name", ["", "run", "projects/p/runs/", "projects/p q/runs/r", "projects/p/runs/-r", "projects/p/runs/ü"]
 )
 def test_a_malformed_name(server: Any, name: str) -> None:
-    error = refused(server, "OpenSession", tuner_service_pb2.OpenSessionRequest(name=name))
+    error = rejected(server, "OpenSession", tuner_service_pb2.OpenSessionRequest(name=name))
     assert error.reason == "MALFORMED_NAME"
     assert "expected" in error.message or "characters" in error.message
     assert isinstance(error, ValueError)
 
 
-def test_a_malformed_name_is_refused_before_anything_is_sent() -> None:
+def test_a_malformed_name_is_rejected_before_anything_is_sent() -> None:
     with pytest.raises(InvalidArgument) as caught:
         open_run("127.0.0.1:1", "no spaces", start=0)
     assert caught.value.reason == "MALFORMED_NAME"
@@ -94,7 +94,7 @@ def test_a_wrong_number_of_scale_groups(session: Session, server: Any) -> None:
     assert caught.value.reason == "GROUP_COUNT_MISMATCH"
     request = step(session, 11)
     request.reductions.g_norm_sq.append(1.0)
-    error = refused(server, "Step", request)
+    error = rejected(server, "Step", request)
     assert error.reason == "GROUP_COUNT_MISMATCH"
     assert error.metadata == {"expected": "1", "received": "2"}
 
@@ -105,14 +105,14 @@ def test_negative_squares(session: Session, server: Any, field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         session.begin(bad)
     assert caught.value.reason == "NEGATIVE_SQUARE"
-    error = refused(server, "Step", step(session, 11, bad))
+    error = rejected(server, "Step", step(session, 11, bad))
     assert error.reason == "NEGATIVE_SQUARE"
     assert field in error.message
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("field", Reductions._fields)
-def test_a_scalar_that_is_not_finite_is_recorded_said_and_never_enters_the_tuner(
+def test_a_non_finite_scalar_is_recorded_and_logged_but_never_enters_the_tuner(
     session: Session, server: Any, field: str, value: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     if value < 0 and field.endswith("_sq"):
@@ -132,14 +132,14 @@ def test_a_scalar_that_is_not_finite_is_recorded_said_and_never_enters_the_tuner
 
 @pytest.mark.parametrize("number", [0, 12, 2**40])
 def test_a_step_out_of_order(session: Session, server: Any, number: int) -> None:
-    error = refused(server, "Step", step(session, number))
+    error = rejected(server, "Step", step(session, number))
     assert error.reason == "STEP_OUT_OF_ORDER"
     assert error.metadata == {"expected": "11", "received": str(number)}
     assert isinstance(error, SessionError)
 
 
 @pytest.mark.parametrize("number", [1, 9, 10])
-def test_a_step_again(session: Session, server: Any, number: int) -> None:
+def test_a_repeated_step(session: Session, server: Any, number: int) -> None:
     oracle = Tuner()
     state = oracle.init()
     for _ in range(number):
@@ -147,12 +147,12 @@ def test_a_step_again(session: Session, server: Any, number: int) -> None:
     with connect(server.target) as client:
         same = client.call("Step", step(session, number)).result
     assert tuple(same.scale) == state.scale
-    error = refused(server, "Step", step(session, number, GOOD._replace(delta_dot_g=-2.0)))
+    error = rejected(server, "Step", step(session, number, GOOD._replace(delta_dot_g=-2.0)))
     assert isinstance(error, StepConflict)
     assert error.reason == "STEP_CONFLICT"
 
 
-def test_a_config_that_differs_from_the_runs(session: Session, server: Any, project: str) -> None:
+def test_a_config_that_differs_from_that_of_the_run(session: Session, server: Any, project: str) -> None:
     with pytest.raises(ConfigMismatch) as caught:
         open_run(server.target, "run", project=project, config=TunerConfig(s_decay=0.1, betas=(0.9,)))
     assert caught.value.reason == "CONFIG_MISMATCH"
@@ -160,16 +160,16 @@ def test_a_config_that_differs_from_the_runs(session: Session, server: Any, proj
     assert "0.01 ≠ 0.1" in caught.value.message
 
 
-def test_a_setting_out_of_its_range(server: Any, project: str) -> None:
+def test_a_setting_out_of_range(server: Any, project: str) -> None:
     config = resources_pb2.TunerConfig(betas=[1.5])
-    error = refused(
+    error = rejected(
         server, "OpenSession", tuner_service_pb2.OpenSessionRequest(name=f"projects/{project}/runs/r", config=config)
     )
     assert error.reason == "INVALID_CONFIG"
     assert "1.5" in error.message
 
 
-def test_a_start_that_the_server_has_not_got(session: Session, server: Any, project: str) -> None:
+def test_a_start_step_the_server_does_not_have(session: Session, server: Any, project: str) -> None:
     with pytest.raises(ResumeError) as caught:
         open_run(server.target, "run", project=project, start=99)
     assert caught.value.reason == "RESUME_STEP_UNKNOWN"
@@ -180,13 +180,13 @@ def test_a_damaged_checkpoint(session: Session, server: Any) -> None:
     damaged = bytearray(session.state.to_bytes())
     damaged[40] ^= 1
     request = tuner_service_pb2.OpenSessionRequest(name=session.name, tuner_state=bytes(damaged))
-    assert refused(server, "OpenSession", request).reason == "INVALID_TUNER_STATE"
+    assert rejected(server, "OpenSession", request).reason == "INVALID_TUNER_STATE"
     with pytest.raises(ValueError, match="checksum"):
         TunerState.from_bytes(bytes(damaged), TunerConfig())
 
 
-def test_a_session_that_nobody_opened(server: Any) -> None:
-    error = refused(server, "Step", tuner_service_pb2.StepRequest(session=12345, step=1))
+def test_an_unknown_session(server: Any) -> None:
+    error = rejected(server, "Step", tuner_service_pb2.StepRequest(session=12345, step=1))
     assert error.reason == "SESSION_UNKNOWN"
 
 
@@ -199,7 +199,7 @@ def test_a_session_that_nobody_opened(server: Any) -> None:
         (("--store", "mysql://x"), "STORE_NOT_WRITABLE"),
     ],
 )
-def test_a_server_that_can_not_start_as_asked(
+def test_a_server_that_can_not_start_with_these_options(
     options: tuple[str, ...], reason: str, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     defaults = ("--grpc", "127.0.0.1:0", "--store", f"sqlite:///{tmp_path / 'x.db'}")
@@ -218,7 +218,7 @@ def test_a_port_in_use(server: Any, tmp_path: Path, run_cli: Callable[..., subpr
     assert "Traceback" not in done.stderr
 
 
-def test_a_store_that_another_server_holds(server: Any, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_store_in_use_by_another_server(server: Any, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = run_cli("serve", "--grpc", "127.0.0.1:0", "--store", f"sqlite:///{server.database}")
     assert done.returncode == 1
     assert "[STORE_IN_USE]" in done.stderr

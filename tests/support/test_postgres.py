@@ -18,7 +18,7 @@ def postgres(tmp_path: Path) -> Iterator[PostgresProcess]:
     process.remove()
 
 
-def test_postgres_is_as_in_production(postgres: PostgresProcess) -> None:
+def test_postgres_is_set_up_as_in_production(postgres: PostgresProcess) -> None:
     with psycopg.connect(postgres.create_database("one")) as connection:
         settings = connection.execute(
             "SELECT current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes'), "
@@ -29,7 +29,7 @@ def test_postgres_is_as_in_production(postgres: PostgresProcess) -> None:
     assert postgres.stop() == 0
 
 
-def test_postgres_killed_at_work_has_what_was_committed(
+def test_a_killed_postgres_has_what_was_committed(
     postgres: PostgresProcess, wait_for: Callable[..., bool], tmp_path: Path
 ) -> None:
     url = postgres.create_database("kept")
@@ -37,7 +37,7 @@ def test_postgres_killed_at_work_has_what_was_committed(
         connect = partial(psycopg.connect, url, autocommit=True)
         with closing(connect()) as connection, closing(connect()) as busy:
             connection.execute("CREATE TABLE IF NOT EXISTS kills (kill int)")
-            # A backend that does not look up from its work: left alive, it keeps the server from coming back.
+            # A busy backend. If it survived, it would keep the server from starting again.
             busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000)")
             active = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
             assert wait_for(lambda: connection.execute(active, [busy.info.backend_pid]).rowcount == 1)  # noqa: B023
