@@ -18,6 +18,9 @@ from tests.support.servers import ServerProcess, wait_for
 if TYPE_CHECKING:
     from tests.support.postgres import PostgresProcess
 
+for name in ("COLUMNS", "LINES"):  # a worker of xdist has them, and programs would believe them rather than their terminal
+    os.environ.pop(name, None)
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores it, and so would our subprocesses
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
