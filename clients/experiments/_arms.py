@@ -11,7 +11,7 @@ import torch
 from experiments import _models
 from experiments._catalogue import Training, schedule
 from mechanicd.demo.lion import Lion
-from mechanicd.torch import Mechanized, mechanize
+from mechanicd.torch import mechanize
 
 MOMENTUM: Final = 0.9
 WEIGHT_DECAY: Final[Mapping[tuple[str, str], float]] = {
@@ -87,12 +87,7 @@ def _mechanic(training: Training, params: Params, options: dict[str, Any], setti
     optimizer = mechanize(
         base, run=training.key, target=where.target, project=where.project, labels=training.labels, **settings
     )
-    return Tuned(optimizer, lambda: _scales(optimizer), resumable=True)
-
-
-def _scales(optimizer: Mechanized) -> tuple[float, ...]:
-    scale = optimizer.scale
-    return scale if isinstance(scale, tuple) else (scale,)
+    return Tuned(optimizer, lambda: optimizer.scales, resumable=True)
 
 
 def _mechanic_pytorch(training: Training, params: Params, options: dict[str, Any], _: Any, __: Where) -> Tuned:

@@ -130,7 +130,7 @@ def test_tensorboard_has_each_nth_step(kind: str, names: list[str], tmp_path: Pa
             opt.zero_grad()
             (net(x).squeeze(1) - y).square().mean().backward()
             opt.step()
-            scales.append(opt.scale if isinstance(opt.scale, tuple) else (opt.scale,))
+            scales.append(opt.scales)
         handle.remove()
         opt.step()
     events = EventAccumulator(str(tmp_path)).Reload()

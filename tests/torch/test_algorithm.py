@@ -146,8 +146,8 @@ def test_each_scale_group_has_a_tuner_of_its_own(kind, parts, problem, oracle, b
         for plain, (a, b) in zip(plains, parts, strict=True):
             plain.step([p.grad.numpy() for p in problem.params[a:b]])
             assert gap(problem.params[a:b], plain.x) <= 1e-12
-        assert opt.scale == pytest.approx([plain.S for plain in plains], rel=1e-12, abs=1e-18)
-    assert len(set(opt.scale)) == len(parts)
+        assert opt.scales == pytest.approx([plain.S for plain in plains], rel=1e-12, abs=1e-18)
+    assert len(set(opt.scales)) == len(parts)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -95,7 +95,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name, dtype, sca
     load_x(again, saved["x"])
     resumed.load_state_dict(saved["opt"])
     train(again, resumed, 20, start=23)
-    assert resumed.scale == opt.scale
+    assert resumed.scales == opt.scales
     for p, q in zip(whole.params, again.params, strict=True):
         assert torch.equal(p, q)
     one, other = opt.state_dict(), resumed.state_dict()
@@ -287,7 +287,7 @@ def test_a_loaded_checkpoint_is_where_the_session_starts(new_problem, opened):
     saved = opt.state_dict()
     resumed = mechanize(BASES["sgd"](again.params), run="r", target="t")
     resumed.load_state_dict(saved)
-    assert resumed.scale == opt.scale
+    assert resumed.scales == opt.scales
     assert len(opened) == 1
     train(again, resumed, 1)
     assert opened[1][0]["start"] == TunerState.from_bytes(

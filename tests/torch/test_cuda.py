@@ -101,7 +101,7 @@ def test_a_training_on_the_gpu_finds_the_s_of_the_reference(dtype, scale_groups,
             loss = torch.nn.functional.cross_entropy(model(x).float(), y)
             loss.backward()
             opt.step()
-        return loss.item(), opt.scale
+        return loss.item(), opt.scales
 
     loss, S = scale(True)
     expected_loss, expected = scale(False)
@@ -160,7 +160,7 @@ def test_gradients_that_come_and_go_and_change_their_place():
         torch.manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(n, device="cuda")) for n in (1000, 33, 70_000)]
         opt = mechanize(torch.optim.SGD(params, lr=1.0))
-        opt._passes._fused = fused
+        opt._stepper.passes._fused = fused
         for step in range(30):
             for i, p in enumerate(params):
                 g = torch.sin(p.detach() + i)
@@ -208,7 +208,7 @@ def test_layout_ref_goes_by_the_reference_and_keeps_one_slot():
             p.grad = torch.sin(p.detach())
             opt.step()
         results.append(opt.scale)
-        assert (len(opt._memory.delta), len(opt._memory.ref)) == ((0, 1) if layout == "ref" else (1, 0))
+        assert (len(opt._stepper.memory.delta), len(opt._stepper.memory.ref)) == ((0, 1) if layout == "ref" else (1, 0))
     assert results[0] == pytest.approx(results[1], rel=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""A CUDA device that takes steps before the host has their scalars: the same bits as one that waits. Needs a CUDA device."""
+"""A CUDA device that takes steps before the host has their sums: the same bits as one that waits. Needs a CUDA device."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_every_bit_of_the_devices_tuner_is_the_hosts(convention, groups):
 
 
 def train(ahead, dtype=torch.float32, scale_groups="all", steps=60, max_scale=None, **where):
-    """A training in which everything happens that ends a stretch; parameters, S on the way, and the optimizer."""
+    """A training with everything that ends a stretch of async steps; returns parameters, S on the way, and the optimizer."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.Tanh(), torch.nn.Linear(256, 10)).to("cuda", dtype)
     first, last = model[0], model[2]
@@ -65,10 +65,10 @@ def train(ahead, dtype=torch.float32, scale_groups="all", steps=60, max_scale=No
         if step == 50:
             opt.max_scale = 2e-4
         opt.step()
-        stretches += opt._ahead is not None
+        stretches += opt._stepper.async_device is not None
         if step % 9 == 0:
-            seen.append(opt.scale)
-    seen.append(opt.scale)
+            seen.append(opt.scales)
+    seen.append(opt.scales)
     assert (stretches > 30) == ahead
     return [p.detach().clone() for p in model.parameters()], seen, opt
 
@@ -82,9 +82,9 @@ def test_going_ahead_changes_no_bit(dtype, scale_groups, max_scale):
     assert seen == expected
     for p, q in zip(params, others, strict=True):
         assert torch.equal(p, q)
-    for D, E in zip(opt._memory.delta.values(), other._memory.delta.values(), strict=True):
+    for D, E in zip(opt._stepper.memory.delta.values(), other._stepper.memory.delta.values(), strict=True):
         assert torch.equal(D, E)
-    assert list(opt._memory.placed.values()) == list(other._memory.placed.values())
+    assert list(opt._stepper.memory.placed.values()) == list(other._stepper.memory.placed.values())
     assert opt.last_step == other.last_step == 60
 
 

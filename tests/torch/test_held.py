@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from mechanicd.client import connect
+from mechanicd.client import InvalidArgument, connect
 from mechanicd.torch import mechanize
 from mechanicd.v1 import run_service_pb2
 
@@ -110,10 +110,28 @@ def test_the_effective_lr_is_s_times_lr_of_each_group(new_problem):
         groups = [{"params": problem.params[:1], "lr": 1.0}, {"params": problem.params[1:], "lr": 0.5}]
         opt = mechanize(torch.optim.SGD(groups, lr=1.0), s_init=1e-4, scale_groups=kind)
         steps(problem, opt, 10)
-        S = opt.scale
+        S = opt.scales
         if kind == "all":
-            assert opt.effective_lr() == [S, 0.5 * S]
+            assert opt.effective_lr() == [S[0], 0.5 * S[0]]
+            assert opt.effective_lrs() == [(S[0],), (0.5 * S[0],)]
         elif kind == "param_group":
             assert opt.effective_lr() == [S[0], 0.5 * S[1]]
+            assert opt.effective_lrs() == [(S[0],), (0.5 * S[1],)]
         else:
-            assert opt.effective_lr() == [(S[0],), tuple(0.5 * s for s in S[1:])]
+            assert opt.effective_lrs() == [(S[0],), tuple(0.5 * s for s in S[1:])]
+            with pytest.raises(InvalidArgument, match="effective_lrs") as caught:
+                opt.effective_lr()
+            assert caught.value.reason == "SEVERAL_SCALES"
+
+
+def test_scale_is_one_float_and_scales_is_always_a_tuple(new_problem):
+    problem = new_problem()
+    opt = mechanize(torch.optim.SGD(problem.params, lr=1.0), s_init=1e-4)
+    steps(problem, opt, 10)
+    assert opt.scales == (opt.scale,)
+    assert type(opt.scale) is float
+    several = mechanize(torch.optim.SGD(new_problem().params, lr=1.0), scale_groups="tensor")
+    assert several.scales == (0.0,) * 4
+    with pytest.raises(InvalidArgument, match=r"4 scale groups.*opt\.scales") as caught:
+        several.scale  # noqa: B018
+    assert caught.value.reason == "SEVERAL_SCALES"

@@ -75,7 +75,7 @@ def test_moves_smaller_than_an_ulp_of_x_add_up(dtype):
     for _ in range(300):
         p.grad = torch.full_like(p, 0.1)
         opt.step()
-    memory = opt._memory
+    memory = opt._stepper.memory
     exact = memory.ref[p].double() + memory.placed[p] * memory.delta[p].double()
     assert (exact < 1.0).all()
     assert torch.equal(p.detach(), exact.float().to(dtype))
@@ -90,7 +90,7 @@ def test_with_x_ref_x_is_x_ref_plus_s_delta_to_the_last_bit(layout, dtype):
     start = [p.detach().clone() for p in model.parameters()]
     opt = mechanize(torch.optim.AdamW(model.parameters(), lr=1.0), delta_layout=layout)
     train(model, x, y, opt, 50)
-    memory = opt._memory
+    memory = opt._stepper.memory
     for p, before in zip(model.parameters(), start, strict=True):
         assert torch.equal(memory.ref[p], before)
         D = memory.delta[p]

@@ -156,13 +156,13 @@ def test_scale_groups_are_named_in_the_config(problem):
 
     def named(kind):
         opt = mechanize(torch.optim.SGD(groups, lr=1.0), scale_groups=kind)
-        return opt.state_dict()["param_groups"][0]["mechanic"]["config"]["scale_groups"], opt.scale
+        return opt.state_dict()["param_groups"][0]["mechanic"]["config"]["scale_groups"], opt.scales
 
-    assert named("all") == (["all"], 0.0)
+    assert named("all") == (["all"], (0.0,))
     assert named("param_group") == (["param_group/0", "param_group/1"], (0.0, 0.0))
-    names, scale = named("tensor")
+    names, scales = named("tensor")
     assert names == ["param_group/0/tensor/0", "param_group/1/tensor/0", "param_group/1/tensor/1", "param_group/1/tensor/2"]
-    assert scale == (0.0,) * 4
+    assert scales == (0.0,) * 4
 
 
 @pytest.mark.parametrize("kind", ["param_group", "tensor"])
@@ -171,7 +171,7 @@ def test_groups_with_an_s_of_their_own_can_be_added_before_the_first_step_only(k
     opt.add_param_group({"params": problem.params[2:3]})
     problem.backward()
     opt.step()
-    assert len(opt.scale) == (2 if kind == "param_group" else 3)
+    assert len(opt.scales) == (2 if kind == "param_group" else 3)
     with pytest.raises(InvalidArgument, match='scale_groups="all"') as caught:
         opt.add_param_group({"params": problem.params[3:]})
     assert caught.value.reason == "GROUP_COUNT_MISMATCH"
@@ -187,7 +187,7 @@ def test_groups_added_to_base_itself_before_the_first_step_count(problem):
     opt.base.add_param_group({"params": problem.params[2:]})
     problem.backward()
     opt.step()
-    assert len(opt.scale) == 2
+    assert len(opt.scales) == 2
 
 
 @pytest.mark.parametrize(

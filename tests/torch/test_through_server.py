@@ -30,7 +30,7 @@ class Digits:
         digits = load_digits()
         self.x = torch.tensor(digits.data / 16.0, dtype=torch.float32)
         self.y = torch.tensor(digits.target)
-        self.scales: list[float] = []
+        self.scales: list[tuple[float, ...]] = []
 
     def train(self, steps: range) -> "Digits":
         for step in steps:
@@ -40,7 +40,7 @@ class Digits:
             loss.backward()
             self.opt.step()
             self.schedule.step()
-            self.scales.append(self.opt.scale)
+            self.scales.append(self.opt.scales)
         return self
 
     def bits(self) -> list[bytes]:
@@ -67,7 +67,7 @@ def test_it_equals_the_training_without_a_server(base: str, server: Any, history
     assert served.scales == alone.scales
     assert served.bits() == alone.bits()
     kept = history(server.target, "digits", project)
-    assert [record.scale[0] for record in kept] == alone.scales
+    assert [tuple(record.scale) for record in kept] == alone.scales
     assert [record.base_lr for record in kept][:1] == [1.0]
     assert kept[-1].base_lr == pytest.approx(1.0 - 0.9 * (STEPS - 1) / STEPS)
     assert alone.scales[-1] > 1e-4, "S left s_init"
@@ -85,7 +85,7 @@ def test_it_equals_it_when_the_server_is_killed_in_the_middle(new_server: Any, h
     served.opt.close()
     assert served.scales == alone.scales
     assert served.bits() == alone.bits()
-    assert [record.scale[0] for record in history(server.target, "killed")] == alone.scales
+    assert [tuple(record.scale) for record in history(server.target, "killed")] == alone.scales
 
 
 def test_a_resumed_training_equals_the_uninterrupted_one_and_the_given_up_steps_are_kept(
@@ -102,9 +102,9 @@ def test_a_resumed_training_equals_the_uninterrupted_one_and_the_given_up_steps_
     second.opt.flush()
     assert first.scales[:50] + second.scales == alone.scales
     assert second.bits() == alone.bits()
-    assert [record.scale[0] for record in history(server.target, "digits", project)] == alone.scales
+    assert [tuple(record.scale) for record in history(server.target, "digits", project)] == alone.scales
     given_up = history(server.target, "digits", project, branch=1)
-    assert [(record.step, record.scale[0]) for record in given_up] == list(enumerate(alone.scales, 1))[50:70]
+    assert [(record.step, tuple(record.scale)) for record in given_up] == list(enumerate(alone.scales, 1))[50:70]
     first.train(range(70, 71))  # its answer is on its way
     time.sleep(0.5)
     before = [p.detach().clone() for p in first.model.parameters()]
@@ -119,7 +119,7 @@ def test_a_run_with_several_scale_groups_goes_through_the_server(server: Any, hi
     served = Digits("adamw", scale_groups="tensor", run="digits", target=server.target, project=project).train(range(40))
     served.opt.flush()
     served.opt.close()
-    assert len(served.opt.scale) == 4
+    assert len(served.opt.scales) == 4
     assert served.scales == alone.scales
     assert served.bits() == alone.bits()
     assert tuple(history(server.target, "digits", project)[-1].scale) == alone.scales[-1]

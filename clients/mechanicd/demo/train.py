@@ -22,7 +22,7 @@ from mechanicd.demo import _data, _reports
 from mechanicd.demo._bases import BASES
 from mechanicd.demo._fleet import PROJECT, Recipe, schedule
 from mechanicd.demo.models import MODELS
-from mechanicd.torch import Mechanized, mechanize
+from mechanicd.torch import mechanize
 
 
 class Training:
@@ -85,13 +85,6 @@ class Training:
         self.scheduler.load_state_dict(state["scheduler"])
 
 
-def scale_of(optimizer: Mechanized) -> float:
-    """The S that all its parameters share."""
-    scale = optimizer.scale
-    assert isinstance(scale, float)  # one scale group
-    return scale
-
-
 def train_mechanized(recipe: Recipe, digits: _data.Digits, options: argparse.Namespace) -> None:
     """Trains with BASE at lr=1.0 times the schedule; MECHANIC finds the scale."""
     training = Training(recipe, digits)
@@ -108,9 +101,9 @@ def train_mechanized(recipe: Recipe, digits: _data.Digits, options: argparse.Nam
                 training.save(options.checkpoint)
                 accuracy = training.accuracy()
             if training.done % options.report_every == 0:
-                _reports.write(_reports.Stepped(training.done, loss.item(), scale_of(optimizer), accuracy))
+                _reports.write(_reports.Stepped(training.done, loss.item(), optimizer.scale, accuracy))
         seconds = time.monotonic() - began
-        _reports.write(_reports.Finished(None, training.accuracy(), loss.item(), scale_of(optimizer), seconds))
+        _reports.write(_reports.Finished(None, training.accuracy(), loss.item(), optimizer.scale, seconds))
     except BaseException as error:
         optimizer.close("preempted" if isinstance(error, SystemExit) else "failed", f"{type(error).__name__}: {error}")
         raise

@@ -1,10 +1,10 @@
-"""For Hugging Face's Accelerate: `accelerator.prepare(mechanize(…))` works as it is; this puts S into its trackers."""
+"""For Hugging Face's Accelerate: `accelerator.prepare(mechanize(…))` needs no adapter; this logs S to its trackers."""
 
 from typing import Any
 
 from accelerate import Accelerator
 
-from mechanicd.integrations._scales import told
+from mechanicd.integrations._scales import logged_values
 
 
 def log_scale(accelerator: Accelerator, optimizer: Any, step: int | None = None) -> dict[str, float]:
@@ -12,11 +12,11 @@ def log_scale(accelerator: Accelerator, optimizer: Any, step: int | None = None)
 
     Args:
         optimizer: the mechanized optimizer, prepared or not.
-        step: the step that the values are logged for.
+        step: the step to log the values for.
 
     Raises:
         InvalidArgument: NOT_MECHANIZED.
     """
-    found = told(optimizer)
+    found = logged_values(optimizer)
     accelerator.log(found, step=step)
     return found

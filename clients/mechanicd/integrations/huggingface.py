@@ -2,8 +2,8 @@
 
     trainer = Trainer(…, optimizer_cls_and_kwargs=mechanized(torch.optim.AdamW, run="bert/seed0", target="127.0.0.1:50051"))
 
-is the one line that changes. The Trainer's `learning_rate` no longer counts; its schedule does. `log_scale(trainer)`, or
-`callbacks=[MechanicCallback()]`, puts S into the Trainer's logs and closes the run when the training ends.
+is the only line that changes. The Trainer's `learning_rate` has no effect any more; its schedule does. `log_scale(trainer)`, or
+`callbacks=[MechanicCallback()]`, adds S to the Trainer's logs and closes the run when the training ends.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mechanicd.client import InvalidArgument
-from mechanicd.integrations._scales import told, unwrapped
+from mechanicd.integrations._scales import logged_values, unwrapped
 from mechanicd.torch import Mechanized, mechanize
 
 
@@ -25,7 +25,7 @@ def mechanized(
     target: str | None = None,
     **settings: Any,
 ) -> tuple[type, dict[str, Any]]:
-    """What `Trainer(optimizer_cls_and_kwargs=…)` wants: it makes the optimizer over the Trainer's own parameter groups.
+    """The value for `Trainer(optimizer_cls_and_kwargs=…)`: makes the optimizer from the Trainer's own parameter groups.
 
     Args:
         base: BASE's class, or a function of the parameter groups that makes one.
@@ -34,7 +34,7 @@ def mechanized(
     """
 
     class Mechanize(Mechanized):
-        """The Trainer tells an optimizer's class from other makers of optimizers by what it inherits from."""
+        """A class, not a function, since the Trainer checks what it inherits from."""
 
         def __new__(cls, params: Any, **kwargs: Any) -> Mechanized:  # type: ignore[misc]
             return mechanize(base(params, **kwargs), run, target, **settings)
@@ -45,10 +45,10 @@ def mechanized(
 class MechanicCallback(TrainerCallback):
     """Adds S to what the Trainer logs, and closes the run as finished when the training ends.
 
-    Callbacks that the Trainer has of itself (TensorBoard, …) come before a user's, so they see S only with `log_scale`.
+    The Trainer's built-in callbacks (TensorBoard, …) run before a user's, so they see S only with `log_scale`.
 
     Args:
-        close: whether to close the run; without, the optimizer can be trained on in the same process.
+        close: whether to close the run; False lets training continue with the optimizer in the same process.
     """
 
     def __init__(self, close: bool = True) -> None:
@@ -63,10 +63,10 @@ class MechanicCallback(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Adds S and the effective learning rates to the logs, and to the history that is kept of them."""
+        """Adds S and the effective learning rates to the logs, and to the Trainer's log history."""
         if logs is None or optimizer is None or "loss" not in logs:
             return
-        found = told(optimizer)
+        found = logged_values(optimizer)
         logs.update(found)
         if state.log_history:
             state.log_history[-1].update(found)
@@ -80,14 +80,14 @@ class MechanicCallback(TrainerCallback):
 
 
 def log_scale(trainer: Trainer, close: bool = True) -> MechanicCallback:
-    """Adds the callback in front of all others, so that every reporter of the Trainer (TensorBoard, …) gets S.
+    """Adds the callback before all others, so that every reporter of the Trainer (TensorBoard, …) gets S.
 
     Raises:
-        InvalidArgument: INVALID_SETTING; it has one already.
+        InvalidArgument: INVALID_SETTING; the trainer already has one.
     """
     callbacks = trainer.callback_handler.callbacks
     if any(isinstance(callback, MechanicCallback) for callback in callbacks):
-        raise InvalidArgument("INVALID_SETTING", "the trainer has a MechanicCallback already; add it once")
+        raise InvalidArgument("INVALID_SETTING", "the trainer already has a MechanicCallback; add it once")
     callback = MechanicCallback(close)
     callbacks.insert(0, callback)
     return callback

@@ -1,10 +1,10 @@
-"""For Lightning: `configure_optimizers` returns `mechanize(…)`; this callback logs S and closes the run as it ended."""
+"""For Lightning: `configure_optimizers` returns `mechanize(…)`; this callback logs S and closes the run."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mechanicd.integrations._scales import told, unwrapped
+from mechanicd.integrations._scales import logged_values, unwrapped
 
 
 class MechanicCallback(Callback):
@@ -16,18 +16,20 @@ class MechanicCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs through the module, so that every logger, the progress bar's callbacks and checkpoints' names can use it."""
+        """Logs through the module, so that loggers, the progress bar and checkpoint file names can use the values."""
         opts = trainer.optimizers
         for i, opt in enumerate(opts):
             prefix = f"{i}/" if len(opts) > 1 else ""
-            pl_module.log_dict({prefix + name: value for name, value in told(opt).items()}, on_step=True, on_epoch=False)
+            pl_module.log_dict(
+                {prefix + name: value for name, value in logged_values(opt).items()}, on_step=True, on_epoch=False
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the runs: finished, or preempted where the trainer was interrupted."""
+        """Closes the runs: finished, or preempted if the trainer was interrupted."""
         self._close(trainer, "preempted" if trainer.interrupted else "finished", "")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Closes the runs: failed, or preempted by Ctrl-C."""
+        """Closes the runs: failed, or preempted on Ctrl-C."""
         interrupted = isinstance(exception, KeyboardInterrupt)
         message = "" if interrupted else f"{type(exception).__name__}: {exception}"
         self._close(trainer, "preempted" if interrupted else "failed", message)

@@ -1,4 +1,4 @@
-"""For TensorBoard: S of each step, by a hook of the optimizer."""
+"""For TensorBoard: S of each step, written by a hook of the optimizer."""
 
 from typing import Any
 
@@ -6,31 +6,31 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.tensorboard import SummaryWriter
 
 from mechanicd.client import InvalidArgument
-from mechanicd.integrations._scales import told, unwrapped
+from mechanicd.integrations._scales import logged_values, unwrapped
 
 
 def write_scale(writer: SummaryWriter, optimizer: Any, every: int = 1) -> RemovableHandle:
     """Writes S and the effective learning rates as scalars after each step of the optimizer.
 
     Args:
-        writer: where to; the caller closes it.
+        writer: the destination; the caller closes it.
         optimizer: the mechanized optimizer, prepared or not.
-        every: write at steps of the run that this divides.
+        every: write at every such step of the run.
 
     Returns:
-        A handle; `remove()` ends it.
+        A handle; its `remove()` stops the writing.
 
     Raises:
         InvalidArgument: NOT_MECHANIZED, or INVALID_SETTING (every).
     """
     if every < 1:
-        raise InvalidArgument("INVALID_SETTING", f"every={every!r}; give a number of steps, 1 or more")
+        raise InvalidArgument("INVALID_SETTING", f"every={every!r}; give a number of steps, at least 1")
     opt = unwrapped(optimizer)
 
     def write(*_: Any) -> None:
         step = opt.last_step
         if step % every == 0:
-            for name, value in told(opt).items():
+            for name, value in logged_values(opt).items():
                 writer.add_scalar(name, value, step)
 
     return opt.register_step_post_hook(write)

@@ -1,21 +1,27 @@
-"""MECHANIC around any `torch.optim` optimizer; its tuner is a server's, or this process's own.
+"""MECHANIC around any `torch.optim` optimizer, with the tuner at a server or in this process.
 
-    from mechanicd.torch import mechanize
+from mechanicd.torch import mechanize
 
-    opt = mechanize(torch.optim.AdamW(model.parameters(), lr=1.0), run="bert/seed0", target="127.0.0.1:50051")
-    loss.backward()
-    opt.step()
+opt = mechanize(torch.optim.AdamW(model.parameters(), lr=1.0), run="bert/seed0", target="127.0.0.1:50051")
+loss.backward()
+opt.step()
 
-`_mechanize` checks the settings, `_optimizer` is the step, `_reference` its two passes over the parameters, `_groups` says
-which parameters share one S, `client._run` opens the session when the first step needs it, and `_checkpoint` is what
-`state_dict()` adds to BASE's.
+_mechanize      the entry point: keywords and checks
+_optimizer      the public class `Mechanized`: properties, checkpoints, closing
+_step           one step, in three courses
+_passes         its two passes over the parameters, by `_reference` (any device) or `_triton` (CUDA kernels)
+_memory         what is kept of each parameter between two steps
+_async_device   steps that a CUDA device takes before the host does, with `_triton_tuner`
+_distributed    several processes that train one model
+_groups         which parameters share one S
+_checkpoint     what `state_dict()` adds to BASE's; `_legacy_checkpoints` reads older forms
 """
 
-from mechanicd.torch._missing import require_torch
+from mechanicd.client.framework import require_package
 
-require_torch()
+require_package("torch", extra="torch", reason="TORCH_MISSING")
 
-from mechanicd.torch._mechanize import mechanize  # noqa: E402  # only once torch is known to be there
+from mechanicd.torch._mechanize import mechanize  # noqa: E402  # only once torch is known to be installed
 from mechanicd.torch._optimizer import Mechanized  # noqa: E402
 
 __all__ = ["Mechanized", "mechanize"]

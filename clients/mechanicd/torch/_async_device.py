@@ -1,13 +1,14 @@
-"""Steps that a CUDA device takes before the host has their scalars, so that the host can go on enqueueing while it works.
+"""Steps that a CUDA device takes before the host has their sums, so that the host can keep enqueueing while the device works.
 
-The device has the tuner (`_triton_tuner`) and places the parameters by itself. The scalars follow to the host, which takes
-each step again with its session and holds the device's S to its own bits, at most `AHEAD` steps later, or when somebody asks.
+The device runs the tuner itself (`_triton_tuner`) and places the parameters with its S. A report of each step follows to the
+host, which takes the same step with its session, at most `MAX_IN_FLIGHT` steps later or when somebody asks for S. Both tuners
+must come to the same bits; `_step.Stepper._async_step` is the course of one step.
 """
 
 import atexit
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,135 +16,128 @@ import torch
 from torch import Tensor
 
 from mechanicd.client import MechanicdError, Session, StepConflict
-from mechanicd.torch._distributed import Step
+from mechanicd.torch._distributed import TunerStep
 from mechanicd.torch._memory import Memory
-from mechanicd.torch._passes import Passes
 from mechanicd.tuner import Reductions
 
-AHEAD: Final = 2
+MAX_IN_FLIGHT: Final = 2
+"""Steps by which the host may lag behind the device."""
 CONVENTIONS: Final = ("paper", "pytorch")
-"""Those that `_triton_tuner` implements."""
+"""The conventions that `_triton_tuner` implements."""
 NOT_SUPPORTED: Final = ("optax", "theory")
-"""Those that it does not; their steps wait for the host."""
+"""Those that it does not; their steps wait for the host's tuner."""
 
 
 @dataclass
-class _Taken:
-    """A step that the device has taken: its report on the way to the host."""
+class _Report:
+    """A step that the device has taken, or will take: its sums and S_{t+1} on the way to the host.
 
-    report: Tensor
+    Attributes:
+        values: float64 (G, 5) in pinned memory; valid once `arrived`, a CUDA event, has completed.
+        base_lr: BASE's learning rate at that step.
+    """
+
+    values: Tensor
     arrived: Any
     base_lr: float | None
 
 
-class Ahead:
-    """A stretch of steps that are alike: the same parameters take part, all of them placed at the session's S.
+class AsyncDevice:
+    """A stretch of steps that are alike: the same parameters take part, and all of them are placed at the session's S.
 
     Args:
-        session: takes each step on the host; its tuner's state is where the device begins.
-        active: per scale group the parameters that take part.
-        cap: they are placed with no larger S.
+        session: takes each step on the host; the device starts at its tuner's state.
+        active: per scale group, the parameters that take part.
+        cap: parameters are placed with no larger S.
+
+    Attributes:
+        tuner: the device's.
     """
 
     def __init__(self, session: Session, memory: Memory, active: Sequence[Sequence[Tensor]], cap: float) -> None:
         from mechanicd.torch._triton_tuner import DeviceTuner
 
-        self.session = session
+        self._session = session
         self._memory = memory
         self._active = active
         self._cap = cap
         self._key = [list(map(id, group)) for group in active]
-        self._tuner = DeviceTuner(next(p.device for group in active for p in group), session.config, cap)
-        self._tuner.load(session.state)
-        self._taken: deque[_Taken] = deque()
-        self._room: list[Tensor] = []
+        self.tuner = DeviceTuner(next(p.device for group in active for p in group), session.config, cap)
+        self.tuner.load(session.state)
+        self._in_flight: deque[_Report] = deque()
+        self._free_buffers: list[Tensor] = []
 
     def fits(self, session: Session | None, active: Sequence[Sequence[Tensor]], cap: float) -> bool:
-        """Whether a step is of this stretch."""
-        return session is self.session and cap == self._cap and [list(map(id, group)) for group in active] == self._key
+        """Whether a step belongs to this stretch."""
+        return session is self._session and cap == self._cap and [list(map(id, group)) for group in active] == self._key
 
-    def step(self, passes: Passes, guarded: Callable[[], float | None], base_lr: float | None) -> float | None:
-        """BASE, the tuner and apply, all on the device, after `launch` and `guard`. Returns what BASE returns.
-
-        Args:
-            guarded: BASE's step.
-
-        Raises:
-            BaseException: BASE's own; the parameters are as before the step, which counts.
-        """
-        try:
-            result = guarded()
-        except BaseException:
-            self.settle()
-            passes.restore()
-            self._take(passes.read(), base_lr)
-            raise
-        passes.advance(self._tuner)
-        self._send(base_lr)
-        passes.apply_ahead(self._tuner)
-        return result
-
-    def catch_up(self) -> None:
-        """Takes the steps that have arrived, and waits for those that are too far back.
-
-        Raises:
-            SessionError: the session refuses a step, or the device has other bits; the later steps are given up.
-        """
-        while self._taken and (len(self._taken) >= AHEAD or self._taken[0].arrived.query()):
-            self._take_first()
-
-    def settle(self) -> None:
-        """Takes all steps: the host knows what the device knows then. Raises as `catch_up`."""
-        if not self._taken:
-            return
-        while self._taken:
-            self._take_first()
-        placed = self._memory.placed
-        for S, group in zip(self.session.scales, self._active, strict=True):
-            placed.update(dict.fromkeys(group, min(S, self._cap)))
-
-    def _send(self, base_lr: float | None) -> None:
-        report = self._tuner.report
-        host = self._room.pop() if self._room else torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
+    def send_report(self, base_lr: float | None) -> None:
+        """Enqueues the copy of the last step's report to the host, after `tuner.advance`. Does not wait."""
+        report = self.tuner.report
+        if self._free_buffers:
+            host = self._free_buffers.pop()
+        else:
+            host = torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
         host.copy_(report, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(report.device))
-        self._taken.append(_Taken(host, arrived, base_lr))
-        _behind.add(self)
+        self._in_flight.append(_Report(host, arrived, base_lr))
+        _unsettled.add(self)
 
-    def _take_first(self) -> None:
-        taken = self._taken.popleft()
-        if not self._taken:
-            _behind.discard(self)
-        try:
-            taken.arrived.synchronize()
-            rows = taken.report.tolist()
-            self._room.append(taken.report)
-            here = self._take([Reductions(*row[:4]) for row in rows], taken.base_lr)
-            there = tuple(row[4] for row in rows)
-            if there != here:
-                raise StepConflict(
-                    "SCALE_MISMATCH",
-                    f"the device computes S = {list(there[:3])}, the host {list(here[:3])}; they must be equal bit for bit: "
-                    "pass ahead=False to mechanize(), so that the tuner runs on the host alone, and report this device",
-                )
-        except BaseException:
-            self._taken.clear()
-            _behind.discard(self)
-            raise
+    def catch_up(self) -> None:
+        """Takes the steps whose reports have arrived, and waits for those that are too far behind.
 
-    def _take(self, reductions: list[Reductions], base_lr: float | None) -> tuple[float, ...]:
-        step = Step(self.session, None, reductions, base_lr, hold=False)
+        Raises:
+            SessionError: the session refuses a step, or the device computes other bits; later reports are dropped.
+        """
+        while self._in_flight and (len(self._in_flight) >= MAX_IN_FLIGHT or self._in_flight[0].arrived.query()):
+            self._take_oldest()
+
+    def settle(self) -> None:
+        """Takes all steps in flight: afterwards the host knows what the device knows. Raises as `catch_up`."""
+        if not self._in_flight:
+            return
+        while self._in_flight:
+            self._take_oldest()
+        # During the stretch only the device knew S. The other courses need to know where each parameter was placed.
+        placed = self._memory.placed
+        for S, group in zip(self._session.scales, self._active, strict=True):
+            placed.update(dict.fromkeys(group, min(S, self._cap)))
+
+    def take(self, sums: list[Reductions], base_lr: float | None) -> tuple[float, ...]:
+        """Takes one step on the host; S_{t+1} before the cap."""
+        step = TunerStep(self._session, None, sums, base_lr, hold=False)
         step.begin()
         return tuple(step.finish())
 
+    def _take_oldest(self) -> None:
+        report = self._in_flight.popleft()
+        if not self._in_flight:
+            _unsettled.discard(self)
+        try:
+            report.arrived.synchronize()
+            rows = report.values.tolist()
+            self._free_buffers.append(report.values)
+            host = self.take([Reductions(*row[:4]) for row in rows], report.base_lr)
+            device = tuple(row[4] for row in rows)
+            if device != host:
+                raise StepConflict(
+                    "SCALE_MISMATCH",
+                    f"the device computes S = {list(device[:3])}, the host {list(host[:3])}; they must be equal bit for bit. "
+                    "Pass ahead=False to mechanize(), so that only the host runs the tuner, and report this device",
+                )
+        except BaseException:
+            self._in_flight.clear()
+            _unsettled.discard(self)
+            raise
 
-_behind: set[Ahead] = set()
+
+_unsettled: set[AsyncDevice] = set()
 
 
 @atexit.register
-def _finish() -> None:
-    """A program that ends without close(): its sessions are closed after this, and should have every step."""
-    for ahead in list(_behind):
+def _settle_all() -> None:
+    """For a program that ends without close(): its sessions are closed after this, and should have every step."""
+    for device in list(_unsettled):
         with contextlib.suppress(MechanicdError, RuntimeError):
-            ahead.settle()
+            device.settle()

@@ -1,9 +1,9 @@
-"""What `state_dict()` says beside BASE's, at the places where torch's own tools look for an optimizer's state.
+"""What `state_dict()` adds to BASE's, in the places where torch's own tools expect an optimizer's state.
 
-    state[i]["mechanic_delta"]     Δ of parameter i, of its shape and device, where it is kept; a DTensor for a DTensor
-    state[i]["mechanic_ref"]       x_ref, of its shape, dtype and device, where it is kept
+    state[i]["mechanic_delta"]     Δ of parameter i, with its shape and device, if it is kept; a DTensor for a DTensor
+    state[i]["mechanic_ref"]       x_ref, with its shape, dtype and device, if it is kept
     state[i]["mechanic_placed"]    float64, shape (): the S at which x was placed last
-    param_groups[0]["mechanic"]    version: 2; config: the tuner's settings and delta_layout; frozen: whether S is held;
+    param_groups[0]["mechanic"]    version: 2; config: the tuner's settings and delta_layout; frozen: whether S is frozen;
                                    tuner_state: TunerState.to_bytes() in base64
 
 x itself is in the model's checkpoint. BASE never sees these entries.
@@ -37,10 +37,10 @@ def pack(
     params: Sequence[Tensor],
     wholes: Sequence[Tensor],
 ) -> dict[str, Any]:
-    """BASE's state_dict with MECHANIC's part; its Δ are the optimizer's own tensors, as is torch's way.
+    """BASE's state_dict with MECHANIC's part. As usual in torch, its tensors are the optimizer's own, not copies.
 
     Args:
-        base: BASE's state_dict; stays as it is.
+        base: BASE's state_dict; not changed.
         params: what this process holds of each parameter, in BASE's order.
         wholes: the parameters themselves.
     """
@@ -81,8 +81,8 @@ def unpack(
     inverse of `pack`, exact.
 
     Raises:
-        ResumeError: there is nothing of MECHANIC in the checkpoint (NOT_MECHANIZED), a newer version wrote it
-            (CHECKPOINT_VERSION), its tuner state is damaged (INVALID_TUNER_STATE), or a Δ does not fit its parameter
+        ResumeError: the checkpoint has nothing of MECHANIC (NOT_MECHANIZED), a newer version wrote it
+            (CHECKPOINT_VERSION), its tuner state is damaged (INVALID_TUNER_STATE), or a Δ does not match its parameter
             (DELTA_MISMATCH).
         ConfigMismatch: CONFIG_MISMATCH; `metadata["field"]` names the setting.
     """
@@ -91,14 +91,14 @@ def unpack(
     if saved is None:
         raise ResumeError(
             "NOT_MECHANIZED",
-            'a state_dict whose first param group has no "mechanic": that of a plain optimizer, or one that a tool has '
-            "flattened; a plain optimizer's is loaded into the one that mechanize() wraps (opt.base.load_state_dict), and the "
-            "run starts with Δ = 0",
+            'the first param group of this state_dict has no "mechanic": it is from a plain optimizer, or a tool has flattened '
+            "it. Load a plain optimizer's into the one that mechanize() wraps (opt.base.load_state_dict); the run then starts "
+            "with Δ = 0",
         )
     if saved.get("version") != VERSION:
         raise ResumeError(
             "CHECKPOINT_VERSION",
-            f"a checkpoint of version {saved.get('version')}, this program reads version {VERSION}; upgrade mechanicd",
+            f"the checkpoint has version {saved.get('version')}, this program reads version {VERSION}; upgrade mechanicd",
         )
     check_config(saved["config"], plain(config, delta_layout))
     try:
@@ -106,18 +106,18 @@ def unpack(
     except StateError as error:
         raise ResumeError(error.reason, error.message) from None
     except ValueError as error:
-        raise ResumeError(StateError.reason, f"the tuner state is no base64 ({error}); take another checkpoint") from None
+        raise ResumeError(StateError.reason, f"the tuner state is not base64 ({error}); use another checkpoint") from None
     memory = Memory(delta_layout)
     for i, entry in _entries(state_dict):
         if PLACED in entry:
             if not 0 <= i < len(params):
-                raise _misfit(i, entry.get(DELTA, entry.get(REF)), "is not there")
+                raise _misfit(i, entry.get(DELTA, entry.get(REF)), "does not exist")
             _remember(memory, params[i], i, entry)
     return state, bool(saved["frozen"]), memory
 
 
 def check_config(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Holds a checkpoint's settings to this optimizer's.
+    """Checks that a checkpoint's settings are this optimizer's.
 
     Raises:
         ConfigMismatch: CONFIG_MISMATCH.
@@ -126,20 +126,20 @@ def check_config(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if there.get(name) != value:
             raise ConfigMismatch(
                 "CONFIG_MISMATCH",
-                f"the checkpoint was made with {name}={there.get(name)!r}, this optimizer has {name}={value!r}; "
-                "mechanize with the checkpoint's setting",
+                f"the checkpoint was saved with {name}={there.get(name)!r}, this optimizer has {name}={value!r}; "
+                "call mechanize() with the checkpoint's setting",
                 {"field": name},
             )
 
 
 def plain(config: TunerConfig, delta_layout: str) -> dict[str, Any]:
-    """The settings that a checkpoint holds its reader to."""
+    """The settings that a checkpoint and its reader must share, as plain values."""
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {**fields, "delta_layout": delta_layout}
 
 
 def _entries(state_dict: Mapping[str, Any]) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    """Each parameter's place and state; torch's tools may have put names for the places, in the order of the param groups."""
+    """Each parameter's index and state. torch's tools may replace the indices by names, in the order of the groups."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     places = {key: i for i, key in enumerate(keys)}
     for key, entry in state_dict["state"].items():
@@ -148,7 +148,7 @@ def _entries(state_dict: Mapping[str, Any]) -> Iterable[tuple[int, Mapping[str, 
 
 
 def _remember(memory: Memory, p: Tensor, i: int, entry: Mapping[str, Any]) -> None:
-    """What was kept of one parameter, for one that may be on another device, or of another dtype."""
+    """Puts one parameter's entry into `memory`; the parameter may now be on another device or of another dtype."""
     placed = memory.placed[p] = float(entry[PLACED])
     saved = {name: _distributed.local(entry[name]) for name in (DELTA, REF) if name in entry}
     for tensor in saved.values():
@@ -157,13 +157,13 @@ def _remember(memory: Memory, p: Tensor, i: int, entry: Mapping[str, Any]) -> No
     if memory.keeps_ref(p):
         if REF in saved:
             memory.ref[p] = torch.empty_like(p, requires_grad=False).copy_(saved[REF])
-        else:  # a checkpoint of another dtype: x − S·Δ comes nearest
+        else:  # saved with another dtype: x − S·Δ is the closest
             there = p.detach().to(torch.float64) - placed * saved[DELTA].to(p.device, torch.float64)
             memory.ref[p] = torch.empty_like(p, requires_grad=False).copy_(there)
     if DELTA in saved:
         memory.delta[p] = _reference.new_delta(p).copy_(saved[DELTA])
         memory.forget(p)
-    elif not memory.makes_delta(p):
+    elif not memory.recomputes_delta(p):
         there = (p.detach().to(torch.float64) - saved[REF].to(p.device, torch.float64)) / placed
         memory.delta[p] = _reference.new_delta(p).copy_(there)
 
@@ -173,5 +173,5 @@ def _misfit(i: int, tensor: Tensor | None, what: str) -> ResumeError:
     return ResumeError(
         "DELTA_MISMATCH",
         f"the checkpoint has a Δ of shape {shape} for parameter {i}, which {what}; "
-        "load it into the model that it was made with",
+        "load it into the model that it was saved from",
     )

@@ -1,4 +1,4 @@
-"""Closures: what evaluates the model, once before the reductions, and again as BASE asks for it."""
+"""Closures: they evaluate the model, once before the reductions and again whenever BASE asks."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,8 @@ import torch
 
 
 def evaluate(closure: Callable[[], float] | None) -> tuple[float | None, Callable[[], float] | None]:
-    """The loss now, and a closure for BASE whose first call returns it; later calls evaluate."""
+    """Evaluates once; returns the loss and a closure for BASE whose first call returns that loss, and whose later calls
+    evaluate again."""
     if closure is None:
         return None, None
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""What a mechanized optimizer has from BASE and only passes on, so that whoever sets it here sets BASE's."""
+"""What a mechanized optimizer shares with BASE: setting it here sets BASE's."""
 
 from collections import defaultdict
 from typing import Any
@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class OfBase(Optimizer):
-    """`param_groups`, `state`, `defaults` and `zero_grad` of `base`.
+class DelegatingOptimizer(Optimizer):
+    """Delegates `param_groups`, `state`, `defaults` and `zero_grad` to `base`.
 
     Attributes:
         base: BASE.
@@ -44,5 +44,5 @@ class OfBase(Optimizer):
         self.base.defaults = value
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As BASE does it."""
+        """Calls BASE's."""
         self.base.zero_grad(set_to_none)

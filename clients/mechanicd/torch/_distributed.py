@@ -1,9 +1,9 @@
-"""Many processes that train one model: they add up their parts of the four scalars, and one of them talks to the server.
+"""Several processes that train one model: they add up their parts of the four sums, and one of them talks to the server.
 
-Each rank reduces what it holds. What several ranks hold alike is counted by one of them: a plain parameter (as under DDP) by
-the first rank, a DTensor by those ranks that are first along every mesh dimension where it is replicated. One all_reduce of
-4·G float64 gives every rank the same scalars; the first rank takes the step at the server and tells the others what came of
-it; each rank's own tuner takes the same step and must come to the same bits.
+Each rank reduces what it holds. Where several ranks hold replicas of the same values, one of them counts them: for a plain
+parameter (as under DDP) the first rank, for a DTensor the ranks that are first along every mesh dimension where it is
+replicated. One all_reduce of 4·G float64 gives every rank the same sums. The first rank, the leader, takes the step at the
+server and broadcasts the result; each rank's own tuner takes the same step and must come to the same bits.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,9 @@ from mechanicd.client import Session, SessionError, StepConflict
 from mechanicd.torch._memory import Memory
 from mechanicd.tuner import Reductions
 
-_TOLD, _HELD, _FAILED = 0.0, 1.0, 2.0
+_TAKEN, _HELD, _FAILED = 0.0, 1.0, 2.0
+"""How the leader's step went: the first value of its broadcast."""
+
 LEADER: Final = 0
 
 
@@ -32,26 +34,26 @@ class Team:
         self._group = group
         self.rank = dist.get_rank(group)
         self.leads = self.rank == LEADER
-        # NCCL moves tensors of the GPU alone.
+        # NCCL moves only GPU tensors.
         nccl = "nccl" in str(dist.get_backend(group))
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
     def sum(self, parts: Sequence[Reductions]) -> list[Reductions]:
-        """The scalars of the whole model from each rank's part; the same bits on every rank."""
+        """The sums over the whole model from each rank's part; the same bits on every rank."""
         sums = torch.tensor(parts, dtype=torch.float64, device=self._device)
         dist.all_reduce(sums, group=self._group)
         return [Reductions(*row) for row in sums.tolist()]
 
-    def tell(self, scales: Sequence[float], held: bool) -> None:
-        """By the leader: S of the step, and whether the tuner did not hear of it."""
-        self._broadcast([_HELD if held else _TOLD, *scales], len(scales))
+    def announce(self, scales: Sequence[float], held: bool) -> None:
+        """For the leader: sends S_{t+1}, and whether the tuner did not see the step."""
+        self._broadcast([_HELD if held else _TAKEN, *scales], len(scales))
 
-    def tell_failure(self, groups: int) -> None:
-        """By the leader: the step failed there, so that the others fail too and nobody waits for ever."""
+    def announce_failure(self, groups: int) -> None:
+        """For the leader: its step failed, so the others fail too instead of waiting forever."""
         self._broadcast([_FAILED, *[0.0] * groups], groups)
 
-    def hear(self, groups: int) -> tuple[tuple[float, ...], bool]:
-        """By the others: what the leader told.
+    def await_leader(self, groups: int) -> tuple[tuple[float, ...], bool]:
+        """For the others: what the leader announced.
 
         Raises:
             SessionError: LEADER_FAILED.
@@ -61,33 +63,33 @@ class Team:
             raise SessionError("LEADER_FAILED", f"the step failed at rank {LEADER}, which talks to the server; see its error")
         return tuple(scales), status == _HELD
 
-    def check(self, mine: tuple[float, ...], told: tuple[float, ...]) -> None:
-        """Holds this rank's S to the leader's, bit for bit.
+    def check(self, mine: tuple[float, ...], leaders: tuple[float, ...]) -> None:
+        """Checks that this rank's S equals the leader's, bit for bit.
 
         Raises:
             StepConflict: SCALE_MISMATCH.
         """
-        if mine != told:
+        if mine != leaders:
             raise StepConflict(
                 "SCALE_MISMATCH",
-                f"rank {self.rank} computes S = {list(mine[:3])}, rank {LEADER} {list(told[:3])}; they must be equal bit for "
-                "bit: do the ranks start from different checkpoints?",
+                f"rank {self.rank} computes S = {list(mine[:3])}, rank {LEADER} {list(leaders[:3])}; they must be equal bit "
+                "for bit. Do the ranks start from different checkpoints?",
             )
 
     def _broadcast(self, values: Sequence[float] | None, groups: int) -> list[float]:
-        told = torch.zeros(groups + 1, dtype=torch.float64, device=self._device)
+        message = torch.zeros(groups + 1, dtype=torch.float64, device=self._device)
         if values is not None:
-            told.copy_(torch.tensor(values, dtype=torch.float64))
+            message.copy_(torch.tensor(values, dtype=torch.float64))
         leader = LEADER if self._group is None else dist.get_global_rank(self._group, LEADER)
-        dist.broadcast(told, leader, group=self._group)
-        found: list[float] = told.tolist()
+        dist.broadcast(message, leader, group=self._group)
+        found: list[float] = message.tolist()
         return found
 
 
-class Step:
-    """The tuner's part of one step: at a server or here, and on the other ranks by what the first one tells.
+class TunerStep:
+    """The tuner's part of one step: at a server or in this process, and on the other ranks following the leader.
 
-    `begin` and `finish` are a session's; every rank calls both, or neither.
+    `begin` and `finish` are the session's. Every rank calls both or neither: the other ranks wait for the leader in `finish`.
     """
 
     def __init__(
@@ -111,12 +113,12 @@ class Step:
         if team is not None and not team.leads:
             return
         try:
-            heard = self._session.begin(self._reductions, base_lr=self._base_lr, hold=self._hold)
+            seen = self._session.begin(self._reductions, base_lr=self._base_lr, hold=self._hold)
         except BaseException:
             if team is not None:
-                team.tell_failure(len(self._reductions))
+                team.announce_failure(len(self._reductions))
             raise
-        self._held = not heard
+        self._held = not seen
 
     def finish(self) -> tuple[float, ...]:
         """S_{t+1}, one float per scale group; the same on every rank."""
@@ -124,36 +126,37 @@ class Step:
         if team is None:
             return session.finish(wait=False)
         if not team.leads:
-            told, held = team.hear(len(self._reductions))
+            leaders, held = team.await_leader(len(self._reductions))
+            # Only now: an outage may have made the leader hold S, and then this rank must hold it too.
             session.begin(self._reductions, hold=held)
             mine = session.finish()
-            team.check(mine, told)
+            team.check(mine, leaders)
             return mine
         try:
             scales = session.finish(wait=False)
         except BaseException:
-            team.tell_failure(len(self._reductions))
+            team.announce_failure(len(self._reductions))
             raise
-        team.tell(scales, self._held)
+        team.announce(scales, self._held)
         return scales
 
 
 def team(group: Any = None) -> Team | None:
-    """The processes of a group, or None where this process trains alone."""
+    """The processes of a group, or None if this process trains alone."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return None
     return Team(group)
 
 
 class Shards:
-    """What this process holds of each parameter, with its gradient: of a DTensor its shard, else the parameter itself."""
+    """What this process holds of each parameter, with its gradient: the shard of a DTensor, else the parameter itself."""
 
     def __init__(self) -> None:
         self._shards: dict[Tensor, Tensor] = {}
         self._whole: dict[Tensor, Tensor] = {}
 
     def of(self, p: Tensor, memory: Memory) -> Tensor:
-        """The shard; where it has moved (as a resharding does it), what `memory` keeps moves with it."""
+        """The shard. If it has moved (after resharding), what `memory` keeps moves with it."""
         shard = local(p)
         if shard is p:
             return p
@@ -173,7 +176,7 @@ class Shards:
 
 
 def local(p: Tensor) -> Tensor:
-    """What this rank holds of a tensor: of a DTensor its shard, in place."""
+    """What this rank holds of a tensor: the shard of a DTensor, not a copy."""
     shard = getattr(p, "_local_tensor", None)
     return p if shard is None else shard.detach()
 

@@ -1,30 +1,23 @@
-"""Which parameters share one S, and what each such scale group is called."""
+"""Which parameters share one S, what each such scale group is called, and which parameters can't be in one."""
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
 from mechanicd.client import InvalidArgument
 
-KINDS: Final = ("all", "param_group", "tensor")
-"""One S for all parameters, one per BASE's param group, or one per tensor."""
+ScaleGroups: TypeAlias = Literal["all", "param_group", "tensor"]
+"""One S for all parameters, one per param group of BASE, or one per tensor."""
+
+SCALE_GROUPS: Final[tuple[ScaleGroups, ...]] = get_args(ScaleGroups)
 
 ParamGroups = Sequence[dict[str, Any]]
 
 
-def check(kind: str) -> None:
-    """Refuses what is none of `KINDS`.
-
-    Raises:
-        InvalidArgument: INVALID_SETTING.
-    """
-    if kind not in KINDS:
-        raise InvalidArgument("INVALID_SETTING", f"scale_groups={kind!r}; choose one of {', '.join(KINDS)}")
-
-
-def names(kind: str, param_groups: ParamGroups) -> tuple[str, ...]:
+def names(kind: ScaleGroups, param_groups: ParamGroups) -> tuple[str, ...]:
     """The name of each scale group: "all", "param_group/0" …, or "param_group/0/tensor/3" …"""
     if kind == "all":
         return ("all",)
@@ -33,7 +26,7 @@ def names(kind: str, param_groups: ParamGroups) -> tuple[str, ...]:
     return tuple(f"param_group/{i}/tensor/{j}" for i, group in enumerate(param_groups) for j in range(len(group["params"])))
 
 
-def members(kind: str, param_groups: ParamGroups) -> list[list[Tensor]]:
+def members(kind: ScaleGroups, param_groups: ParamGroups) -> list[list[Tensor]]:
     """The parameters of each scale group, in the order of `names`."""
     if kind == "all":
         return [flat(param_groups)]
@@ -43,18 +36,18 @@ def members(kind: str, param_groups: ParamGroups) -> list[list[Tensor]]:
 
 
 def flat(param_groups: ParamGroups) -> list[Tensor]:
-    """All parameters in BASE's order; a parameter's place in this list is its index in a state_dict."""
+    """All parameters in BASE's order; a parameter's index in this list is its index in a state_dict."""
     return [p for group in param_groups for p in group["params"]]
 
 
 def per_param_group(
-    kind: str, param_groups: ParamGroups, scales: Sequence[float], factors: Sequence[float]
-) -> list[float | tuple[float, ...]]:
-    """S of each param group times a factor of its own; a tuple, one per tensor, where each tensor has its S."""
+    kind: ScaleGroups, param_groups: ParamGroups, scales: Sequence[float], factors: Sequence[float]
+) -> list[tuple[float, ...]]:
+    """The S of each param group times a factor of its own: one, or one per tensor where each tensor has its S."""
     if kind == "all":
-        return [scales[0] * factor for factor in factors]
+        return [(scales[0] * factor,) for factor in factors]
     if kind == "param_group":
-        return [S * factor for S, factor in zip(scales, factors, strict=True)]
+        return [(S * factor,) for S, factor in zip(scales, factors, strict=True)]
     rest = iter(scales)
     return [
         tuple(S * factor for S in islice(rest, len(group["params"])))
@@ -62,10 +55,39 @@ def per_param_group(
     ]
 
 
-def too_many(kind: str) -> InvalidArgument:
-    """The error of a run that has begun and gets more scale groups."""
+def too_many(kind: ScaleGroups) -> InvalidArgument:
+    """The error for a run that has started and would get more scale groups."""
     return InvalidArgument(
         "GROUP_COUNT_MISMATCH",
-        f'scale_groups="{kind}" gives a new group an S of its own, but a run that has begun keeps its number of them; '
+        f'scale_groups="{kind}" gives a new group its own S, but a run that has started can\'t get more of them; '
         'add all groups before the first step, or use scale_groups="all"',
     )
+
+
+def refuse_complex(param_groups: ParamGroups) -> None:
+    """Checks that all parameters are real.
+
+    Raises:
+        InvalidArgument: COMPLEX_PARAMETER.
+    """
+    for p in flat(param_groups):
+        if p.is_complex():
+            raise InvalidArgument(
+                "COMPLEX_PARAMETER",
+                f"a parameter of shape {tuple(p.shape)} is {p.dtype}; store it as a real tensor (torch.view_as_real)",
+            )
+
+
+def refuse_sparse(param_groups: ParamGroups) -> None:
+    """Checks that all gradients are dense.
+
+    Raises:
+        InvalidArgument: SPARSE_GRADIENT.
+    """
+    for p in flat(param_groups):
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            raise InvalidArgument(
+                "SPARSE_GRADIENT",
+                f"a parameter of shape {tuple(p.shape)} has a gradient of layout {p.grad.layout}; "
+                "use dense gradients (sparse=False for an embedding)",
+            )

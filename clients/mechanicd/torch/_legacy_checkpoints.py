@@ -1,4 +1,4 @@
-"""Checkpoints of other forms, brought into today's: version 1 of this program, and the package mechanic-pytorch."""
+"""Converts older checkpoints to today's form: version 1 of this program, and those of the package mechanic-pytorch."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from mechanicd.tuner import TunerConfig, TunerState
 
 MECHANIC_PYTORCH: Final = "_mechanic"
 FLOAT32: Final = 1e-6
-"""The relative error that a setting may have got as a float32."""
+"""The relative error that a setting may have from being stored as a float32."""
 
 
 def upgraded(
     state_dict: Mapping[str, Any], config: TunerConfig, delta_layout: str, params: Sequence[Tensor]
 ) -> Mapping[str, Any]:
-    """The checkpoint in today's form, or as it is.
+    """The checkpoint in today's form; unchanged if it is that already, or if it is unknown.
 
     Args:
-        params: the model's parameters in BASE's order, already at their place in the checkpoint.
+        params: the model's parameters in BASE's order, already loaded from the checkpoint.
 
     Raises:
-        ConfigMismatch: CONFIG_MISMATCH; settings of mechanic-pytorch that are not this optimizer's.
+        ConfigMismatch: CONFIG_MISMATCH; mechanic-pytorch had other settings than this optimizer.
     """
     if KEY in state_dict and state_dict[KEY].get("version") == 1:
         return _from_version_1(state_dict)
@@ -40,7 +40,7 @@ def _with(state_dict: Mapping[str, Any], states: dict[Any, Any], ours: dict[str,
 
 
 def _from_version_1(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """There, all was under the key "mechanic"."""
+    """Version 1 kept everything under the key "mechanic"."""
     saved, states = state_dict[KEY], dict(state_dict["state"])
     for i, placed in saved["placed"].items():
         mine = {PLACED: placed, DELTA: saved["delta"][i]}
@@ -54,8 +54,8 @@ def _from_version_1(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def _from_mechanic_pytorch(
     state_dict: Mapping[str, Any], config: TunerConfig, delta_layout: str, params: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """Its state is in `state["_mechanic"]`: settings and the tuner's m, v, r, s as float32 tensors by name, and, keyed by the
-    parameters themselves (which are strangers after torch.load, but still in order), x_ref and maybe Δ."""
+    """Its state is in `state["_mechanic"]`: by name, the settings and the tuner's m, v, r, s as float32 tensors; keyed by the
+    parameters themselves (other objects after torch.load, but still in order), x_ref and maybe Δ."""
     saved = state_dict["state"][MECHANIC_PYTORCH]
     theirs = {
         **plain(config, delta_layout),
@@ -70,7 +70,7 @@ def _from_mechanic_pytorch(
         raise ConfigMismatch(
             "CONFIG_MISMATCH",
             f"mechanic-pytorch's checkpoint has {len(kept)} parameters, this optimizer has {len(params)}; "
-            "load it into the model that it was made with",
+            "load it into the model that it was saved from",
             {"field": "params"},
         )
     m, v, r, s = (tuple(saved[name].double().tolist()) for name in ("max_product", "sum_squared_products", "reward", "s"))
@@ -80,7 +80,7 @@ def _from_mechanic_pytorch(
     states = {key: entry for key, entry in state_dict["state"].items() if key != MECHANIC_PYTORCH}
     for i, (p, entry) in enumerate(zip(params, kept, strict=True)):
         delta = entry.get("delta")
-        if delta is None:  # as it makes it itself
+        if delta is None:  # recomputed as mechanic-pytorch itself does
             delta = (p.detach().double().cpu() - entry["ref"].double().cpu()) / (S + float(saved["eps"]))
         states[i] = {**states.get(i, {}), PLACED: S, REF: entry["ref"], DELTA: delta}
     ours = {"config": theirs, "tuner_state": base64.b64encode(state.to_bytes()).decode()}
@@ -88,6 +88,6 @@ def _from_mechanic_pytorch(
 
 
 def _near(there: list[float], here: list[float]) -> list[float]:
-    """A setting as it is here, where the float32 of it says the same."""
+    """This optimizer's setting if the checkpoint's is the same but for float32 rounding; else the checkpoint's."""
     same = len(there) == len(here) and all(abs(a - b) <= FLOAT32 * abs(b) for a, b in zip(there, here, strict=True))
     return here if same else there

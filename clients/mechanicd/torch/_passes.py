@@ -1,10 +1,10 @@
-"""The two passes of a step over whatever parameters take part: fused kernels where there are any, else the Reference.
+"""The two passes of a step over the parameters that take part: fused kernels where possible, else the Reference.
 
-What is kept of a parameter is `_memory`'s to say. Where x_ref is, x is placed at x_ref + S·Δ anew, so the way back to x_ref is
-exact; else x_t is kept as well while BASE runs, and x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}. A parameter in bfloat16 or
-float16 has x_ref and a float32 Δ: no move is lost because it is smaller than a unit in the last place of x.
+`_memory` says what is kept of a parameter. If x_ref is kept, x is placed at x_ref + S·Δ afresh, so the way back to x_ref is
+exact. Otherwise x_t is kept while BASE runs, and x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}. A parameter in bfloat16 or float16
+has x_ref and a float32 Δ, so that no move is lost for being smaller than a unit in the last place of x.
 
-On the CPU the room for x_t stays from step to step: to get fresh pages from the system costs more than the copy itself.
+On the CPU the buffers for x_t stay from step to step: getting fresh pages from the system costs more than the copy itself.
 """
 
 from collections import defaultdict
@@ -23,11 +23,11 @@ from mechanicd.tuner import Reductions
 
 class Passes:
     """The passes of one optimizer's steps. Each step is `launch`, `read`, then `apply`, `restore` or `drop`; BASE runs before
-    or after `read`.
+    or after `read`, never before `launch`.
 
     Args:
         memory: what is kept of each parameter; every one that takes part must have joined.
-        fused: whether kernels may be used where they can.
+        fused: whether kernels may be used.
     """
 
     def __init__(self, memory: Memory, fused: bool = True) -> None:
@@ -37,15 +37,16 @@ class Passes:
         self._devices: list[Any] = []
         self._plain: list[list[Tensor]] = []
         self._saved: dict[Tensor, Tensor] = {}
-        self._room: dict[Tensor, Tensor] = {}
+        self._buffers: dict[Tensor, Tensor] = {}
         self._sums: list[Reductions] = []
 
     def launch(self, groups: Sequence[Sequence[Tensor]], to_host: bool = True) -> None:
-        """Begins the four sums of each scale group; x_t is kept where it must be. On CUDA it does not wait.
+        """Starts the four sums of each scale group, and copies x_t where `apply` or `restore` will need it. On CUDA it does not
+        wait.
 
         Args:
-            groups: per scale group the parameters that have a gradient.
-            to_host: whether `read` will ask for them soon.
+            groups: per scale group, the parameters that take part.
+            to_host: whether to start copying the sums to the host, for `read`.
         """
         if self._memory.layout == "ref":
             for group in groups:
@@ -61,19 +62,19 @@ class Passes:
         self._sums = _reference.reduce(self._plain, self._memory.delta)
         kept = [p for group in self._plain for p in group if p not in self._memory.ref]
         self._saved = {p: self._save(p) for p in kept}
-        self._room = {p: x for p, x in self._saved.items() if p.device.type == "cpu"}
+        self._buffers = {p: x for p, x in self._saved.items() if p.device.type == "cpu"}
 
     def _save(self, p: Tensor) -> Tensor:
-        room = self._room.get(p)
-        if room is None or room.shape != p.shape or room.dtype is not p.dtype:
+        buffer = self._buffers.get(p)
+        if buffer is None or buffer.shape != p.shape or buffer.dtype is not p.dtype:
             return p.detach().clone()
-        return room.copy_(p.detach())
+        return buffer.copy_(p.detach())
 
     def guard(self, base: Optimizer) -> Tensor | None:
-        """A flag by which BASE can be told to do nothing where a sum is not finite, so that it need not wait for `read`.
+        """A flag on the device that tells BASE to do nothing if a sum is not finite, so that BASE need not wait for `read`.
 
-        None where BASE takes no such flag, or where it would not be enough: torch's own fused optimizers take it, for
-        parameters of one CUDA device.
+        None if BASE takes no such flag, or if one flag is not enough. torch's own fused optimizers take it, for parameters on
+        one CUDA device that the kernels handle.
         """
         supports = getattr(base, "_step_supports_amp_scaling", False) and type(base).__module__.startswith("torch.optim.")
         if not supports or len(self._devices) != 1 or any(self._plain):
@@ -92,19 +93,20 @@ class Passes:
         return found
 
     def advance(self, tuner: Any) -> None:
-        """After `launch` and `guard`: a tuner on the one device takes the step. Does not wait."""
+        """After `launch` and `guard`: the tuner on the device takes the step. Does not wait."""
         (device,) = self._devices
         with torch.cuda.device(device.device):
             tuner.advance(device.totals, device.flag)
 
-    def apply_ahead(self, tuner: Any) -> None:
-        """`apply`, where that tuner has S and the host does not; what was placed where is the caller's to keep."""
+    def apply_async(self, tuner: Any) -> None:
+        """`apply` with the S of a tuner on the device, which the host does not know yet. `Memory.placed` stays as it is: the
+        caller updates it later."""
         (device,) = self._devices
-        device.apply_ahead(tuner.scales)
+        device.apply_async(tuner.scales)
         self._end()
 
     def apply(self, after: dict[Tensor, float]) -> None:
-        """Δ and x of every parameter that was reduced, given S_{t+1} of each."""
+        """Updates Δ and x of every parameter that was reduced, given the S_{t+1} of each."""
         delta, placed, ref = self._memory.delta, self._memory.placed, self._memory.ref
         for device in self._devices:
             params = device.order
@@ -125,7 +127,7 @@ class Passes:
         self._end()
 
     def restore(self) -> None:
-        """x ← x_t: BASE's update is taken back."""
+        """x ← x_t: undoes BASE's update."""
         memory = self._memory
         anchored = [p for group in self._plain for p in group if p in memory.ref]
         for device in self._devices:
@@ -141,7 +143,7 @@ class Passes:
         self._end()
 
     def drop(self) -> None:
-        """The step does nothing."""
+        """Ends the step without touching x or Δ."""
         for device in self._devices:
             device.drop()
         self._end()
@@ -154,15 +156,15 @@ class Passes:
                     self._memory.forget(p)
 
     def _plan(self, groups: Sequence[Sequence[Tensor]], key: tuple[Any, ...]) -> None:
-        """Which parameters the kernels take, and which the Reference."""
+        """Decides which parameters go to the kernels, and which to the Reference."""
         memory, kernels = self._memory, _kernels() if self._fused else None
         fused: defaultdict[torch.device, list[tuple[int, Tensor, Tensor, Tensor | None]]] = defaultdict(list)
         self._plain = [[] for _ in groups]
         for index, group in enumerate(groups):
             for p in group:
                 assert p.grad is not None
-                # A Δ that is made anew lies elsewhere each time; the kernels' tables are for those that stay.
-                if kernels is not None and not memory.makes_delta(p) and kernels.takes(p, memory.delta[p], p.grad):
+                # A recomputed Δ has a new address in each step; the kernels' tables are for tensors that stay in place.
+                if kernels is not None and not memory.recomputes_delta(p) and kernels.takes(p, memory.delta[p], p.grad):
                     fused[p.device].append((index, p, memory.delta[p], memory.ref.get(p)))
                 else:
                     self._plain[index].append(p)
@@ -172,7 +174,7 @@ class Passes:
 
 @cache
 def _kernels() -> Any:
-    """The module of the kernels, or None where there is no CUDA device or no Triton."""
+    """The module with the kernels, or None without a CUDA device or Triton."""
     if not torch.cuda.is_available():
         return None
     try:

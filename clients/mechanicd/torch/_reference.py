@@ -3,8 +3,8 @@
     reduce   before BASE: Δ_t, g_t, x_t → the four scalars of each scale group
     apply    after BASE:  x_t, x_t + u_t, Δ_t → Δ_{t+1}, x_{t+1}
 
-Only Δ is kept between steps; x_t is kept while BASE runs. Nothing here knows of sessions, so that a faster version of
-either can take its place and be held to this one.
+Only Δ is kept between steps; x_t is kept while BASE runs. Nothing here knows about sessions, so a faster version of either
+pass can replace it and be tested against it.
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ from torch import Tensor
 from mechanicd.tuner import Reductions
 
 CHUNK: Final = 1 << 22
-"""Elements that `reduce` takes at a time: its float64 copies stay at 3 × 8 × CHUNK bytes, however large a tensor is."""
+"""Elements that `reduce` processes at a time: its float64 copies stay at 3 × 8 × CHUNK bytes, however large a tensor is."""
 
 CPU_CHUNK: Final = 1 << 18
-"""The same on the CPU, for both passes: what one operation leaves is in the cache when the next comes. Chosen on two cores with
-1 MiB of L2 each and 32 MiB of L3 among 2^14 … 2^25: the larger costs as much, the smaller up to twice as much."""
+"""The same on the CPU, for both passes, so that each operation finds its input in the cache. Chosen from 2^14 … 2^25 on two
+cores with 1 MiB of L2 each and 32 MiB of L3: larger ones cost the same, smaller ones up to twice as much."""
 
 LOW_PRECISION: Final = (torch.bfloat16, torch.float16)
-"""Dtypes of x whose Δ, and whose arithmetic, is float32."""
+"""Dtypes of x for which Δ and the arithmetic are float32."""
 
 
 def new_delta(p: Tensor) -> Tensor:
@@ -36,16 +36,16 @@ def new_delta(p: Tensor) -> Tensor:
 def reduce(groups: Sequence[Sequence[Tensor]], delta: Mapping[Tensor, Tensor]) -> list[Reductions]:
     """⟨Δ,g⟩, ⟨Δ,x⟩, ‖g‖², ‖x‖² of each scale group (Algorithm 1, what line 10 needs), multiplied and added in float64.
 
-    The scalars come to the host together, one copy per device. The same tensors give the same bits.
+    The scalars reach the host together, one copy per device. The same tensors give the same bits.
 
     Args:
-        groups: per scale group its parameters that have a gradient; dense and real, any shape, dtype and device.
+        groups: per scale group, its parameters that have a gradient; dense and real, any shape, dtype and device.
         delta: Δ_t of each of them, of the parameter's shape.
     """
     sums: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
     for index, params in enumerate(groups):
         for device, here in _by_device(params).items():
-            # float64 wherever there is one
+            # float64, except on devices that do not have it
             dtype = torch.float32 if device.type == "mps" else torch.float64
             chunk = CPU_CHUNK if device.type == "cpu" else CHUNK
             buffer = torch.empty(3, min(chunk, sum(p.numel() for p in here)), dtype=dtype, device=device)
@@ -67,7 +67,7 @@ def reduce(groups: Sequence[Sequence[Tensor]], delta: Mapping[Tensor, Tensor]) -
 
 @torch.no_grad()
 def save(params: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of x_t, to be kept while BASE runs."""
+    """Copies of x_t, to keep while BASE runs."""
     return [p.detach().clone() for p in params]
 
 
@@ -88,8 +88,8 @@ def apply(
 ) -> None:
     """Δ_{t+1} = Δ_t + u_t and x_{t+1} = x_t − S_t·Δ_t + S_{t+1}·Δ_{t+1}, in place (Algorithm 1, line 8 and the last).
 
-    x moves by S_t·u_t + (S_{t+1} − S_t)·Δ_{t+1}, the same in exact arithmetic: it has no difference of two large products,
-    it rounds only once at the size of x, and it needs no further slot.
+    x moves by S_t·u_t + (S_{t+1} − S_t)·Δ_{t+1}, which is the same in exact arithmetic but better in floating
+    point: there is no difference of two large products, only one rounding at the magnitude of x, and no further slot.
 
     Args:
         params: x_t + u_t, as BASE left them; become x_{t+1}.
@@ -134,7 +134,7 @@ def apply_ref(
     before: Sequence[float],
     after: Sequence[float],
 ) -> None:
-    """Δ_{t+1} = Δ_t + u_t and x_{t+1} = x_ref + S_{t+1}·Δ_{t+1}, in place. x_t is made again from x_ref, S_t and Δ_t.
+    """Δ_{t+1} = Δ_t + u_t and x_{t+1} = x_ref + S_{t+1}·Δ_{t+1}, in place. x_t is recomputed from x_ref, S_t and Δ_t.
 
     Args:
         params: x_t + u_t, as BASE left them; become x_{t+1}.
@@ -146,7 +146,7 @@ def apply_ref(
     for indices, (S, S_next) in _buckets(params, before, after):
         for x, r, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, refs, deltas))):
             u = _sum(r, D, S)
-            if x[0].dtype != D[0].dtype:  # x_t is what x held: rounded to its dtype
+            if x[0].dtype != D[0].dtype:  # x held x_t rounded to its dtype
                 u = [t.to(x[0].dtype).to(t.dtype) for t in u]
             torch._foreach_neg_(u)
             torch._foreach_add_(u, [t.to(D[0].dtype) for t in x])
@@ -162,7 +162,7 @@ def _sum(refs: Sequence[Tensor], deltas: Sequence[Tensor], S: float) -> list[Ten
 def _buckets(
     params: Sequence[Tensor], before: Sequence[float], after: Sequence[float]
 ) -> list[tuple[list[int], tuple[float, float]]]:
-    """Indices of parameters that foreach can take together, with their S_t and S_{t+1}."""
+    """Indices of parameters that one foreach call can take together, with their S_t and S_{t+1}."""
     buckets: defaultdict[tuple[torch.device, torch.dtype, float, float], list[int]] = defaultdict(list)
     for i, p in enumerate(params):
         buckets[p.device, p.dtype, before[i], after[i]].append(i)
@@ -179,7 +179,7 @@ def _by_device(params: Sequence[Tensor]) -> dict[torch.device, list[Tensor]]:
 def _batches(
     params: Sequence[Tensor], delta: Mapping[Tensor, Tensor], chunk: int
 ) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Flat pieces (Δ, g, x) of the parameters, put together into batches of at most `chunk` elements."""
+    """Flat pieces (Δ, g, x) of the parameters, in batches of at most `chunk` elements."""
     batch: list[tuple[Tensor, Tensor, Tensor]] = []
     room = chunk
     for p in params:
@@ -197,9 +197,9 @@ def _batches(
 
 
 def _in_cache(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """Tensors that lie beside each other in the lists, in portions that fit into the CPU's cache: large ones as flat views.
+    """The tensors of parallel lists in portions that fit into the CPU's cache, large tensors as flat views.
 
-    On other devices, all of them at once.
+    On other devices, everything at once.
     """
     if not lists[0] or lists[0][0].device.type != "cpu":
         yield [list(tensors) for tensors in lists]

@@ -1,12 +1,12 @@
 """The two passes of a step on CUDA: one launch each over a table of tensor addresses, whatever the number of tensors.
 
-    reduce   reads Δ, g, x; writes x_t to a scratch buffer where it can't be recomputed; four float64 sums a scale group
+    reduce   reads Δ, g, x; writes x_t to a scratch buffer unless it can be recomputed; four float64 sums per scale group
     apply    reads x_t + u, x_t (or x_ref), Δ; writes Δ and x
 
-`_reference` says the same in plain tensor operations, and tests hold the two together. Products and sums are float64, and
-every sum is taken in one fixed order: the same tensors give the same bits.
+`_reference` does the same in plain tensor operations; tests compare the two. Products and sums are float64, and every sum is
+taken in one fixed order: the same tensors give the same bits.
 
-Only imported where there is a CUDA device and Triton.
+Only imported if there are a CUDA device and Triton.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK: Final = 8192
-"""Elements of a block. One program reduces a block; APPLY_PARTS of them apply it. Chosen on an H100 among 24 settings each."""
+"""Elements per block. One program reduces a block; APPLY_PARTS of them apply it. Chosen on an H100 from 24 settings each."""
 REDUCE_BLOCK: Final = 2048
 APPLY_PARTS: Final = 2
 TOTAL_BLOCK: Final = 4096
@@ -30,7 +30,7 @@ _TYPES: Final = {
     torch.float16: tl.float16,
 }
 ALIGNMENT: Final = 16
-"""Bytes: what the loads of 16 bytes a thread need."""
+"""Bytes: what 16-byte loads per thread need."""
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _reduce_kernel(
     table, count, block_tensor, block_start, numels, partial, blocks,
     X: tl.constexpr, G: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One program takes CHUNK elements of one tensor, and leaves four sums in `partial`, float64 (4, blocks)."""
+    """One program reduces CHUNK elements of one tensor, and writes four sums to `partial`, float64 (4, blocks)."""
     pid = tl.program_id(0)
     t = tl.load(block_tensor + pid)
     start = tl.multiple_of(tl.load(block_start + pid), 16)
@@ -51,7 +51,7 @@ def _reduce_kernel(
     dx = tl.zeros([BLOCK], tl.float64)
     gg = tl.zeros([BLOCK], tl.float64)
     xx = tl.zeros([BLOCK], tl.float64)
-    if left >= CHUNK:  # no mask: only so are the loads of 16 bytes
+    if left >= CHUNK:  # without a mask, which is what makes the loads 16 bytes wide
         for i in range(0, CHUNK, BLOCK):
             at = i + tl.arange(0, BLOCK)
             raw = tl.load(x + at)
@@ -101,7 +101,7 @@ def _total_kernel(partial, blocks, group_start, totals, BLOCK: tl.constexpr):
 
 @triton.jit
 def _flag_kernel(totals, count, flag, BLOCK: tl.constexpr):
-    """1.0 where a total is NaN or infinite, else 0.0: what a fused BASE takes as `found_inf`."""
+    """1.0 if a total is NaN or infinite, else 0.0: what a fused BASE takes as `found_inf`."""
     bad = tl.zeros([BLOCK], tl.int32)
     for i in range(0, count, BLOCK):
         at = i + tl.arange(0, BLOCK)
@@ -112,7 +112,7 @@ def _flag_kernel(totals, count, flag, BLOCK: tl.constexpr):
 
 @triton.jit
 def _moved(D, x_base, x, S, S_next, X: tl.constexpr, REF: tl.constexpr):
-    """Δ_{t+1} and x_{t+1}; `x_base` is x_ref where REF, else x_t."""
+    """Δ_{t+1} and x_{t+1}; `x_base` is x_ref if REF, else x_t."""
     if REF:
         x_t = (x_base + S * D).to(X).to(tl.float32)
         D_next = D + (x - x_t)
@@ -158,7 +158,7 @@ def _apply_kernel(
 
 
 def takes(p: Tensor, D: Tensor, g: Tensor) -> bool:
-    """Whether the kernels can take a parameter: dense, aligned, of a dtype that they know, all three alike in memory."""
+    """Whether the kernels can take a parameter: dense, aligned, of a supported dtype, all three with the same memory layout."""
     return (
         p.is_cuda
         and p.dtype in _TYPES
@@ -176,13 +176,13 @@ def _dense(p: Tensor, D: Tensor, g: Tensor, order: torch.memory_format) -> bool:
 
 @dataclass
 class _Launch:
-    """Tensors of one dtype and kind, in the order of their scale groups, and how they fall into blocks.
+    """Tensors of one dtype and kind, in the order of their scale groups, and how they are split into blocks.
 
     Attributes:
-        ref: x_ref of each where it is kept; else None, and x_t goes to `scratch` while BASE runs, each to its own of `starts`.
-        addresses: what is in `table` now.
-        scales_there: S_t and S_{t+1} of each tensor as the host says them; `scales_ahead` as the device does.
-        group_of: int64, the scale group of each tensor.
+        ref: x_ref of each if it is kept; else None, and x_t goes to `scratch` while BASE runs, at its entry of `starts`.
+        addresses: what `table` holds now.
+        scales_host: S_t and S_{t+1} of each tensor, from the host; `scales_device`: from the tuner on the device.
+        group_of: int64, the index of each tensor's scale group.
     """
 
     x_type: torch.dtype
@@ -200,17 +200,17 @@ class _Launch:
     addresses: list[int] = field(default_factory=list)
     table: Tensor | None = None
     scales: list[float] = field(default_factory=list)
-    scales_there: Tensor | None = None
+    scales_host: Tensor | None = None
     group_of: Tensor | None = None
-    scales_ahead: Tensor | None = None
+    scales_device: Tensor | None = None
 
 
 class Device:
-    """The kernels' launches on one CUDA device for one set of parameters, with tables and buffers that stay from step to step.
+    """The kernels' launches on one CUDA device for one set of parameters, with tables and buffers that are reused.
 
     Args:
         groups: how many scale groups there are.
-        items: (scale group, parameter, Δ, x_ref or None) in the order of the groups, each as `takes` wants them.
+        items: (scale group, parameter, Δ, x_ref or None) in the order of the groups; `takes` must accept each.
     """
 
     def __init__(self, device: torch.device, groups: int, items: Sequence[tuple[int, Tensor, Tensor, Tensor | None]]) -> None:
@@ -219,7 +219,7 @@ class Device:
         self._pinned: dict[str, Tensor] = {}
         self._event = torch.cuda.Event()
         self._host: Tensor | None = None
-        self._sent_out = False
+        self._copying_to_host = False
         launches: dict[Any, _Launch] = {}
         for group, p, D, ref in items:
             assert p.grad is not None
@@ -239,11 +239,11 @@ class Device:
 
     @property
     def order(self) -> list[Tensor]:
-        """The parameters in the order that `apply` wants its scales."""
+        """The parameters in the order in which `apply` expects the scales."""
         return [p for launch in self._launches for p in launch.params]
 
     def fits(self) -> bool:
-        """Whether today's gradients are of the kind that this was made for."""
+        """Whether this step's gradients are of the kind that the tables were made for."""
         for launch in self._launches:
             for p, D in zip(launch.params, launch.deltas, strict=True):
                 g = p.grad
@@ -254,10 +254,10 @@ class Device:
         return True
 
     def launch_reduce(self, to_host: bool = True) -> bool:
-        """Begins the four sums, on the device; False where a tensor lies where the kernels can't take it.
+        """Starts the four sums, on the device; False if the kernels can't take a tensor at its address.
 
         Args:
-            to_host: whether they set out for the host as well.
+            to_host: whether to start copying the sums to the host.
         """
         tables = [self._addresses(launch) for launch in self._launches]
         if any(address % ALIGNMENT for table in tables for address in table):
@@ -266,7 +266,7 @@ class Device:
             self.totals.zero_()
             for number, (launch, addresses) in enumerate(zip(self._launches, tables, strict=True)):
                 if launch.addresses != addresses:
-                    launch.table = self._sent(f"table{number}", torch.tensor(addresses, dtype=torch.int64))
+                    launch.table = self._send(f"table{number}", torch.tensor(addresses, dtype=torch.int64))
                     launch.addresses = addresses
                 partial = torch.empty(4 * launch.blocks, dtype=torch.float64, device=self.device)
                 _reduce_kernel[(launch.blocks,)](
@@ -277,7 +277,7 @@ class Device:
                 _total_kernel[(self.groups, 4)](
                     partial, launch.blocks, launch.group_start, self.totals, BLOCK=TOTAL_BLOCK, num_warps=8
                 )
-            self._sent_out = to_host
+            self._copying_to_host = to_host
             if to_host:
                 if self._host is None:
                     self._host = torch.empty(self.groups, 4, dtype=torch.float64, pin_memory=True)
@@ -286,15 +286,15 @@ class Device:
         return True
 
     def guard(self) -> Tensor:
-        """A flag on the device, 1.0 where a sum is not finite: BASE can be told to do nothing then, before anybody knows."""
+        """A flag on the device, 1.0 if a sum is not finite: it makes BASE do nothing before the host knows why."""
         with torch.cuda.device(self.device):
             _flag_kernel[(1,)](self.totals, 4 * self.groups, self.flag, BLOCK=128, num_warps=1)
         return self.flag
 
     def read(self) -> list[list[float]]:
-        """The four sums of each scale group, after the one wait of a step."""
+        """The four sums of each scale group. This is the one wait of a step."""
         found: list[list[float]]
-        if self._sent_out:
+        if self._copying_to_host:
             assert self._host is not None
             self._event.synchronize()
             found = self._host.tolist()
@@ -303,10 +303,10 @@ class Device:
         return found
 
     def apply(self, before: Sequence[float], after: Sequence[float]) -> None:
-        """Δ and x of the parameters.
+        """Updates Δ and x of the parameters.
 
         Args:
-            before: per parameter of `order` the S_t at which it was placed.
+            before: per parameter of `order`, the S_t at which it was placed.
             after: S_{t+1} of each.
         """
         at = 0
@@ -316,20 +316,20 @@ class Device:
                 scales = [*before[at : at + count], *after[at : at + count]]
                 at += count
                 if launch.scales != scales:
-                    launch.scales_there = self._sent(f"scales{number}", torch.tensor(scales, dtype=torch.float64).float())
+                    launch.scales_host = self._send(f"scales{number}", torch.tensor(scales, dtype=torch.float64).float())
                     launch.scales = scales
-                self._apply(launch, launch.scales_there)
+                self._apply(launch, launch.scales_host)
         self.drop()
 
-    def apply_ahead(self, scales: Tensor) -> None:
-        """The same where the device alone knows S: float32 (2, G), S_t at which all were placed, and S_{t+1}."""
+    def apply_async(self, scales: Tensor) -> None:
+        """The same if only the device knows S: float32 (2, G), the S_t at which all were placed, and S_{t+1}."""
         with torch.cuda.device(self.device):
             for launch in self._launches:
                 if launch.group_of is None:
                     launch.group_of = torch.tensor(launch.groups, device=self.device)
-                    launch.scales_ahead = torch.empty(2, len(launch.groups), dtype=torch.float32, device=self.device)
-                torch.index_select(scales, 1, launch.group_of, out=launch.scales_ahead)
-                self._apply(launch, launch.scales_ahead)
+                    launch.scales_device = torch.empty(2, len(launch.groups), dtype=torch.float32, device=self.device)
+                torch.index_select(scales, 1, launch.group_of, out=launch.scales_device)
+                self._apply(launch, launch.scales_device)
         self.drop()
 
     @staticmethod
@@ -342,7 +342,7 @@ class Device:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """x ← x_t, where x_t was kept."""
+        """x ← x_t, for the parameters whose x_t is in scratch."""
         for launch in self._launches:
             if launch.scratch is not None:
                 starts = zip(launch.params, launch.starts, strict=True)
@@ -351,12 +351,12 @@ class Device:
         self.drop()
 
     def drop(self) -> None:
-        """The step is over: gives the room for x_t back."""
+        """The step is over: frees the scratch buffers for x_t."""
         for launch in self._launches:
             launch.scratch = None
 
     def _addresses(self, launch: _Launch) -> list[int]:
-        """Of Δ, g, x and x_ref (or the room for x_t), one after the other."""
+        """The addresses of Δ, g, x and x_ref (or the scratch for x_t), one list after the other."""
         grads = [p.grad.data_ptr() for p in launch.params]  # type: ignore[union-attr]
         addresses = [D.data_ptr() for D in launch.deltas] + grads + [p.data_ptr() for p in launch.params]
         if launch.ref is not None:
@@ -366,7 +366,7 @@ class Device:
         return addresses + [first + width * start for start in launch.starts]
 
     def _map(self, launch: _Launch) -> None:
-        """Says which block of which tensor each program takes."""
+        """Computes which block of which tensor each program takes."""
         *launch.starts, launch.scratch_size = _aligned([p.numel() for p in launch.params])
         sizes = torch.tensor([p.numel() for p in launch.params])
         blocks = (sizes + CHUNK - 1) // CHUNK
@@ -379,8 +379,9 @@ class Device:
         launch.maps = (tensor.to(self.device), start.to(self.device), sizes.to(self.device))
         launch.group_start = torch.cumsum(per_group, 0).to(self.device)
 
-    def _sent(self, name: str, values: Tensor) -> Tensor:
-        """A small tensor on its way to the device, through pinned memory: nobody waits. At most once a step for each name."""
+    def _send(self, name: str, values: Tensor) -> Tensor:
+        """Copies a small tensor to the device through pinned memory, without a wait. At most once per step and name, since the
+        pinned buffer is reused."""
         if name not in self._pinned or self._pinned[name].shape != values.shape:
             self._pinned[name] = torch.empty_like(values, pin_memory=True)
         self._pinned[name].copy_(values)
@@ -388,7 +389,7 @@ class Device:
 
 
 def _aligned(numels: Sequence[int]) -> list[int]:
-    """Where each tensor begins in a buffer of all of them, in elements, and the buffer's size."""
+    """Where each tensor starts in one buffer for all of them, in elements, and the buffer's size."""
     starts, at = [], 0
     for numel in numels:
         starts.append(at)

@@ -1,6 +1,6 @@
-"""The tuner on a CUDA device, with the bits that the host's has: in instructions that no compiler fuses.
+"""The tuner on a CUDA device, with the same bits as the host's: each operation is a PTX instruction that no compiler fuses.
 
-`mechanicd.tuner._rules` is what it repeats, operation by operation; the host takes every step again and compares.
+It repeats `mechanicd.tuner._rules` operation by operation. The host takes every step again and compares.
 """
 
 from typing import Any, Final
@@ -13,9 +13,9 @@ from torch import Tensor
 from mechanicd.tuner import H_MAX, R_MAX, S_MAX, V_MAX, TunerConfig, TunerState
 
 BLOCK: Final = 32
-"""Scale groups of a program."""
+"""Scale groups per program."""
 COLUMNS: Final = 5
-"""Of a report: the four scalars, and S_{t+1} before the cap."""
+"""Of a report: the four sums, and S_{t+1} before the cap."""
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _paper_kernel(totals, flag, state, constants, scales, report, G, N: tl.const
     """Algorithm 1, lines 10–16, for BLOCK scale groups.
 
     `state` is float64 (4, N, G): m, v, r, s. `constants`: λ, ε, s_init, n, H_MAX, R_MAX, V_MAX, S_MAX, the cap, 0, then the N β
-    and the N β². `scales` is float32 (2, G): S_t and S_{t+1}, capped. Where `flag` is set the state stays as it is.
+    and the N β². `scales` is float32 (2, G): S_t and S_{t+1}, capped. If `flag` is set, the state stays as it is.
     """
     g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = g < G
@@ -68,14 +68,16 @@ def _paper_kernel(totals, flag, state, constants, scales, report, G, N: tl.const
     s_max = tl.load(one + 7)
     cap = tl.load(one + 8)
     zero = tl.load(one + 9)
+    # S_t = Σ s_t, in the order of the host's sum: from 0, β by β.
     S = zero
     for i in tl.static_range(N):
         S = _add(S, tl.load(state + (3 * N + i) * G + g, mask=here, other=0.0))
+    # Line 10: h_t = ⟨Δ,g⟩ + λ·S_t·‖g‖·⟨Δ,x⟩/(‖x‖ + ε), within ±H_MAX.
     decay = _mul(_mul(_mul(decay_weight, S), _sqrt(gg)), dx)
     h = _add(dg, _div(decay, _add(_sqrt(xx), eps)))
     h = tl.where(h < -h_max, -h_max, h)
     h = tl.where(h > h_max, h_max, h)
-    h = _add(h, zero)
+    h = _add(h, zero)  # −0.0 becomes 0.0, as on the host
     size = tl.where(h >= 0.0, h, -h)
     square = _mul(h, h)
     S_next = zero
@@ -90,17 +92,21 @@ def _paper_kernel(totals, flag, state, constants, scales, report, G, N: tl.const
         v_t = tl.load(v_at, mask=here, other=0.0)
         r_t = tl.load(r_at, mask=here, other=0.0)
         s_t = tl.load(s_at, mask=here, other=0.0)
+        # Line 11: m = max(β·m, |h|).
         m = _mul(beta, m_t)
         m = tl.where(size > m, size, m)
+        # Line 12: v = β²·v + h².
         v = _add(_mul(beta_square, v_t), square)
         v = tl.where(v > v_max, v_max, v)
+        # Line 13: r = max(0, β·r − s_t·h), with the bet just played, s_t.
         r = _sub(_mul(beta, r_t), _mul(s_t, h))
         r = tl.where(r <= 0.0, zero, r)
         r = tl.where(r > r_max, r_max, r)
+        # Lines 15 and 16: W = s_init·m/n + r, s_{t+1} = W/(√v + ε); then S_{t+1} = Σ s_{t+1}.
         W = _add(_div(_mul(s_init, m), n), r)
         s = _div(W, _add(_sqrt(v), eps))
         s = tl.where(s > s_max, s_max, s)
-        s = tl.where(skip, s_t, s)
+        s = tl.where(skip, s_t, s)  # a step with a sum that is not finite leaves the state as it was
         tl.store(m_at, tl.where(skip, m_t, m), mask=here)
         tl.store(v_at, tl.where(skip, v_t, v), mask=here)
         tl.store(r_at, tl.where(skip, r_t, r), mask=here)
@@ -141,7 +147,7 @@ class DeviceTuner:
         self.report = torch.zeros(G, COLUMNS, dtype=torch.float64, device=device)
 
     def load(self, state: TunerState) -> None:
-        """Takes over the host's state."""
+        """Copies the host's state to the device."""
         rows: Any = [list(row[:4]) for row in state.rows]  # (G, 4, n)
         self._state.copy_(torch.tensor(rows, dtype=torch.float64).permute(1, 2, 0))
 
@@ -150,7 +156,7 @@ class DeviceTuner:
 
         Args:
             totals: float64 (G, 4), the four scalars of each scale group.
-            flag: float32, shape (): not 0 where a scalar is not finite.
+            flag: float32, shape (): not 0 if a sum is not finite.
         """
         _paper_kernel[(-(-self._groups // BLOCK),)](
             totals, flag, self._state, self._constants, self.scales, self.report, self._groups,

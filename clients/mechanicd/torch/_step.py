@@ -1,0 +1,350 @@
+"""One optimizer step: in which order the sums, BASE, the tuner and the new parameters come, and who waits for whom.
+
+A step is one turn of Algorithm 1's loop, in four parts:
+
+    launch, read    the four sums over Δ_t, g_t, x_t of each scale group: what h_t needs        line 10
+    BASE            x_t → x_t + u_t
+    tuner           h_t → S_{t+1}, by `TunerStep`, here and at the server                      lines 11–16
+    apply           Δ_{t+1} = Δ_t + u_t;  x_{t+1} = x_t + S_{t+1}·Δ_{t+1} − S_t·Δ_t              line 8 and the last
+
+h_t needs nothing that BASE computes, so the sums always come first, while x_t and g_t are still there, and BASE overlaps with
+the rest. Only `apply` needs both BASE and S_{t+1}. There are three courses, one method each:
+
+    _waiting_step   read, begin, BASE, finish, apply    any device, any BASE, closures, many processes
+    _guarded_step   BASE, read, begin, finish, apply    one CUDA device with a fused BASE: the GPU is busy while the host waits
+    _async_step     BASE, tuner and apply on the device; the host follows up to two steps later
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mechanicd.client import MechanicdError, Session
+from mechanicd.client.framework import DeltaLayout, Run
+from mechanicd.torch import _async_device, _distributed, _groups, _reference
+from mechanicd.torch._async_device import AsyncDevice
+from mechanicd.torch._distributed import Shards, Team, TunerStep
+from mechanicd.torch._groups import ScaleGroups
+from mechanicd.torch._memory import Memory
+from mechanicd.torch._passes import Passes
+from mechanicd.tuner import TunerConfig, TunerState
+
+logger = logging.getLogger("mechanicd.torch")
+
+Closure = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step works on.
+
+    Attributes:
+        active: per scale group, the parameters that take part: they have a gradient, and an lr other than 0.
+        cap: parameters are placed with no larger S.
+        hold: S stays as it is; the step counts, but the tuner does not see it.
+    """
+
+    session: Session
+    active: list[list[Tensor]]
+    cap: float
+    hold: bool
+
+    def placed(self, scales: Sequence[float]) -> dict[Tensor, float]:
+        """The S at which each parameter is placed."""
+        return {p: min(S, self.cap) for group, S in zip(self.active, scales, strict=True) for p in group}
+
+
+class Stepper:
+    """Takes the steps of one optimizer.
+
+    Args:
+        base: BASE.
+        run: the run; its session is opened by the first step that needs it.
+        may_run_async: whether a CUDA device may take steps before the host has their sums.
+
+    Attributes:
+        run: the run as this process sees it: where many processes train, only the leader has a target.
+        memory: what is kept of each parameter between two steps.
+        passes: the two passes over the parameters.
+        shards: what this process holds of each parameter.
+        team: the processes that train the model together; None for one alone.
+    """
+
+    def __init__(
+        self, base: Optimizer, run: Run, scale_groups: ScaleGroups, delta_layout: DeltaLayout, may_run_async: bool
+    ) -> None:
+        self._base = base
+        self._scale_groups = scale_groups
+        self._may_run_async = may_run_async
+        self.memory = Memory(delta_layout)
+        self._connect_parts()
+        self.run = run if self.team is None or self.team.leads else replace(run, target=None)
+
+    def _connect_parts(self) -> None:
+        """Makes what no copy of an optimizer can share with the original."""
+        self.passes = Passes(self.memory)
+        self.shards = Shards()
+        self.team = _distributed.team()
+        self.async_device: AsyncDevice | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("_base", "_scale_groups", "_may_run_async", "memory", "run")
+        return {name: self.__dict__[name] for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect_parts()
+
+    # ---- the step and its three courses
+
+    def step(
+        self, config: TunerConfig, max_scale: float | None, frozen: bool, loss: float | None, replay: Closure | None
+    ) -> float | None:
+        """Takes one step, by the fastest course that fits it.
+
+        Args:
+            config: the tuner's settings; a session is opened with them if none is open.
+            frozen: whether S stays as it is.
+            loss: what the closure returned; None without a closure.
+            replay: the closure for BASE; its first call returns `loss`.
+
+        Returns:
+            What BASE returns; `loss` where the step did nothing.
+        """
+        run, base, cap = self.run, self._base, _cap(max_scale)
+        is_first = run.state is None
+        with_gradient = self._with_gradient(config)
+        # lr = 0: the user froze these parameters, and a new S must not move them.
+        still = set(self.local([group for group in base.param_groups if _is_zero(group.get("lr"))]))
+        active = [[p for p in group if p not in still] for group in with_gradient]
+
+        if self.async_device is not None:
+            if replay is None and not frozen and not still and self.async_device.fits(run.session, active, cap):
+                self.async_device.catch_up()
+                self.passes.launch(active, to_host=False)
+                flag = self.passes.guard(base)
+                if flag is not None:
+                    return self._async_step(self.async_device, flag)
+            # Something has changed. The other courses need the host's tuner to be where the device's is.
+            self.settle()
+            self.async_device = None
+
+        # A run starts with the first step in which a parameter takes part: a warm-up from lr = 0 leaves no steps in it.
+        session = self._open(config) if not is_first or any(active) else None
+        state = self.tuner_state(config) if session is None else session.state
+        for group, S in zip(with_gradient, state.scale, strict=True):
+            for p in group:
+                self.memory.join(p, min(S, cap))
+        if session is None:
+            return base.step() if replay is None else base.step(replay)
+
+        step = _Step(session, active, cap, hold=frozen or not any(active))
+        self.passes.launch(active if self.team is None else self._counted(active, self.team))
+        if replay is None and self.team is None:
+            flag = self.passes.guard(base)
+            if flag is not None:
+                return self._guarded_step(step, flag, next_async=not still and not frozen and self._can_run_async(config))
+        return self._waiting_step(step, loss, replay)
+
+    def _waiting_step(self, step: _Step, loss: float | None, replay: Closure | None) -> float | None:
+        """The host waits for the sums before BASE runs, so it can skip BASE where they are not finite."""
+        passes, base, team = self.passes, self._base, self.team
+        # 1. The sums leave for the server before BASE starts: the round trip takes place while BASE works.
+        try:
+            sums = passes.read()[: len(step.active)]  # a team's launch has one more group: what other ranks count
+            if team is not None:
+                sums = team.sum(sums)
+            tuner_step = TunerStep(step.session, team, sums, self._base_lr(), step.hold)
+            tuner_step.begin()
+        except BaseException:
+            passes.drop()
+            raise
+        # 2. A NaN or an infinity: the step counts, and neither BASE nor Δ nor x sees it. On a team every rank has the same
+        #    sums, so all of them turn off here.
+        if not all(group.is_finite() for group in sums):
+            passes.drop()
+            tuner_step.finish()
+            return loss
+        # 3. BASE. One that evaluates the closure again may move parameters that take no part; they are put back.
+        others = [] if replay is None else self._not_in(step.active)
+        saved = _reference.save(others)
+        try:
+            result: float | None = base.step() if replay is None else base.step(replay)
+        except BaseException:
+            passes.restore()
+            _reference.restore(others, saved)
+            self._finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
+            raise
+        _reference.restore(others, saved)
+        # 4. S_{t+1}. Where there is none, x_t comes back, and Δ has not moved yet.
+        try:
+            scales = tuner_step.finish()
+        except BaseException:
+            passes.restore()
+            raise
+        passes.apply(step.placed(scales))
+        return result
+
+    def _guarded_step(self, step: _Step, flag: Tensor, next_async: bool) -> float | None:
+        """BASE is enqueued before the host has the sums; the device tells it to do nothing where they are not finite.
+
+        Args:
+            flag: on the device, not 0 where a sum is not finite.
+            next_async: whether the next step may leave the tuner to the device as well.
+        """
+        passes = self.passes
+        # 1. BASE first: the GPU goes from the sums straight to BASE, and the host's wait and the round trip cost it nothing.
+        try:
+            result = self._base_step_unless(flag)
+            sums = passes.read()
+            tuner_step = TunerStep(step.session, None, sums, self._base_lr(), step.hold)
+            tuner_step.begin()
+        except BaseException:
+            passes.restore()
+            raise
+        # 2. Now the host sees what the flag told BASE: it has done nothing, so there is nothing to take back.
+        if not all(group.is_finite() for group in sums):
+            passes.drop()
+            tuner_step.finish()
+            return None
+        # 3. As in the waiting course.
+        try:
+            scales = tuner_step.finish()
+        except BaseException:
+            passes.restore()
+            raise
+        passes.apply(step.placed(scales))
+        if next_async:
+            self.async_device = AsyncDevice(step.session, self.memory, step.active, step.cap)
+        return result
+
+    def _async_step(self, device: AsyncDevice, flag: Tensor) -> float | None:
+        """The device takes the whole step; the host only enqueues, and takes the same step again once the report is there.
+
+        `launch` and `guard` are enqueued already.
+        """
+        passes = self.passes
+        try:
+            base_lr = self._base_lr()  # as BASE sees it now: the host takes the step when a scheduler may have moved it
+            try:
+                result = self._base_step_unless(flag)
+            except BaseException:
+                # The step counts, without BASE. The host must catch up first: `restore` needs the S at which x was placed.
+                device.settle()
+                passes.restore()
+                device.take(passes.read(), base_lr)
+                raise
+            passes.advance(device.tuner)  # lines 10–16; where the flag is set, the state stays as it is
+            device.send_report(base_lr)  # before `apply`, so that the host need not wait for that too
+            passes.apply_async(device.tuner)
+        except BaseException:
+            self.async_device = None
+            raise
+        return result
+
+    # ---- what the courses share
+
+    def _base_step_unless(self, flag: Tensor) -> float | None:
+        """BASE's step, which does nothing where the flag on the device is set: the way GradScaler tells a fused optimizer."""
+        base: Any = self._base
+        base.grad_scale, base.found_inf = None, flag
+        try:
+            result: float | None = base.step()
+        finally:
+            del base.grad_scale, base.found_inf
+        return result
+
+    def _finish_after_failure(self, step: TunerStep) -> None:
+        try:
+            step.finish()
+        except MechanicdError as error:
+            logger.warning("BASE failed in a step of %s, and the step could not be finished either: %s", self.called(), error)
+
+    def _base_lr(self) -> float | None:
+        lr = self._base.param_groups[0].get("lr")
+        return None if lr is None else float(lr)
+
+    def called(self) -> str:
+        """The run's name, for log lines."""
+        return self.run.name or "an unnamed run"
+
+    # ---- the tuner
+
+    def tuner_state(self, config: TunerConfig) -> TunerState:
+        """The tuner's state after the last step that the host has taken."""
+        return self.run.state or TunerState.initial(config)
+
+    def settle(self) -> None:
+        """The host takes the steps that so far only the device has taken."""
+        if self.async_device is not None:
+            try:
+                self.async_device.settle()
+            except BaseException:
+                self.async_device = None
+                raise
+
+    def restart(self, memory: Memory, state: TunerState) -> None:
+        """Goes on from a checkpoint: the session is closed, and the next step opens one at `state`."""
+        self.memory = memory
+        self.passes = Passes(memory)
+        self.run.restart(state)
+
+    def _can_run_async(self, config: TunerConfig) -> bool:
+        """Whether S depends on the sums alone, so that the device can know it before the host does."""
+        always_local = self.run.target is None or self.run.on_outage == "local"
+        return self._may_run_async and always_local and config.convention in _async_device.CONVENTIONS
+
+    def _open(self, config: TunerConfig) -> Session:
+        """The session. On a team nobody goes on unless the leader could open it at the server."""
+        team = self.team
+        if team is None or self.run.session is not None:
+            return self.run.open(config)
+        if not team.leads:
+            team.await_leader(0)
+            return self.run.open(config)
+        try:
+            session = self.run.open(config)
+        except BaseException:
+            team.announce_failure(0)
+            raise
+        team.announce((), held=False)
+        return session
+
+    # ---- the parameters
+
+    def local(self, param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """What this process holds of each parameter."""
+        return [self.shards.of(p, self.memory) for p in _groups.flat(param_groups)]
+
+    def _with_gradient(self, config: TunerConfig) -> list[list[Tensor]]:
+        """Per scale group, what this process holds of the parameters that have a gradient."""
+        param_groups = self._base.param_groups
+        groups = _groups.members(self._scale_groups, param_groups)
+        if len(groups) != len(config.scale_groups):
+            raise _groups.too_many(self._scale_groups)
+        _groups.refuse_complex(param_groups)
+        _groups.refuse_sparse(param_groups)
+        return [[self.shards.of(p, self.memory) for p in group if p.grad is not None] for group in groups]
+
+    def _not_in(self, active: list[list[Tensor]]) -> list[Tensor]:
+        taking_part = {p for group in active for p in group}
+        return [p for p in self.local(self._base.param_groups) if p not in taking_part]
+
+    def _counted(self, active: list[list[Tensor]], team: Team) -> list[list[Tensor]]:
+        """The scale groups, each without what other ranks count, and that in one more group: `apply` needs it as well."""
+        counted = [[p for p in group if self.shards.counts(p, team.rank)] for group in active]
+        return [*counted, [p for group in active for p in group if not self.shards.counts(p, team.rank)]]
+
+
+def _cap(max_scale: float | None) -> float:
+    return math.inf if max_scale is None else max_scale
+
+
+def _is_zero(lr: Any) -> bool:
+    """Whether a learning rate is 0. One on a device counts as not 0: reading it would wait for the device."""
+    return lr is not None and not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0
