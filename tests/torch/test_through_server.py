@@ -70,7 +70,7 @@ def test_it_equals_the_training_without_a_server(base: str, server: Any, history
     assert [tuple(record.scale) for record in kept] == alone.scales
     assert [record.base_lr for record in kept][:1] == [1.0]
     assert kept[-1].base_lr == pytest.approx(1.0 - 0.9 * (STEPS - 1) / STEPS)
-    assert alone.scales[-1] > 1e-4, "S left s_init"
+    assert alone.opt.scale > 1e-4, "S left s_init"
 
 
 def test_it_equals_it_when_the_server_is_killed_in_the_middle(new_server: Any, history: Any) -> None:
@@ -105,7 +105,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_and_the_given_up_steps_
     assert [tuple(record.scale) for record in history(server.target, "digits", project)] == alone.scales
     given_up = history(server.target, "digits", project, branch=1)
     assert [(record.step, tuple(record.scale)) for record in given_up] == list(enumerate(alone.scales, 1))[50:70]
-    first.train(range(70, 71))  # its answer is on its way
+    first.train(range(70, 71))  # its reply is still in flight
     time.sleep(0.5)
     before = [p.detach().clone() for p in first.model.parameters()]
     with pytest.raises(SessionFenced):
