@@ -13,8 +13,6 @@ NOT_YET = {
     "mechanicd.jax._report imports mechanicd.client._run",
     "mechanicd.jax._transform imports mechanicd.client._run",
     "mechanicd.jax._tuner imports mechanicd.tuner._bounds",
-    "mechanicd.torch._optimizer imports mechanicd.client._run",
-    "mechanicd.torch._triton_tuner imports mechanicd.tuner._bounds",
 }
 
 

@@ -18,6 +18,7 @@ from mechanicd.client.framework import (
 )
 from mechanicd.torch._groups import SCALE_GROUPS, ScaleGroups
 from mechanicd.torch._optimizer import Mechanized
+from mechanicd.tuner import Convention
 
 
 def mechanize(
@@ -31,7 +32,7 @@ def mechanize(
     betas: Sequence[float] = BETAS,
     s_init: float = S_INIT,
     eps: float = EPS,
-    convention: str = "paper",
+    convention: Convention = "paper",
     scale_groups: ScaleGroups = "all",
     delta_layout: DeltaLayout = "delta",
     on_outage: OnOutage = "local",
