@@ -416,7 +416,7 @@ def test_what_is_noted_while_the_store_fails_is_kept_once_when_it_works_again(pl
         bench.store.error = StoreUnavailable("the disk is full")
         await bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name=NAME, session=bench.session))
         bench.step(2)
-        bench.engine.left({bench.session})
+        bench.engine.disconnected({bench.session})
         await bench.told(False)
         bench.store.error = None
         await bench.told(False, True)

@@ -54,7 +54,7 @@ def test_a_new_session_says_whether_it_took_the_run_from_another(changes: dict[s
 )
 def test_a_stretch_without_steps_is_an_outage_if_longer_than_usual(interval: float, quiet: float, outage: bool) -> None:
     row = replace(ROW, interval=int(interval * S))
-    events = _events.came_back(row, row.step_time + int(quiet * S), in_memory=True)
+    events = _events.reattached(row, row.step_time + int(quiet * S), in_memory=True)
     assert [event.kind for event in events] == [EventKind.OUTAGE, EventKind.REATTACHED][0 if outage else 1 :]
     assert {event.step for event in events} == {10}
     if outage:
@@ -63,7 +63,7 @@ def test_a_stretch_without_steps_is_an_outage_if_longer_than_usual(interval: flo
 
 
 def test_a_session_that_comes_back_says_whether_this_server_knew_it() -> None:
-    texts = [_events.came_back(ROW, ROW.step_time, in_memory=known)[0].message for known in (True, False)]
+    texts = [_events.reattached(ROW, ROW.step_time, in_memory=known)[0].message for known in (True, False)]
     assert "after a lost connection; the server has step 10" in texts[0]
     assert "it restarted, or another replica took over; the server has step 10" in texts[1]
 

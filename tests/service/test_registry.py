@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,9 @@ class Bench:
         return int((await self.engine.open_session(request)).session)
 
     async def delete(self, name: names.RunName = NAME) -> None:
-        self.engine.registry.release(name)
+        run = self.engine.registry.named(name)
+        if run is not None:
+            self.engine.registry.release(run)
         row = self.store.get(name.project, name.run)
         assert row is not None
         await self.engine.writer.call(self.store.delete, row.id)
@@ -215,4 +218,24 @@ def test_a_turn_is_taken_by_one_at_a_time_and_is_gone_when_nobody_wants_it(runne
 
     runner.run(act())
     assert most == [1] * 9
-    assert not registry._turns
+    assert not registry._locks
+
+
+def test_a_close_that_a_new_session_overtakes_leaves_the_new_one_alone(
+    bench: Bench, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store closes the old session, the new one takes the run's name; the end of the close must not drop it."""
+
+    async def act() -> None:
+        old = await bench.open()
+        release, new = bench.engine.writer.release, []
+
+        async def overtaken(*arguments: Any) -> None:
+            new.append(await bench.open())
+            await release(*arguments)
+
+        monkeypatch.setattr(bench.engine.writer, "release", overtaken)
+        await bench.close(old)
+        assert bench.engine.registry.get(new[0]) is bench.engine.registry.named(NAME)
+
+    runner.run(act())

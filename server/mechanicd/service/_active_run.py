@@ -92,11 +92,13 @@ class ActiveRun:
         """
         if request.step != self.state.step + 1:
             return self._again(request)
+        # Everything that can be refused is checked before anything changes: a refused step leaves no trace.
         tuner, state = self._tuner, self.state
         try:
             groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
         except ReductionsError as error:
             raise ServiceError(error.reason, error.message, error.facts, field="reductions") from None
+        # h is None where a reduction is not finite. Such a step, like a held one, is recorded but leaves the tuner as it was.
         h = None if request.hold else tuner.h(state, groups)
         if h is not None:
             state, outcome = tuner.advance(state, h), runs.StepOutcome.TUNED
@@ -121,6 +123,8 @@ class ActiveRun:
             durable_step=self.durable_step,
             outcome=outcome,  # type: ignore[arg-type]  # the store and the contract use the same numbers
         )
+        # The last request and result stay in memory, because a client that lost the reply resends its last step. Older ones are
+        # rebuilt from the history (`AlreadyTaken`).
         self.state, self._step_time, self._last = state, now, (request, result)
         return result
 
@@ -128,6 +132,7 @@ class ActiveRun:
         if request.step == self.state.step and self._last is not None:
             taken, result = self._last
             return repeated(request, taken, result)
+        # Steps up to `begun_after` belong to earlier sessions: this one never took them, so it can't repeat them.
         kind = AlreadyTaken if self.begun_after < request.step <= self.state.step else ServiceError
         raise kind(
             "STEP_OUT_OF_ORDER",
@@ -136,13 +141,13 @@ class ActiveRun:
             {"expected": self.state.step + 1, "received": request.step},
         )
 
-    def came_back(self, time: int, events: list[EventRow]) -> None:
+    def reattached(self, time: int, events: list[EventRow]) -> None:
         """The session reconnected at `time` (ns since 1970)."""
         self.stats = self.stats.came_back(time)
         self._events += events
         self._touched = True
 
-    def left(self, time: int) -> None:
+    def disconnected(self, time: int) -> None:
         """The trainer's connection ended at `time` (ns since 1970); the session stays open."""
         self.stats = replace(self.stats, away=time)
         self._touched = True
@@ -153,6 +158,7 @@ class ActiveRun:
         One commit is in flight at a time. The next one starts after this one's last step, and the store accepts it only if the
         row is at that step, so a commit that is lost can't be skipped.
         """
+        # A step after the connection was lost means that the trainer is back.
         if self._pending and self.stats.away < self._step_time:
             self.stats = replace(self.stats, away=0)
         records, self._pending, self._touched = b"".join(self._pending), [], False

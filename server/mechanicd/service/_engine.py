@@ -55,7 +55,7 @@ class Engine:
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         self.writer = Writer(store, flush_interval, self.registry.lost, on_health, retention, self.metrics)
-        self._held = self.registry.by_session  # the same dict, one attribute nearer to the hot path
+        self._held = self.registry.by_session  # the same dict; saves the hot path an attribute lookup
         self._draining = False
 
     def counts(self) -> dict[str, Any]:
@@ -114,8 +114,8 @@ class Engine:
     async def recall(
         self, request: tuner_service_pb2.StreamStepsRequest, response: tuner_service_pb2.StreamStepsResponse, old: list[int]
     ) -> None:
-        """Completes a response from the store: steps taken long ago, and sessions that memory does not know."""
-        explained: dict[int, ServiceError] = {}  # a batch often has many steps of one session: ask once
+        """Completes a response from the store: steps taken long ago, and sessions that are not in memory."""
+        explained: dict[int, ServiceError] = {}  # a batch may have many steps of one session: ask once
         for index in old:
             step = request.steps[index]
             try:
@@ -146,12 +146,12 @@ class Engine:
             else:
                 result.durable_step = run.durable_step
 
-    def left(self, sessions: set[int]) -> None:
+    def disconnected(self, sessions: set[int]) -> None:
         """The connection that carried the steps of these sessions has ended."""
         for session in sessions:
             run = self._held.get(session)
             if run is not None and not run.fenced_by:
-                run.left(time_ns())
+                run.disconnected(time_ns())
                 self.writer.mark(run)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
@@ -183,6 +183,7 @@ class Engine:
         session = secrets.randbits(62) + 1
         former = self.registry.named(name)
         if former is not None:
+            # Without a fence yet: most of the backlog is committed while the old session may still take steps.
             await self.writer.flush(former)
             row = await self._get(name)
         # Decide before the fence goes up: a request that is refused must not stop the session that holds the run.
@@ -229,16 +230,16 @@ class Engine:
                 raise unknown(session)
         else:
             row, begun = await self._find(session, name)
-            # A new epoch: whatever another server still has of this session in memory can't be committed any more.
+            # A new epoch: whatever another server still has of this session in memory, it can't commit it any more.
             now = time_ns()
-            stats, events = row.stats.came_back(now), _events.came_back(row, now, in_memory=False)
+            stats, events = row.stats.came_back(now), _events.reattached(row, now, in_memory=False)
             row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
             run = await self._hold(name, row, begun.after_step)
         _session_start.check_config(run.row.config, config)
         self.metrics.opened[_OUTCOMES[_session_start.REATTACHED]] += 1
         if here:
             now = time_ns()
-            run.came_back(now, _events.came_back(run.now(), now, in_memory=True))
+            run.reattached(now, _events.reattached(run.now(), now, in_memory=True))
             self.writer.mark(run)
         explanation = f"the session reattached; the server has step {run.state.step}"
         log.info("%s: session %d: %s", name, run.row.session_count, explanation)
@@ -266,9 +267,10 @@ class Engine:
             message=_convert.text_in(request.message, 1000),
             events=(_events.closed(run.state.step, time_ns(), _convert.CLOSING_STATUS[request.status], request.message),),
         )
+        # Conditional on epoch and session, like a commit: if the run was taken over meanwhile, this closes nothing.
         await self.writer.release(release)
+        self.registry.release(run)
         name = names.RunName(run.row.project, run.row.run)
-        self.registry.release(name)
         log.info("%s: session %d closed: %s %s", name, run.row.session_count, release.status, release.message)
         return tuner_service_pb2.CloseSessionResponse(run=_convert.run_out(await self._get(name)))
 
@@ -284,13 +286,13 @@ class Engine:
         return await self._get(name)
 
     async def explain(self, session: int) -> ServiceError:
-        """Why a session holds no run here, asking the store about one that memory does not know."""
+        """Why a session holds no run here. Asks the store about a session that is not in memory."""
         error = self.registry.refusal(session)
         if isinstance(error, Unrecognized):
             try:
                 await self._find(session)
             except ServiceError as found:
-                # An outage of the store is no answer to this question; the next request of the session will hear of it.
+                # If the store is unavailable, memory has the best answer. The client reattaches then, and asks the store again.
                 return error if found.reason == "STORE_UNAVAILABLE" else found
         return error
 
@@ -303,10 +305,10 @@ class Engine:
             raise await self.explain(session) from None
 
     async def _find(self, session: int, name: names.RunName | None = None) -> tuple[RunRow, SessionRow]:
-        """The run that a session holds by the store's word, whichever server has it in memory.
+        """The run that a session holds according to the store, whichever server has it in memory.
 
         Args:
-            name: the run that it must be, if that is known.
+            name: the run that is expected, if known.
 
         Raises:
             ServiceError: SESSION_UNKNOWN, SESSION_FENCED.
@@ -321,10 +323,10 @@ class Engine:
         if row.session == session:
             return found
         if row.session or begun.open_time < row.open_time:
-            # A newer session took the run. If that one closed it since, its number is gone (0), but this one must stop all
-            # the same: told that it is unknown, it would open the run anew and rewind what its successor did.
+            # A newer session took the run. If that one has closed it since, the row no longer has its number (0), but this one
+            # must stop all the same: on SESSION_UNKNOWN its client would reopen the run and rewind its successor's steps.
             raise self.registry.fenced(session, row.session)
-        raise unknown(session)  # it was the last one, and closed
+        raise unknown(session)  # it was the run's last session, and was closed
 
     async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> ActiveRun:
         last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
@@ -357,7 +359,7 @@ class Engine:
         if state is None:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",
-                f"the history up to step {after_step} can't be replayed: steps are missing, or follow a state that came with "
+                f"the history up to step {after_step} can't be replayed: steps are missing, or follow a state that came from "
                 "a checkpoint; send the tuner state of your checkpoint instead",
                 {"requested": after_step, "last_step": row.last_step},
             )

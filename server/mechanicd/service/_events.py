@@ -30,7 +30,7 @@ def opened(row: RunRow, decision: Decision, now: int, client: str) -> tuple[Even
     return (EventRow(now, row.last_step, EventKind.FENCED, fenced), taken)
 
 
-def came_back(row: RunRow, now: int, *, in_memory: bool) -> list[EventRow]:
+def reattached(row: RunRow, now: int, *, in_memory: bool) -> list[EventRow]:
     """The session that holds the run reattached. An OUTAGE event comes first if the silence before was longer than usual."""
     how = (
         "after a lost connection"

@@ -89,7 +89,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
                 last = request
         finally:
             if last is not None:
-                self._engine.left({step.session for step in last.steps})
+                self._engine.disconnected({step.session for step in last.steps})
 
     async def _complete(self, request: tuner.StreamStepsRequest, response: tuner.StreamStepsResponse, old: list[int]) -> None:
         if old:

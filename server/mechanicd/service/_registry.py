@@ -1,7 +1,7 @@
-"""Which session holds which run on this server, and what a session that holds none is answered.
+"""Which session holds which run on this server, and why any other session is refused.
 
 The registry is a cache: the run's row in the store is the truth. Memory is bounded by the runs that are held now, plus the
-newest `REMEMBERED` sessions that lost theirs; about older ones the store is asked (`Engine.explain`).
+newest `REMEMBERED` sessions that lost theirs. For older ones, `Engine.explain` asks the store.
 """
 
 import asyncio
@@ -20,18 +20,21 @@ from mechanicd.v1 import names
 log = logging.getLogger("mechanicd.service")
 
 REMEMBERED: Final = 10_000
-"""How many sessions that lost their run are answered from memory."""
+"""How many sessions that lost their run are remembered."""
 
 
 class Unrecognized(ServiceError):
-    """SESSION_UNKNOWN, but only as far as memory goes: the store may know who holds the session's run now."""
+    """SESSION_UNKNOWN as far as memory goes; the store may know who holds the session's run now."""
 
 
 class Registry:
     """The runs that this server holds. Use it inside one event loop.
 
-    Two names lead to a held run: its session and its run name. At most one session holds a run, so both change together
-    (`hold`, `release`).
+    A held run is found by its session and by its name. At most one session holds a run, so both indices change together.
+
+    Who may change what: a run enters only after the store has given it to its session (`hold`), and it leaves when it is closed
+    or deleted (`release`), fenced (`fencing`), or found to belong to another server (`lost`). Opening, deleting and rewinding
+    happen under `lock(name)`; a close and a lost run need no lock, because they only remove the very run they are about.
 
     Args:
         metrics: where lost runs are counted.
@@ -47,7 +50,7 @@ class Registry:
         self._metrics = metrics
         # Session → its successor, or 0 where another server took the run over together with its session. Oldest first.
         self._former: OrderedDict[int, int] = OrderedDict()
-        self._turns: dict[names.RunName, _Turn] = {}
+        self._locks: dict[names.RunName, _NamedLock] = {}
 
     def __len__(self) -> int:
         return len(self.by_session)
@@ -66,20 +69,21 @@ class Registry:
         return run
 
     def named(self, name: names.RunName) -> ActiveRun | None:
-        """The run of this name, if a session holds it here; it may be fenced already."""
+        """The run of this name, if a session holds it here. It may be fenced."""
         return self._by_name.get(name)
 
     def hold(self, name: names.RunName, run: ActiveRun) -> None:
-        """The run's session holds it here from now on. Call it after the store has said so."""
-        self._former.pop(run.row.session, None)  # it may be back from another server
+        """From now on, the run's session holds it here. Call it only after the store has said so."""
+        self._former.pop(run.row.session, None)  # the session may return from another server
         self._by_name[name] = run
         self.by_session[run.row.session] = run
 
-    def release(self, name: names.RunName) -> None:
-        """No session holds the run any more: it was closed or deleted. Its session is unknown from now on."""
-        run = self._by_name.get(name)
-        if run is not None:
-            self._drop(run)
+    def release(self, run: ActiveRun) -> None:
+        """The run was closed or deleted: from now on, its session is unknown.
+
+        Takes the run and not its name: while the store was closing it, a new session may have taken the name.
+        """
+        self._drop(run)
 
     def lost(self, run: ActiveRun) -> None:
         """Another server took the run over: a commit or a claim found an epoch in its row that is not ours."""
@@ -94,18 +98,17 @@ class Registry:
     def fencing(self, name: names.RunName, successor: int) -> Iterator[ActiveRun | None]:
         """Refuses the session that holds the run here, while the body gives the run to `successor` in the store.
 
-        Only the body's success makes the fence permanent. If the store fails, the old session keeps the run and goes on;
-        its steps were refused as fenced only where the store had to decide at that moment. The caller holds `lock(name)`,
-        so there is one fence at a time.
+        The fence becomes permanent only if the body succeeds. If it fails, the old session keeps the run; if another server was
+        faster, the run is lost. The caller holds `lock(name)`, so there is one fence per run at a time.
 
         Yields:
-            The run that is fenced, or None where no session holds it here.
+            The run that is fenced, or None if no session holds it here.
         """
         run = self._by_name.get(name)
         if run is None:
             yield None
             return
-        # From this line on `Engine.step` takes no step of the old session, so the body's flush gets all that were answered.
+        # From here on `Engine.step` takes no step of the old session, so a flush in the body gets every step that was answered.
         run.fenced_by = successor
         try:
             yield run
@@ -120,22 +123,22 @@ class Registry:
 
     @contextlib.asynccontextmanager
     async def lock(self, name: names.RunName) -> AsyncIterator[None]:
-        """A lock per run name, for whoever changes who holds the run on this server. It lives only while somebody wants it.
+        """A lock per run name, to be held while changing who holds the run. It exists only while someone holds it or waits.
 
-        Other servers are not locked out: they are kept apart by the epoch in the run's row.
+        It covers this server only. Between servers, the epoch in the run's row decides.
         """
-        turn = self._turns.setdefault(name, _Turn())
-        # Counted before the wait, so a turn that somebody waits for is never replaced by a second one of the same name.
-        turn.users += 1
+        lock = self._locks.setdefault(name, _NamedLock())
+        # Counted before the wait: a lock that someone waits for must never be replaced by a second one of the same name.
+        lock.users += 1
         try:
-            async with turn.lock:
+            async with lock.lock:
                 yield
         finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[name]
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[name]
 
-    # --- what the others are answered ----------------------------------------------------------------------------------
+    # --- why a session is refused ---------------------------------------------------------------------------------------
 
     def refusal(self, session: int) -> ServiceError:
         """Why a session holds no run here."""
@@ -152,7 +155,7 @@ class Registry:
         )
 
     def fenced(self, session: int, successor: int) -> ServiceError:
-        """The store says that a newer session took the run: `successor`, or 0 if that one closed it since.
+        """Why a session is refused whose run, says the store, was taken by `successor` (0: unknown, it closed the run since).
 
         A fenced session never gets its run back, so the answer is remembered.
         """
@@ -161,8 +164,8 @@ class Registry:
         return fenced(session, successor)
 
     def deleted(self, session: int) -> ServiceError:
-        """The store does not know the session: its run was deleted, or there never was one."""
-        if not self._former.get(session):  # one that was fenced before must still be told to stop
+        """Why a session is refused that the store does not know: its run was deleted, or it never existed."""
+        if not self._former.get(session):  # a session that was fenced before must still stop
             self._former.pop(session, None)
         return self.refusal(session)
 
@@ -171,7 +174,7 @@ class Registry:
     def _drop(self, run: ActiveRun) -> None:
         self.by_session.pop(run.row.session, None)
         name = names.RunName(run.row.project, run.row.run)
-        if self._by_name.get(name) is run:  # a successor may hold the name already
+        if self._by_name.get(name) is run:  # not if a successor holds the name already
             del self._by_name[name]
 
     def _remember(self, session: int, successor: int) -> None:
@@ -180,8 +183,8 @@ class Registry:
             self._former.popitem(last=False)
 
 
-class _Turn:
-    """The lock of one name, and how many hold it or wait for it."""
+class _NamedLock:
+    """The lock of one run name, and how many tasks hold it or wait for it."""
 
     __slots__ = ("lock", "users")
 

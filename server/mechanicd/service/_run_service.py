@@ -113,9 +113,11 @@ class RunService:
         async with self._engine.registry.lock(name):
             row = await self._get(request.name)
             await self._call(self._store.delete, row.id)
-            # Only now: if the store failed, the run is still there and its session keeps it. What the session sent meanwhile
-            # commits nowhere, because the commit is conditional on the row.
-            self._engine.registry.release(name)
+            # Only now: if the store fails, the run still exists and its session keeps it. Steps that were taken meanwhile are
+            # never committed, because a commit is conditional on the row.
+            run = self._engine.registry.named(name)
+            if run is not None:
+                self._engine.registry.release(run)
         return run_service_pb2.DeleteRunResponse()
 
     async def rewind_run(self, request: run_service_pb2.RewindRunRequest) -> run_service_pb2.RewindRunResponse:

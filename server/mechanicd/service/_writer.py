@@ -123,6 +123,7 @@ class Writer:
         target = run.state.step
         if run.durable_step >= target:
             return
+        # The run is dirty: it was marked at each step, and a failed commit marks it again. So a commit will settle this.
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((run, target, future))
         self._urgent.set()
@@ -152,6 +153,7 @@ class Writer:
                 await asyncio.wait_for(self._wake.wait(), 0.001 if more else TEND_SECONDS)
             if self._wake.is_set():
                 self._wake.clear()
+                # Let more steps join this commit, unless someone waits for it.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._urgent.wait(), self.interval)
                 self._urgent.clear()
@@ -200,6 +202,8 @@ class Writer:
             try:
                 commits, kept = await self._in_thread(self._keep, runs, commits)
             except Exception as error:  # not only StoreError: whatever it is, the writer must keep running and report it
+                # Nothing was written, or the outcome is unknown (a connection lost during COMMIT). If it was written, the retry
+                # finds the row past the step that it starts from; the run then counts as lost, and its client reattaches.
                 for run, commit in zip(runs, commits, strict=True):
                     run.restore(commit)
                 self._dirty.update(runs)
