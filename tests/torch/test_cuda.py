@@ -213,7 +213,7 @@ def test_layout_ref_goes_by_the_reference_and_keeps_one_slot():
 
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
-def test_a_step_inside_a_capture_is_refused_by_name():
+def test_a_step_inside_a_capture_is_refused():
     p = torch.nn.Parameter(torch.randn(1000, device="cuda"))
     p.grad = torch.randn_like(p)
     opt = mechanize(torch.optim.AdamW([p], lr=1.0, capturable=True))

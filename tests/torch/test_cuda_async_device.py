@@ -76,7 +76,7 @@ def train(ahead, dtype=torch.float32, scale_groups="all", steps=60, max_scale=No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale_groups", ["all", "param_group", "tensor"])
 @pytest.mark.parametrize("max_scale", [None, 5e-4])
-def test_going_ahead_changes_no_bit(dtype, scale_groups, max_scale):
+def test_async_steps_change_no_bit(dtype, scale_groups, max_scale):
     params, seen, opt = train(True, dtype, scale_groups, max_scale=max_scale)
     others, expected, other = train(False, dtype, scale_groups, max_scale=max_scale)
     assert seen == expected
@@ -134,7 +134,7 @@ def test_a_base_that_fails_leaves_the_parameters_and_the_step_counts():
     assert torch.isfinite(p).all()
 
 
-def test_a_device_with_other_bits_is_told_by_name(monkeypatch):
+def test_a_device_that_computes_other_bits_raises_scale_mismatch(monkeypatch):
     from mechanicd.torch._triton_tuner import DeviceTuner
 
     p = torch.nn.Parameter(torch.randn(5000, device="cuda"))
@@ -157,7 +157,7 @@ def test_a_device_with_other_bits_is_told_by_name(monkeypatch):
     assert caught.value.reason == "SCALE_MISMATCH"
 
 
-def test_the_older_of_two_trainers_is_told_by_name_some_steps_later(server, project):
+def test_the_older_of_two_trainers_is_fenced_some_steps_later(server, project):
     def trainer():
         p = torch.nn.Parameter(torch.randn(5000, device="cuda"))
         opt = mechanize(torch.optim.AdamW([p], lr=1.0, fused=True), "r", server.target, project=project)

@@ -300,7 +300,7 @@ class Stepper:
         return self._may_run_async and always_local and config.convention in _async_device.CONVENTIONS
 
     def _open(self, config: TunerConfig) -> Session:
-        """The session. On a team nobody goes on unless the leader could open it at the server."""
+        """The session. On a team, the other ranks open theirs only after the leader has opened it at the server."""
         team = self.team
         if team is None or self.run.session is not None:
             return self.run.open(config)
