@@ -89,7 +89,7 @@ def test_a_group_is_named_where_there_are_several(server: Any, project: str) -> 
 
 def test_what_has_no_scale_is_refused(server: Any, project: str) -> None:
     open_run(server.target, "empty", project=project, start=0).close("finished")
-    with pytest.raises(InvalidArgument, match="no S other than 0 after 0 steps") as refused:
+    with pytest.raises(InvalidArgument, match="still has S = 0 after 0 steps") as refused:
         scale_of(server.target, "empty", project=project)
     assert refused.value.reason == "NO_SCALE"
     with pytest.raises(MechanicdError, match="no such run") as missing:

@@ -8,11 +8,10 @@ import mechanicd
 
 ROOTS = sorted({Path(folder).parent for folder in mechanicd.__path__})
 
-# Removed line by line as the adapters move to mechanicd.client.framework and to mechanicd.tuner's public names.
+# Removed line by line as mechanicd.jax moves to mechanicd.client.framework.
 NOT_YET = {
     "mechanicd.jax._report imports mechanicd.client._run",
     "mechanicd.jax._transform imports mechanicd.client._run",
-    "mechanicd.jax._tuner imports mechanicd.tuner._bounds",
 }
 
 

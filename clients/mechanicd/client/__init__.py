@@ -1,19 +1,20 @@
-"""The framework-free client: connect to mechanicd, open a run, send four scalars a step, get S back.
+"""The client, free of any framework: connect to mechanicd, open a run, send four scalars a step, get S back.
 
     from mechanicd.client import Reductions, connect
 
     with connect("127.0.0.1:50051") as client, client.open_run("bert/seed0") as session:
         S = session.step(Reductions(delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq))
 
-`_errors` draws the tree of errors, `_session` is what a training loop sees, `_local` the session without a server, `_remote`
-the one with a server and what becomes of it in an outage, `_backlog` the steps it keeps, `_scale_of` what another run may start
-with, `_transport` the wire.
+`_errors` draws the tree of errors. `_session` is what a training loop uses, `_local` the session without a server and `_remote`
+the one with a server: `_opening` opens it, `_connection` takes it through outages, and `_backlog` holds the steps that are not
+durable yet. `_scale_of` gives the S of a finished run, `_targets` picks a server, `_transport` is the wire, and
+`_signals` handles SIGTERM. `framework` is the door for adapters such as `mechanicd.torch`.
 """
 
 import os
 
-# grpc's own fork handlers crash a forked child when the parent's threads were at work, and write a line to stderr at each fork.
-# No child uses grpc here, so they serve nobody. grpc reads this when it is imported, which may be long before _transport does.
+# grpc's fork handlers can crash a forked child while the parent's threads are busy, and log a line to stderr at each fork. No
+# forked child uses grpc here, so nothing needs them. grpc reads this on import, which may happen long before _transport's.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from mechanicd.client._client import Client, connect, make_config, open_run, scale_of

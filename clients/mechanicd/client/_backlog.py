@@ -1,4 +1,4 @@
-"""The steps that the server has not announced durable yet: they are this process's to keep, and to send again."""
+"""The steps that the server has not announced durable yet: this process keeps them, and sends them again after an outage."""
 
 from collections import deque
 from typing import Final, NamedTuple
@@ -7,7 +7,7 @@ from mechanicd.tuner import TunerState
 from mechanicd.v1 import tuner_service_pb2
 
 BACKLOG_BYTES: Final = 64 * 2**20
-"""About how much memory a backlog may take; past it the oldest steps are given up, and the history will show a gap."""
+"""About how much memory a backlog may take. Past it the oldest steps are dropped, and the history shows a gap."""
 
 
 class Entry(NamedTuple):
@@ -21,7 +21,7 @@ class Backlog:
     """Consecutive steps, and the state before the first of them.
 
     Attributes:
-        anchor: the tuner's state before the first step kept: what a server that lacks earlier steps can adopt.
+        anchor: the tuner's state before the first step kept; a server that lacks earlier steps can adopt it.
         limit: at most this many steps are kept.
     """
 
@@ -39,18 +39,18 @@ class Backlog:
         return self._entries[-1].request.step if self._entries else self.anchor.step
 
     def append(self, request: tuner_service_pb2.StepRequest) -> None:
-        """A step that was sent; its state follows by `complete`."""
+        """Adds a step that was begun; `complete` adds its state."""
         self._entries.append(Entry(request, None))
         if len(self._entries) > self.limit:
             self._drop_first()
 
     def complete(self, state: TunerState) -> None:
-        """The state after the last step."""
+        """Adds the state after the last step, which can be replayed from now on."""
         if self._entries and self._entries[-1].request.step == state.step:
             self._entries[-1] = Entry(self._entries[-1].request, state)
 
     def durable(self, step: int) -> None:
-        """Steps up to this one are the server's now."""
+        """Drops the steps up to this one: the server has committed them."""
         while self._entries and self._entries[0].request.step <= step and self._entries[0].state is not None:
             self._drop_first()
 

@@ -32,24 +32,25 @@ def connect(target: str | None = None) -> "Client":
     """A client. Nothing is sent before the first call.
 
     Args:
-        target: `HOST:PORT` or `unix:PATH`, several of them with commas between, or a DNS name of several addresses: a run
-            whose server is away goes on with the next. None takes the environment's MECHANICD_TARGET.
+        target: `HOST:PORT` or `unix:PATH`, several of them joined by commas, or a DNS name with several addresses: a run
+            whose server is unreachable moves to the next. None takes MECHANICD_TARGET from the environment.
 
     Raises:
-        InvalidArgument: there is no target.
+        InvalidArgument: TARGET_MISSING.
     """
     target = target or os.environ.get("MECHANICD_TARGET")
     if not target:
-        raise InvalidArgument("TARGET_MISSING", "no server is named; pass target='127.0.0.1:50051' or set MECHANICD_TARGET")
+        raise InvalidArgument(
+            "TARGET_MISSING", "there is no server to connect to; pass target='127.0.0.1:50051' or set MECHANICD_TARGET"
+        )
     return Client(target)
 
 
 class Client:
-    """A connection to one server, or to several over one store. grpc is imported, and the channel opened, at the first call.
+    """A connection to one server, or to several that share a store. The first call imports grpc and opens the channel.
 
-    Threads may share it. grpc does not survive a fork: in a forked child of a process that has made a call, every call raises
-    SessionClosed, FORKED_PROCESS. Children that connect are started by "spawn" or "forkserver", or before the parent's first
-    call.
+    Threads may share it. grpc does not survive a fork: if a process forks after its first call, every call in the child raises
+    SessionClosed, FORKED_PROCESS. Start children that connect with "spawn" or "forkserver", or before the parent's first call.
     """
 
     def __init__(self, target: str) -> None:
@@ -59,13 +60,13 @@ class Client:
     @property
     def _targets(self) -> "Targets":
         global _process_of_grpc
-        # Said before the lock is taken: a child in whose memory another thread holds it never gets there.
+        # Checked before taking the lock: in a forked child, a thread of the parent may hold it forever.
         _process_of_grpc = _process_of_grpc or os.getpid()
         if not _grpc_is_ours():
             raise SessionClosed(
                 "FORKED_PROCESS",
-                f"process {_process_of_grpc} had called a server when it forked this one, {os.getpid()}, in which grpc would "
-                "hang or crash; start it by multiprocessing's 'spawn' or 'forkserver', or before the first call",
+                f"process {_process_of_grpc} had already called a server when it forked this one, {os.getpid()}; grpc would "
+                "hang or crash here. Start it with multiprocessing's 'spawn' or 'forkserver', or before the first call",
             )
         with _opening:
             if self._lazy is None:
@@ -85,21 +86,22 @@ class Client:
         on_outage: OnOutage = "local",
         deadline: float = 2.0,
     ) -> Session:
-        """Takes hold of a run, and fences whoever held it before.
+        """Opens a session on a run, and fences the session that held it before.
 
         Args:
             run: its name in the project, such as "bert/seed0".
             project: None takes MECHANICD_PROJECT, or "default".
             config: the tuner's settings; must equal the run's if it exists.
-            labels: what to say of the run; added to those it has.
-            start: after which step this training is: 0 where it begins anew (an older history is kept as a branch), a
-                checkpoint's `TunerState`, or None to go on wherever the server's run is.
-            on_outage: "local", "hold" or "raise"; see RemoteSession.
-            deadline: seconds a step may wait for its result.
+            labels: labels to find the run by; added to those it has.
+            start: where this training is: 0 for a new one (an older history is kept as a branch), a checkpoint's
+                `TunerState`, or None to resume wherever the server's run is.
+            on_outage: while the server is unreachable, "local" continues with this process's own tuner and replays the steps
+                later; "hold" keeps the last S; "raise" raises ServerUnavailable.
+            deadline: seconds that a step waits for its result before the server counts as unreachable.
 
         Raises:
-            InvalidArgument, ConfigMismatch, ResumeError, SessionError: what was asked can't be, as in a forked child.
-            ServerUnavailable: no server answers, and `on_outage` is "raise" or `start` only the server's to know.
+            InvalidArgument, ConfigMismatch, ResumeError, SessionError: the request is refused.
+            ServerUnavailable: no server answers, and `on_outage` is "raise" or only the server knows where to start.
         """
         from mechanicd.client._remote import open_session
         from mechanicd.client._targets import Route
@@ -126,19 +128,19 @@ class Client:
         return session
 
     def scale_of(self, run: str, *, project: str | None = None, group: str | None = None) -> float:
-        """The S that a run ended with, for another of its kind to start with: `mechanize(…, s_init=client.scale_of("seed0"))`.
+        """The S that a run ended with, for a similar run to start with: `mechanize(…, s_init=client.scale_of("seed0"))`.
 
-        Only of a run that has finished: S of another still moves, and a training that is resumed would ask again and begin
-        with another s_init than it had.
+        The run must have finished. Otherwise its S may still change, and a training that resumes and asks again would get
+        another s_init than it began with.
 
         Args:
             run: its name in the project.
             project: None takes MECHANICD_PROJECT, or "default".
-            group: which scale group, of a run that has several.
+            group: the scale group, for a run that has several.
 
         Raises:
-            InvalidArgument: MALFORMED_NAME, RUN_NOT_FINISHED, SEVERAL_SCALES (a run of several groups, and none of them is
-                named, or one it does not have), NO_SCALE (it never had one other than 0).
+            InvalidArgument: MALFORMED_NAME, RUN_NOT_FINISHED, SEVERAL_SCALES (the run has several groups, and `group` names
+                none of them), NO_SCALE (its S is 0).
             MechanicdError: RUN_NOT_FOUND.
             ServerUnavailable: no server answers.
         """
@@ -149,15 +151,15 @@ class Client:
         return finished_scale(self.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run, group)
 
     def call(self, method: str, request: Any, timeout: float = 10.0) -> Any:
-        """Any unary method of the contract by its name, with errors of this package.
+        """Calls any unary method of the contract by its name, with errors of this package.
 
         Raises:
-            MechanicdError: what the server refused, or ServerUnavailable.
+            MechanicdError: what the server refuses, or ServerUnavailable.
         """
         return self._targets.call(method, request, timeout)
 
     def watch(self, request: Any) -> Iterator[Any]:
-        """RunService.WatchRuns, until the caller stops.
+        """Streams RunService.WatchRuns until the caller stops.
 
         Raises:
             MechanicdError: as `call`.
@@ -165,7 +167,7 @@ class Client:
         return self._targets.watch(request)
 
     def close(self) -> None:
-        """Closes the connection. Sessions are closed by themselves, before."""
+        """Closes the connection. Close its sessions first."""
         if self._lazy is not None and _grpc_is_ours():
             self._lazy.close()
 
@@ -201,7 +203,7 @@ def open_run(
 
 
 def scale_of(target: str | None, run: str, *, project: str | None = None, group: str | None = None) -> float:
-    """`connect(target).scale_of(run, …)`, the connection closed again. See `Client.scale_of`."""
+    """`connect(target).scale_of(run, …)`, on a connection of its own. See `Client.scale_of`."""
     with connect(target) as client:
         return client.scale_of(run, project=project, group=group)
 
@@ -223,7 +225,7 @@ def _full_name(project: str | None, run: str) -> str:
 
 
 def _command() -> str:
-    """How this process was started, as a shell takes it; the server keeps it with the run, to show how to resume it."""
+    """The shell command that started this process; the server keeps it to show how to resume the run."""
     if os.environ.get("MECHANICD_SEND_COMMAND", "1") == "0":
         return ""
     return shlex.join(sys.orig_argv)[:_MAX_COMMAND]
@@ -234,7 +236,7 @@ def _grpc_is_ours() -> bool:
 
 
 def _after_fork() -> None:
-    """A forked child has its parent's memory and none of its threads: the sessions stay the parent's."""
+    """A forked child has its parent's memory but none of its threads, so the sessions remain the parent's."""
     for session in list(_open_sessions):
         session.forget()
     _open_sessions.clear()
@@ -246,7 +248,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @atexit.register
 def close_sessions() -> None:
-    """A trainer that ends without close() has finished, or failed if an exception ended it."""
+    """Closes every open session at exit: as finished, or as failed if an exception ended the process."""
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     for session in list(_open_sessions):
         if error is None:

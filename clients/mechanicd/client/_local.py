@@ -1,4 +1,4 @@
-"""A session without a server: the tuner runs in this process and nothing is kept."""
+"""A session without a server: the tuner runs in this process, and no history is kept."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ class LocalSession(Session):
         super().__init__("", config, state or TunerState.initial(config))
 
     def flush(self, timeout: float | None = None) -> int:
-        """Nothing is kept, so nothing is ever durable but what the caller saves: returns 0."""
+        """Returns 0: without a server nothing is durable but what the caller saves."""
         return 0
 
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:

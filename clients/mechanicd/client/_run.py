@@ -1,4 +1,4 @@
-"""The run of a mechanized optimizer; its session is opened when the first step needs it, so a checkpoint may come before."""
+"""The run of a mechanized optimizer; its session opens with the first step, so that a checkpoint can be loaded before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from mechanicd.tuner import TunerConfig, TunerState
 
 @dataclass
 class Run:
-    """What it takes to open a run's session, and the session once it is open.
+    """What a run's session is opened with, and the session once it is open.
 
     Attributes:
         name: the run's name without its project; may be "" where `target` is None.
         target: the server's address, or None for a tuner in this process.
         start: the tuner's state to open at; None for a new run.
-        session: the open session, or the closed one, whose state can still be read.
-        closed: whether the user closed it; a checkpoint can still be loaded, and the run goes on.
+        session: the session, open or closed; the state of a closed one can still be read.
+        closed: whether the user closed it. Loading a checkpoint continues the run.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Run:
             )
         if self.target is not None and not self.name:
             raise InvalidArgument(
-                "RUN_NAME_MISSING", f'the server at {self.target!r} needs to know which run this is: pass run="bert/seed0"'
+                "RUN_NAME_MISSING", f'the server at {self.target!r} needs the run\'s name: pass run="bert/seed0"'
             )
 
     @property
@@ -56,7 +56,7 @@ class Run:
             MechanicdError: the server refuses the run, its config or its start.
         """
         if self.closed:
-            raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the optimizer'} was closed; load a checkpoint to go on")
+            raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the optimizer'} was closed; load a checkpoint to continue")
         if self.session is None:
             if self.target is None:
                 self.session = LocalSession(config, self.start)
@@ -65,11 +65,11 @@ class Run:
         return self.session
 
     def restart(self, state: TunerState) -> None:
-        """Gives the session up, if there is one; the next step opens one at `state`."""
+        """Closes the session, if there is one; the next step opens a new one at `state`."""
         session, self.session = self.session, None
         self.start, self.closed = state, False
         if session is not None:
-            session.close("preempted", f"a checkpoint of step {state.step} was loaded; the run goes on from there")
+            session.close("preempted", f"a checkpoint of step {state.step} was loaded; the run continues from there")
 
     def close(self, status: str | None, message: str) -> None:
         """Closes the session, if there is one; no step can follow."""
@@ -90,5 +90,5 @@ class Run:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy of an optimizer has no session of its own yet; it would go on where this one is."""
+        """A copy of an optimizer has no session yet; its own would open at this one's state."""
         return {**self.__dict__, "start": self.state, "session": None}

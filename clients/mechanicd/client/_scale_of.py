@@ -1,11 +1,11 @@
-"""Which S of a run another may start with. Pure."""
+"""The S of a finished run, for another run to start with. Pure."""
 
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.v1 import resources_pb2
 
 
 def finished_scale(run: resources_pb2.Run, group: str | None) -> float:
-    """The last S of a run that has finished, of its one scale group or the one that is named.
+    """The last S of a run that has finished, of its only scale group or of the named one.
 
     Raises:
         InvalidArgument: RUN_NOT_FINISHED, SEVERAL_SCALES, NO_SCALE.
@@ -14,8 +14,8 @@ def finished_scale(run: resources_pb2.Run, group: str | None) -> float:
         status = resources_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_").lower()
         raise InvalidArgument(
             "RUN_NOT_FINISHED",
-            f"{run.name} is {status}, at step {run.durable_step}: its S may still move, and a training resumed later would "
-            "begin with another one; wait for its end, or give s_init as a number (`mechanicd runs list` shows S)",
+            f"{run.name} is {status}, at step {run.durable_step}: its S may still change, so a training that resumes later "
+            "would start from another one; wait until it finishes, or pass s_init as a number (`mechanicd runs list` shows S)",
         )
     groups = list(run.config.scale_groups)
     chosen = [place for place, name in enumerate(groups) if group in (None, name)]
@@ -23,11 +23,9 @@ def finished_scale(run: resources_pb2.Run, group: str | None) -> float:
         asked = "none is named" if group is None else f"none is {group!r}"
         some = ", ".join(groups[:8]) + (", …" if len(groups) > 8 else "")
         raise InvalidArgument(
-            "SEVERAL_SCALES", f"{run.name} has {len(groups)} scale groups and {asked}; give group= one of {some}"
+            "SEVERAL_SCALES", f"{run.name} has {len(groups)} scale groups and {asked}; set group= to one of {some}"
         )
     scale = run.scale[chosen[0]] if run.scale else 0.0
     if scale <= 0.0:
-        raise InvalidArgument(
-            "NO_SCALE", f"{run.name} has no S other than 0 after {run.durable_step} steps; give s_init as a number"
-        )
+        raise InvalidArgument("NO_SCALE", f"{run.name} still has S = 0 after {run.durable_step} steps; pass s_init as a number")
     return float(scale)

@@ -1,4 +1,4 @@
-"""What a training loop sees of a session, wherever its tuner runs."""
+"""What a training loop uses: one step at a time, wherever the tuner runs."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -21,8 +21,8 @@ ON_OUTAGE: Final[tuple[OnOutage, ...]] = get_args(OnOutage)
 class Session(ABC):
     """One training process's hold on a run.
 
-    A step is `begin(reductions)`, then whatever may overlap (BASE's step), then `finish()`, which gives S_{t+1}. `step` is
-    the two in one. A session keeps its own copy of the tuner, which computes the same bits as the server's.
+    A step is `begin(reductions)`, then whatever may overlap (BASE's step), then `finish()`, which returns S_{t+1}. `step` does
+    both. A session keeps its own copy of the tuner, which computes the same bits as the server's.
 
     Attributes:
         config: the tuner's settings.
@@ -65,21 +65,21 @@ class Session(ABC):
         Args:
             reductions: one `Reductions` per scale group, in the order of `config.scale_groups`; for one group, it alone.
             base_lr: BASE's learning rate at this step, for the record.
-            hold: keep S for this step; it counts and is recorded, and the tuner does not hear of it.
+            hold: keep S for this step; the step counts and is recorded, but the tuner does not take it.
 
         Returns:
-            Whether the tuner heard of it: False where held, or where a scalar is NaN or infinite.
+            Whether the tuner takes the step: False if it is held, or if a scalar is NaN or infinite.
 
         Raises:
             InvalidArgument: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; nothing was sent.
-            SessionClosed: after `close()`, or where the last `begin` was not finished.
+            SessionClosed: after `close()`, or if the last `begin` was not finished.
         """
         with self._turn:
             self._check()
             if self._closed:
                 raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
             if self._next is not None:
-                raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} was begun already; call finish() first")
+                raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} has already begun; call finish() first")
             groups = self._tuner.groups(reductions)
             hold = self._send(self._state.step + 1, groups, base_lr, hold)
             # While the scalars travel, this process's own copy of the tuner takes the same step.
@@ -89,26 +89,27 @@ class Session(ABC):
             return h is not None
 
     def finish(self, *, wait: bool = True) -> tuple[float, ...]:
-        """S_{t+1} of the step begun last, one float per scale group; finite and ≥ 0.
+        """Returns S_{t+1} of the step that was begun, one float per scale group; finite and ≥ 0.
 
         Args:
-            wait: for the server's answer, which must be the same bits. Without, this process's own S is given at once, and the
-                answer is looked at when a later step begins and it is there, at `flush`, or at `close`; what it refuses is
-                raised there. Where an outage would change S (`on_outage` is not "local") it is waited for in any case.
+            wait: whether to wait for the server's answer, which must have the same bits. If not, this process's own S is
+                returned at once and the answer is verified later, by a step that begins after it arrived, by `flush` or by
+                `close`, which raise what the server refused. If an outage would change S (`on_outage` is not "local"), the
+                step always waits.
 
         Raises:
-            SessionError, ServerUnavailable: as the session's kind says.
+            SessionError, ServerUnavailable: what ended the session.
         """
         with self._turn:
             if self._next is None:
                 self._check()
-                raise SessionClosed("STEP_NOT_BEGUN", "no step was begun; call begin(reductions) first")
+                raise SessionClosed("STEP_NOT_BEGUN", "no step has begun; call begin(reductions) first")
             following, self._next = self._next, None
             self._state = self._receive(following, wait)
             return self._state.scale
 
     def step(self, reductions: Reductions) -> float:
-        """`begin` and `finish` in one, for a run of one scale group: S_{t+1}.
+        """Takes one step of a run with one scale group: `begin`, then `finish`. Returns S_{t+1}.
 
         Raises:
             InvalidArgument: the run has several scale groups; use begin and finish.
@@ -126,12 +127,12 @@ class Session(ABC):
         """Waits until every finished step is durable; returns the last durable step."""
 
     def close(self, status: str | None = None, message: str = "") -> None:
-        """Gives the run up and says why. Closing twice does nothing.
+        """Closes the session and records why. Closing twice does nothing.
 
         Args:
-            status: "finished", "failed" or "preempted"; None means finished. Where SIGTERM told the process to stop, whatever
-                is not said to be finished counts as preempted.
-            message: why, in words.
+            status: "finished", "failed" or "preempted"; None means finished. After a SIGTERM, every status but an explicit
+                "finished" is recorded as "preempted".
+            message: why, for people.
         """
         with self._turn.closing:
             if self._closed:
@@ -144,7 +145,7 @@ class Session(ABC):
                 callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Calls back once the session is closed."""
+        """Registers a callback for when the session is closed."""
         self._callbacks.append(callback)
 
     def __enter__(self) -> Self:
@@ -157,13 +158,13 @@ class Session(ABC):
             self.close("failed", f"{kind.__name__}: {error}")
 
     def _say_skipped(self, groups: Sequence[Reductions], skipped: bool) -> None:
-        """Says it once for steps in a row."""
+        """Logs skipped steps, once for those in a row."""
         if skipped and not self._skipping:
             pairs = zip(self.config.scale_groups, groups, strict=True)
             name, group = next(pair for pair in pairs if not pair[1].is_finite())
             log.warning(
-                "%s: step %d does not count for S: scale group %s has a NaN or an infinity, %s; "
-                "further ones in a row are not logged [NON_FINITE_REDUCTIONS]",
+                "%s: the tuner skips step %d: scale group %s has a NaN or an infinity, %s; "
+                "skipped steps that follow directly are not logged [NON_FINITE_REDUCTIONS]",
                 self.name or "this run",
                 self._state.step + 1,
                 name,
@@ -177,15 +178,15 @@ class Session(ABC):
 
     @abstractmethod
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
-        """Sends a step; whether it must be held, which an outage may decide."""
+        """Sends a step; returns whether it must be held, as an outage may require."""
 
     @abstractmethod
     def _receive(self, following: TunerState, wait: bool) -> TunerState:
-        """The answer to the step just sent, now or later; the state to go on with."""
+        """Verifies the answer to the step just sent, now or later; returns the state to continue with."""
 
     @abstractmethod
     def _close(self, status: str, message: str) -> None:
-        """Gives the run up."""
+        """Closes whatever holds the run."""
 
 
 def only_scale(scales: Sequence[float]) -> float:

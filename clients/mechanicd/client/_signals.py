@@ -1,4 +1,4 @@
-"""SIGTERM: a trainer that is told to stop leaves its runs as preempted, and then ends as it would have."""
+"""SIGTERM: a trainer that is stopped closes its runs as preempted, and then ends as it would have without this module."""
 
 import contextlib
 import ctypes
@@ -23,16 +23,16 @@ def told_to_stop() -> bool:
 
 
 def await_end() -> None:
-    """Never returns where SIGTERM came and this module is about to end the process for it; else at once."""
+    """Returns at once; but never, once SIGTERM came and this module is about to end the process."""
     while _ending.is_set():
         time.sleep(1.0)
 
 
 class Turn:
-    """`with turn:` around what a training asks of a session: `turn.closing` is taken before it or after it, not amid.
+    """`with turn:` around each use of a session, so that the thread that closes it after SIGTERM never does so in the middle.
 
-    A thread that comes once the process is being ended waits for that, and never sees the session closed under its hands.
-    Reentrant, as a handler of the program's own may close the session amid a step, on the same thread.
+    A thread that arrives while the process is ending waits for that end, rather than find its session closed.
+    Reentrant, as the program's own signal handler may close the session in the middle of a step, on the same thread.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,14 @@ class Turn:
 
 
 def watch(close: Callable[[], None]) -> None:
-    """From now on SIGTERM is noticed. Where the program has no handler of its own, `close` is called before the process ends.
+    """Handles SIGTERM from now on. If the program has no handler of its own, `close` is called before the process ends.
 
-    `close` is called on a thread of its own, while the program goes on, until it ends or calls `await_end`: the line at which
-    the signal met the main thread may hold a lock that `close` needs, of a session or of grpc, and must be let out of it.
+    `close` runs on a thread of its own, while the program continues until it ends or calls `await_end`: the signal may have
+    interrupted the main thread while it holds a lock that `close` needs (a session's or grpc's), and it must be able to
+    release it.
 
-    Does nothing off the main thread, where Python allows no handlers, nor where SIGTERM is ignored. A handler that the
-    program has is called as before; one that it installs later takes this one's place.
+    Does nothing off the main thread, where Python allows no handlers, or if SIGTERM is ignored. The program's existing handler
+    is called as before; one that it installs later replaces this one.
     """
     global _installed, _former
     if _installed is not None or threading.current_thread() is not threading.main_thread():
@@ -78,12 +79,12 @@ def watch(close: Callable[[], None]) -> None:
 
 
 def _end(close: Callable[[], None]) -> None:
-    """Closes what can be closed in time, then lets SIGTERM do what it does without a handler."""
+    """Closes what can be closed in time, then lets SIGTERM take its default action."""
     closing = threading.Thread(target=close, name="mechanicd-close", daemon=True)
     closing.start()
     closing.join(CLOSE_SECONDS)
-    # Python takes a handler away on the main thread only, and that may wait, in C, for a thread that never comes back from
-    # `await_end`; so by the function that Python itself calls for it.
+    # signal.signal works on the main thread only, and that one may be blocked in C on a thread that never returns from
+    # `await_end`. So restore the default action by the C function that Python itself uses.
     take_away = ctypes.pythonapi.PyOS_setsig
     take_away.argtypes, take_away.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     take_away(signal.SIGTERM, None)
@@ -91,7 +92,7 @@ def _end(close: Callable[[], None]) -> None:
 
 
 def forget() -> None:
-    """In a forked child: the runs are the parent's, and SIGTERM does what it did before."""
+    """In a forked child: the runs are the parent's, so SIGTERM gets its former handler back."""
     global _installed
     if _installed is not None and signal.getsignal(signal.SIGTERM) is _installed:
         with contextlib.suppress(ValueError):

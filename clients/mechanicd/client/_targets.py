@@ -1,7 +1,7 @@
 """Which server to talk to: one, a list of them, or all the addresses that a DNS name has.
 
-Every replica over one store can serve every run, so a session that loses its server goes on with the next. Runs are spread
-over the servers by their names, and a run always begins with the same one.
+Every replica over one store can serve every run, so a session that loses its server moves to the next. Runs are spread over
+the servers by a hash of their names, and a run always tries the same one first.
 """
 
 import ipaddress
@@ -29,13 +29,13 @@ class Targets:
         self.given = [part.strip() for part in target.split(",") if part.strip()]
         if not self.given:
             raise InvalidArgument(
-                "INVALID_TARGET", f"target {target!r} names no server; expected HOST:PORT, or several with commas"
+                "INVALID_TARGET", f"target {target!r} names no server; expected HOST:PORT, or several joined by commas"
             )
         self._open: dict[str, Transport] = {}
         self._lock = threading.Lock()
 
     def addresses(self) -> list[str]:
-        """Every address, in the order given; names are looked up anew."""
+        """Every address, in the order given; host names are resolved again each time."""
         found: list[str] = []
         for target in self.given:
             found += [address for address in _resolved(target) if address not in found]
@@ -49,10 +49,10 @@ class Targets:
             return self._open[address]
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
-        """One unary call, to the first server that is there.
+        """Makes one unary call, to the first server that answers.
 
         Raises:
-            MechanicdError: what the server refused, or ServerUnavailable of the last one.
+            MechanicdError: what the server refuses, or ServerUnavailable of the last server.
         """
         *others, last = self.addresses()
         for address in others:
@@ -74,7 +74,7 @@ class Targets:
 
 
 class Route:
-    """Where one run's calls go: a server, and the next one when that is away.
+    """Where one run's calls go: one server, and the next when that is unreachable.
 
     Attributes:
         transport: the channel in use.
@@ -97,7 +97,7 @@ class Route:
         return len(self._targets.addresses())
 
     def advance(self) -> None:
-        """Goes on with the next server; with one alone, stays."""
+        """Moves to the next server; stays if there is only one."""
         addresses = self._targets.addresses()
         try:
             following = addresses.index(self.transport.target) + 1
@@ -107,7 +107,7 @@ class Route:
 
 
 def _resolved(target: str) -> list[str]:
-    """`HOST:PORT` with each of the host's addresses; what is no host name stays as it is."""
+    """`HOST:PORT` with each of the host's addresses; anything but a host name is returned unchanged."""
     host, separator, port = target.rpartition(":")
     if not separator or not port.isdecimal() or "/" in host or ":" in host or host == "localhost":
         return [target]
@@ -120,6 +120,6 @@ def _resolved(target: str) -> list[str]:
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except OSError:
-        return [target]  # gRPC will say what is wrong with it
+        return [target]  # gRPC's own error will say what is wrong
     addresses = [address[0] for *_, address in found]
     return list(dict.fromkeys(f"[{each}]:{port}" if ":" in str(each) else f"{each}:{port}" for each in addresses))

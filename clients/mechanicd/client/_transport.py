@@ -1,4 +1,4 @@
-"""The wire: one gRPC channel, and one stream of steps. The only module here that imports grpc, and it does so late.
+"""The wire: one gRPC channel, and one stream of steps. The only module here that imports grpc; others import it late.
 
 Every call has a deadline. grpc's errors are translated in one place (`translate`).
 """
@@ -22,7 +22,7 @@ _OPTIONS: Final = [
 
 
 _MOST_STEPS: Final = 64
-"""Of one message; a replay sends its own number."""
+"""Per message; a replay sends batches of its own size."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -38,12 +38,12 @@ class Link:
         threading.Thread(target=self._read, name="mechanicd-results", daemon=True).start()
 
     def send(self, *steps: tuner_service_pb2.StepRequest) -> None:
-        """Sends steps, in one message with others that wait to be sent; returns at once."""
+        """Queues steps; they share a message with others that wait. Returns at once."""
         self._requests.put(steps)
 
     @property
     def ready(self) -> bool:
-        """Whether `receive` has something to give at once."""
+        """Whether `receive` would return at once."""
         return not self._results.empty()
 
     def receive(self, timeout: float) -> tuner_service_pb2.StepResult:
@@ -56,7 +56,8 @@ class Link:
             result = self._results.get(timeout=timeout)
         except queue.Empty:
             raise ServerUnavailable(
-                "DEADLINE_EXCEEDED", f"{self._target} gave no result within {timeout:g} s; it may be overloaded or cut off"
+                "DEADLINE_EXCEEDED",
+                f"{self._target} returned no result within {timeout:g} s; it may be overloaded or cut off from the network",
             ) from None
         if isinstance(result, MechanicdError):
             self._results.put(result)
@@ -69,7 +70,7 @@ class Link:
         self._call.cancel()
 
     def _messages(self) -> Iterator[tuner_service_pb2.StreamStepsRequest]:
-        """Asked by grpc whenever it can send: a message costs more than the steps in it, so it takes all that wait."""
+        """grpc iterates over this when it can send. A message costs more than the steps in it, so each takes all that wait."""
         while (steps := self._requests.get()) is not None:
             message = tuner_service_pb2.StreamStepsRequest(steps=steps)
             ended = False
@@ -108,7 +109,7 @@ class Transport:
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
 
     def call(self, method: str, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
-        """One unary call of TunerService or RunService, by its name.
+        """Calls a unary method of TunerService or RunService by its name.
 
         Raises:
             MechanicdError: what the server refused, or ServerUnavailable.
@@ -118,7 +119,7 @@ class Transport:
             return getattr(service, method)(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
-        except ValueError as error:  # how grpc says that close() was called
+        except ValueError as error:  # grpc's way of saying that close() was called
             raise ServerUnavailable("CHANNEL_CLOSED", f"the connection to {self.target} was closed here: {error}") from None
 
     def watch(self, request: Any) -> Iterator[Any]:
@@ -156,7 +157,9 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
                     return from_reason(info.reason, status.message, info.metadata)
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ServerUnavailable("DEADLINE_EXCEEDED", f"{target} gave no answer in time; it may be overloaded or cut off")
+        return ServerUnavailable(
+            "DEADLINE_EXCEEDED", f"{target} did not answer in time; it may be overloaded or cut off from the network"
+        )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return ServerUnavailable(
             "SERVER_UNREACHABLE",
@@ -164,8 +167,8 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
             "start one with `mechanicd serve`, or check the address",
         )
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not know this method: {details}")
-    # Whatever else went wrong on the way, a training must survive it: it counts as an outage.
+        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method: {details}")
+    # A training must survive whatever else went wrong, so it counts as an outage.
     return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {details}")
 
 

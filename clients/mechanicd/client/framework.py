@@ -16,7 +16,7 @@ from mechanicd.client._client import close_sessions, make_config
 from mechanicd.client._errors import InvalidArgument, PackageMissing
 from mechanicd.client._run import Run
 from mechanicd.client._session import ON_OUTAGE, OnOutage, only_scale
-from mechanicd.tuner import TunerConfig
+from mechanicd.tuner import Convention, TunerConfig
 
 __all__ = [
     "BETAS",
@@ -81,7 +81,7 @@ def check_settings(
     betas: Sequence[float],
     s_init: float,
     eps: float,
-    convention: str,
+    convention: Convention,
     delta_layout: str,
     on_outage: str,
     deadline: float,
@@ -96,7 +96,7 @@ def check_settings(
     if max_scale is not None and not max_scale > 0:
         raise InvalidArgument("INVALID_SETTING", f"max_scale={max_scale!r}; give a number above 0, or None for no cap")
     return Settings(
-        config=make_config(convention=convention, betas=tuple(betas), s_decay=s_decay, s_init=s_init, eps=eps),
+        config=TunerConfig(convention=convention, betas=tuple(betas), s_decay=s_decay, s_init=s_init, eps=eps),
         run=Run(run, target, project, labels, cast(OnOutage, on_outage), deadline),  # which checks the policy
         delta_layout=cast(DeltaLayout, delta_layout),
         max_scale=max_scale,
