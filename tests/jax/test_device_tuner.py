@@ -89,7 +89,7 @@ def test_a_rounding_in_the_last_bit_is_told_apart():
 def test_a_state_comes_back_from_its_bits():
     config = TunerConfig(scale_groups=("a", "b"))
     state = Tuner(config).update(TunerState.initial(config), [Reductions(1.0, 2.0, 3.0, 4.0), Reductions(-1.0, 2.0, 3.0, 4.0)])
-    assert state_of(config, state.step, bits_of(state)) == state
+    assert state_of(state.step, bits_of(state)) == state
 
 
 def test_a_device_without_denormals_has_the_same_state():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mechanicd.torch
-from mechanicd.jax import mechanize, scale
+from mechanicd.jax import mechanize, scale, scales
 from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 from tests.tuner import test_parity as parity
 
@@ -113,7 +113,7 @@ def test_pytorch_and_jax_agree(groups, convention, layout, server, project, hist
         np.testing.assert_allclose(parity.flat(params), parity.flat(tensors), rtol=1e-9, atol=1e-12)
     opt.close()
     tx.close()
-    assert np.asarray(scale(state)) == pytest.approx(np.asarray(opt.scale), rel=1e-9)
+    assert scales(state) == pytest.approx(opt.scales, rel=1e-9)
     ours, theirs = (history(server.target, name, project) for name in ("jax", "torch"))
     assert [r.step for r in ours] == [r.step for r in theirs] == list(range(1, 101))
     for a, b in zip(ours, theirs, strict=True):

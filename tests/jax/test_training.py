@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mechanicd.client import InvalidArgument
-from mechanicd.jax import MechanicState, mechanize, scale
+from mechanicd.jax import MechanicState, mechanize, scale, scales
 
 S_INIT = 1e-4
 STEPS = 120
@@ -23,7 +23,7 @@ def test_it_trains(groups, layout, base, digits):
     tx = mechanize(bases[base], s_init=S_INIT, scale_groups=groups, delta_layout=layout)
     _, state, losses = digits.train(tx, STEPS)
     assert sum(losses[-8:]) < 0.5 * sum(losses[:8]), losses
-    assert np.shape(scale(state)) == (() if groups == "all" else (4,))
+    assert len(scales(state)) == (1 if groups == "all" else 4)
     assert int(state.step) == STEPS
 
 
@@ -65,7 +65,7 @@ def test_labels_choose_the_scale_groups(digits):
     ):
         tx = mechanize(optax.adamw(1.0), s_init=S_INIT, scale_groups=labels)
         _, state, losses = digits.train(tx, 60, params)
-        body, head = scale(state)
+        body, head = scales(state)
         assert body != head
         assert losses[-1] < losses[0]
 
@@ -112,6 +112,17 @@ def test_what_cannot_be_wrapped_is_refused_by_name(digits):
     with pytest.raises(InvalidArgument) as caught:
         scale(optax.adam(1.0).init(params))
     assert caught.value.reason == "NOT_MECHANIZED"
+
+
+def test_scale_is_a_float_and_an_error_that_names_scales_where_there_are_several(digits):
+    params = digits.params()
+    assert isinstance(scale(mechanize(optax.sgd(1.0)).init(params)), float)
+    assert scales(mechanize(optax.sgd(1.0)).init(params)) == (0.0,)
+    state = mechanize(optax.sgd(1.0), scale_groups="tensor").init(params)
+    assert scales(state) == (0.0,) * 4
+    with pytest.raises(InvalidArgument) as caught:
+        scale(state)
+    assert caught.value.reason == "SEVERAL_SCALES"
 
 
 def test_scan_over_steps_is_the_loop(digits, bits):

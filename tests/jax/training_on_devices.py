@@ -18,7 +18,7 @@ import optax  # noqa: E402
 from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from mechanicd.jax import mechanize, scale  # noqa: E402
+from mechanicd.jax import mechanize, scales  # noqa: E402
 
 STEPS, BATCH = 30, 64
 SETTINGS = {"s_init": 1e-4, "scale_groups": "tensor"}
@@ -54,7 +54,7 @@ def main() -> None:
         return optax.apply_updates(params, updates), state
 
     state = jax.jit(tx.init)(params)
-    scales = []
+    history = []
     for t in range(STEPS):
         x = np.random.default_rng(t).standard_normal((BATCH, 8))
         if t == 20:
@@ -62,13 +62,13 @@ def main() -> None:
         params, state = step(params, state, put(x, "all", None), put(np.stack([np.sin(x[:, 0]), x[:, 1]], 1), "all", None))
         if on_outage == "loop":
             tx.report(state)
-        scales.append(scale(state))
+        history.append(scales(state))
     split = params["first"].addressable_shards[0].data.shape
     assert split == (8, 32 // jax.device_count()), split
     tx.flush()
     tx.close()
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(params)
-    np.savez(f"{out}.{index}", scales=np.array(scales), **{name: np.asarray(leaf) for name, leaf in whole.items()})
+    np.savez(f"{out}.{index}", scales=np.array(history), **{name: np.asarray(leaf) for name, leaf in whole.items()})
     if processes > 1:
         jax.distributed.shutdown()
 

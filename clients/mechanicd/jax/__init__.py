@@ -1,4 +1,4 @@
-"""MECHANIC around any optax optimizer; its tuner's steps are kept by a server, or by nobody.
+"""MECHANIC around any optax optimizer; with a server that keeps its tuner's steps, or with none.
 
     from mechanicd.jax import mechanize
 
@@ -6,16 +6,21 @@
     state = tx.init(params)
     updates, state = tx.update(grads, state, params)    # inside jit
 
-`_transform` is the step, `_reduce` and `_tuner` its parts on the device, `_report` what the host does meanwhile, `_ring` how
-it hears of steps without a callback, `_groups` says which parameters share one S, and `_float64` how float64 is had in a
-program that has none.
+`_mechanize` checks the settings, `_transform` is the step, `_reduce` and `_tuner` are its parts on the device. `_report` is
+the host's side of a step, `_ring` gets steps to the host without a callback, `_groups` says which parameters share one S, and
+`_float64` gives a program float64 when JAX has it switched off.
 """
 
-from mechanicd.jax._missing import require_jax
+from mechanicd.client.framework import PackageMissing, require_package
 
-require_jax()
 
-from mechanicd.jax._mechanize import mechanize  # noqa: E402  # only once jax is known to be there
-from mechanicd.jax._transform import MechanicState, Mechanized, scale  # noqa: E402
+class JaxMissing(PackageMissing):
+    """jax or optax is not installed. `reason` is JAX_MISSING."""
 
-__all__ = ["MechanicState", "Mechanized", "mechanize", "scale"]
+
+require_package("jax", "optax", extra="jax", reason="JAX_MISSING", error=JaxMissing)
+
+from mechanicd.jax._mechanize import mechanize  # noqa: E402  # needs jax
+from mechanicd.jax._transform import MechanicState, Mechanized, scale, scales  # noqa: E402
+
+__all__ = ["JaxMissing", "MechanicState", "Mechanized", "mechanize", "scale", "scales"]

@@ -5,12 +5,11 @@ What is kept between steps is kept as its bits, uint32 of shape (…, 2), which 
 
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from numpy.typing import NDArray
 
 BITS: Final = np.uint32
 

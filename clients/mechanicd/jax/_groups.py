@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+
 from mechanicd.client import InvalidArgument
 
 Labels = str | Callable[[Any], Any] | Any

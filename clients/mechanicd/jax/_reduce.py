@@ -6,6 +6,7 @@ from typing import Final
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from mechanicd.jax._groups import Groups
 from mechanicd.jax._tuner import Sums
 

@@ -1,30 +1,29 @@
-"""What the host does with a step: it brings the scalars to the server, and holds the device's S to the tuner's bits."""
+"""The host's side of a step: it sends the scalars to the server, and checks the device's S against the tuner's bits."""
 
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from numpy.typing import NDArray
+
 from mechanicd.client import MechanicdError, Session, StepConflict
-from mechanicd.client._run import Run
+from mechanicd.client.framework import Run
 from mechanicd.jax._float64 import host_bits, host_values
-from mechanicd.tuner import Reductions, TunerConfig, TunerState
+from mechanicd.tuner import Reductions, Row, TunerConfig, TunerState
 
 TINY: Final = float(np.finfo(np.float64).tiny)
 log = logging.getLogger("mechanicd.jax")
 
 
-def state_of(config: TunerConfig, step: int, tuner: Any) -> TunerState:
-    """The tuner's state as `mechanicd.tuner` has it, from the bits that a `MechanicState` carries."""
+def state_of(step: int, tuner: Any) -> TunerState:
+    """The `TunerState` from the bits in a `MechanicState`."""
     values = host_values(tuner)  # (5, n, G)
-    row = type(TunerState.initial(config).rows[0])
-    rows = tuple(row(*(tuple(column) for column in group)) for group in values.transpose(2, 0, 1).tolist())
+    rows = tuple(Row(*(tuple(column) for column in group)) for group in values.transpose(2, 0, 1).tolist())
     return TunerState.from_rows(step, rows)
 
 
@@ -34,7 +33,7 @@ def bits_of(state: TunerState) -> NDArray[np.uint32]:
 
 
 def pack(step: jax.Array, told: jax.Array, tuner: jax.Array, sums: jax.Array, following: jax.Array) -> jax.Array:
-    """All that the host needs of a step in one array, for each array that a callback takes costs it a copy from the device.
+    """Everything the host needs from a step, in one array: each array passed to a callback costs a copy from the device.
 
     Args:
         step, told: int32, shape ().
@@ -48,7 +47,7 @@ def pack(step: jax.Array, told: jax.Array, tuner: jax.Array, sums: jax.Array, fo
 
 
 def packed_size(config: TunerConfig) -> int:
-    """How many uint32 a packed step has."""
+    """How many uint32 words a packed step has."""
     n, G = len(config.betas), len(config.scale_groups)
     return 2 + 10 * n * G + 8 * G + 2 * G
 
@@ -62,7 +61,7 @@ def unpack(config: TunerConfig, packed: Any) -> tuple[int, int, NDArray[np.uint3
 
 
 def same(host: Any, device: Any) -> bool:
-    """Whether two states' bits are the same, where a device has 0 for values that are too small for a normal float64."""
+    """Whether two states have the same bits, allowing for devices that flush subnormal float64 values to 0."""
     if host.tobytes() == np.asarray(device).tobytes():
         return True
     host, device = host_values(host), host_values(device)
@@ -70,34 +69,34 @@ def same(host: Any, device: Any) -> bool:
 
 
 class Reporter:
-    """The host's part of the steps of one run. Called by the program in the order of the steps, each perhaps more than once.
+    """The host's side of the steps of one run. The program calls it in order, possibly more than once for a step.
 
     Args:
-        run: the run; its session is opened at the first step, and again where a step does not follow the last one: a
-            checkpoint was restored, and wins.
+        run: the run. Its session opens at the first step, and again when a step does not follow the last one: then a
+            checkpoint was restored, and the checkpoint wins.
     """
 
     def __init__(self, run: Run, config: TunerConfig) -> None:
         self.run = run
         self.config = config
-        self.error: MechanicdError | None = None  # why the last step was not told
+        self.error: MechanicdError | None = None  # why the last step was rejected
         self._lock = threading.Lock()
         self._last: tuple[bytes, Any] = b"", None
 
     def follow(self, packed: Any) -> NDArray[np.int32]:
-        """A step that the device has taken, with S_{t+1} as its bits. Returns how many steps were told so far.
+        """Reports a step that the device has taken. Returns the new `told`.
 
         Raises:
-            MechanicdError: what the server refuses; StepConflict, SCALE_MISMATCH, where the device has other bits.
+            MechanicdError: the server rejected the step, or StepConflict (SCALE_MISMATCH): the device got other bits.
         """
         reply: NDArray[np.int32] = self._once(packed, self._follow)
         return reply
 
     def lead(self, packed: Any) -> NDArray[np.uint32]:
-        """A step that the host takes, with its server where the policy for outages wants so: the tuner's next state as bits.
+        """Takes a step on the host, and waits for the server as `on_outage` says. Returns the tuner's next state as bits.
 
         Raises:
-            MechanicdError: what the server refuses.
+            MechanicdError: the server rejected the step.
         """
         reply: NDArray[np.uint32] = self._once(packed, self._lead)
         return reply
@@ -120,9 +119,9 @@ class Reporter:
         if host_bits(scales).tobytes() != following.tobytes():
             raise StepConflict(
                 "SCALE_MISMATCH",
-                f"at step {step + 1} the device computes S = {host_values(following).tolist()[:3]}, the host "
-                f'{list(scales[:3])}; they must be equal bit for bit: use on_outage="hold" on this device, whose tuner runs on '
-                "the host",
+                f"at step {step + 1} the device computed S = {host_values(following).tolist()[:3]}, the host "
+                f'{list(scales[:3])}; the two must be equal bit for bit: on this device use on_outage="hold", which runs the '
+                "tuner on the host",
             )
         return np.array(told + 1, np.int32)
 
@@ -132,13 +131,13 @@ class Reporter:
         return bits_of(session.state)
 
     def _begin(self, step: int, tuner: Any, sums: Any) -> Session:
-        """The session, at the state that the device has, and with the step begun."""
+        """The session, at the device's state, with the step begun."""
         session = self.run.session
         if session is None:
-            self.run.start = state_of(self.config, step, tuner)
+            self.run.start = state_of(step, tuner)
         elif session.state.step != step or not same(bits_of(session.state), tuner):
-            log.info("%s: a state of step %d was restored, after step %d", self.run.name, step, session.state.step)
-            self.run.restart(state_of(self.config, step, tuner))
+            log.info("%s: restored the state of step %d after step %d", self.run.name, step, session.state.step)
+            self.run.restart(state_of(step, tuner))
         session = self.run.open(self.config)
         session.begin([Reductions(*group) for group in host_values(sums).T.tolist()])
         return session

@@ -1,7 +1,7 @@
-"""The steps that a device keeps until its host reads them, and the thread that does, so that the program has no callback.
+"""A ring of recent steps on the device, and the thread that reads it, so that the program needs no callback.
 
-A callback makes a GPU wait: the host can't enqueue what follows it until it has run. Here each step leaves what `pack` makes
-of it in a ring that is part of the optimizer's state, and `Mechanized.report` copies the ring now and then.
+A callback stalls a GPU: the host cannot enqueue what follows until the callback has run. Instead each step writes its packed
+form into a ring that is part of the optimizer's state, and `Mechanized.report` copies the ring from time to time.
 """
 
 import queue
@@ -9,11 +9,11 @@ import threading
 import time
 from typing import Any, Final
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
 from mechanicd.client import MechanicdError
 from mechanicd.jax._report import Reporter, packed_size
 from mechanicd.tuner import TunerConfig
@@ -30,18 +30,18 @@ def empty(config: TunerConfig) -> jax.Array:
 
 
 def push(ring: jax.Array, step: jax.Array, packed: jax.Array) -> jax.Array:
-    """The ring with a step (int32, shape (), counted from 0) in the place of the oldest."""
+    """The ring, with a step (int32, shape (), counted from 0) written over the oldest."""
     return jnp.asarray(lax.dynamic_update_index_in_dim(ring, packed, step % ring.shape[0], 0))
 
 
 @jax.jit
 def _copy(ring: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Arrays that stay when the training gives its own away."""
+    """Copies that survive when the training donates its own buffers."""
     return jnp.copy(ring), jnp.copy(step)
 
 
 class Reader:
-    """Tells a run's server what its ring has, on a thread of its own.
+    """Reports the steps in a ring to the run's server, on a thread of its own.
 
     Args:
         reporter: takes each step as a callback's would.
@@ -56,7 +56,7 @@ class Reader:
         self._thread: threading.Thread | None = None
 
     def look(self, ring: jax.Array, step: jax.Array, now: bool = False) -> None:
-        """Copies the ring if it is time to, or `now`; does not wait for the device. Each call but those is a report."""
+        """Copies the ring if it is due, or `now`; never waits for the device. A call without `now` counts as a report."""
         moment = time.monotonic()
         if not now:
             self._reports += 1
@@ -72,7 +72,7 @@ class Reader:
         self._copies.put((*copies, reports))
 
     def settle(self) -> None:
-        """Waits until all that was copied is told."""
+        """Waits until every copied step has been reported."""
         self._copies.join()
 
     def _read(self) -> None:
@@ -83,29 +83,32 @@ class Reader:
                 self._tell(np.asarray(ring), int(step), self._owed)
                 self._owed = 0
             except (MechanicdError, RuntimeError):
-                pass  # the reporter has the first; the other is the program's own, told where its parameters are read
+                pass  # the reporter keeps the first; the second is the program's, and is raised where its result is read
             finally:
                 self._copies.task_done()
 
     def _tell(self, ring: Any, steps: int, reports: int) -> None:
-        """Tells the steps that are new. Others in the ring may be of an earlier life of the run."""
+        """Reports the new steps. Other entries may be left from before a restore."""
         capacity = ring.shape[0]
         for step in range(self._first(ring, steps, reports), steps):
             entry = ring[step % capacity]
             words = entry.tobytes()
             if self._told.get(step) != words:
-                self._reporter.follow(entry)  # where it is refused, the next look begins with it again
+                self._reporter.follow(entry)  # if it is rejected, the next copy starts with it again
                 self._told[step] = words
                 self._next = step + 1
         for step in [step for step in self._told if not steps - capacity <= step < steps]:
             del self._told[step]
 
     def _first(self, ring: Any, steps: int, reports: int) -> int:
-        """The first step that is new: all are that follow the last one told. Where that one is not in the ring as it was told,
-        nothing was told yet, or another state was restored: then one step for each report."""
+        """The first new step, which is the one after the last reported.
+
+        If the ring does not hold that last one unchanged, nothing was reported yet, or a checkpoint was restored. Then each
+        report stands for one step.
+        """
         capacity = int(ring.shape[0])
         if self._told and self._next <= steps - capacity:
-            return steps - capacity  # too many since
+            return steps - capacity  # the ring wrapped: older steps are lost
         last = self._next - 1
         if self._next <= steps and last in self._told and self._told[last] == ring[last % capacity].tobytes():
             return self._next

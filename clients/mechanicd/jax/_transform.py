@@ -1,24 +1,25 @@
-"""The step, as an optax transformation: reduce, tuner, BASE, apply; all of it one program on the device.
+"""The step as an optax transformation: reduce, tuner, BASE, apply, all in one program on the device.
 
-S_{t+1} is computed on the device, with the bits that the server will compute, so no part of the step waits for the host. The
-scalars go to the host by a callback on whose result nothing but the next callback depends. It is not pure, but called so: JAX
-starts a program with any other kind of callback by a path that takes 10 ms for a model of 150 tensors. With `report="loop"`
-there is none: the state keeps the last steps until the training's loop has them read (`_ring`). Where an outage may change
-S (`on_outage` "hold" or "raise") the tuner runs on the host instead, and the step waits for it.
+The device computes S_{t+1} with the same bits as the server, so no part of the step waits for the host. The scalars reach the
+host through a callback; only the next callback depends on its result. It uses `pure_callback` although it has side effects:
+with any other kind, JAX takes a slow dispatch path (10 ms a step for a model of 150 tensors). `report="loop"` has no callback:
+the state keeps the last steps until the training loop calls `report` (`_ring`). Where an outage may change S (`on_outage`
+"hold" or "raise"), the tuner runs on the host instead, and the step waits for it.
 """
 
 import atexit
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
-
-import numpy as np
-import optax
 
 import jax
 import jax.numpy as jnp
-from mechanicd.client import InvalidArgument, make_config
-from mechanicd.client._run import Run
+import numpy as np
+import optax
+
+from mechanicd.client import InvalidArgument
+from mechanicd.client.framework import DeltaLayout, Run, Settings, only_scale
 from mechanicd.jax import _reduce, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, host_bits, host_values, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
@@ -29,16 +30,16 @@ LOW_PRECISION: Final = (jnp.bfloat16, jnp.float16)
 
 
 class MechanicState(NamedTuple):
-    """All that a run needs to go on, as plain arrays.
+    """Everything a run needs to resume, as plain arrays.
 
     Attributes:
         base_state: BASE's.
         step: int32, shape (): t, the steps taken.
         tuner: uint32, shape (5, n, G, 2): m, v, r, s, q of each β and scale group, as the bits of float64.
-        delta: Δ, a tree like the parameters, float32 for low precision; () where it is not kept.
+        delta: Δ, a tree like the parameters, float32 for low precision; () if it is not kept.
         ref: x_ref, likewise.
-        told: int32, shape (): how often the host was told of a step; it keeps its callbacks in order.
-        recent: uint32, shape (at most 256, words): the last steps, with `report="loop"`; else ().
+        told: int32, shape (): how many steps were reported to the host; each callback depends on it, which keeps them in order.
+        recent: uint32, shape (at most 256, words): the last steps with `report="loop"`, else ().
     """
 
     base_state: Any
@@ -50,8 +51,10 @@ class MechanicState(NamedTuple):
     recent: Any
 
 
-def scale(state: Any) -> float | tuple[float, ...]:
-    """S to use now, of a concrete optimizer state in which there is one `MechanicState`; a float per scale group if several.
+def scales(state: Any) -> tuple[float, ...]:
+    """S of each scale group, in the order of the groups, from an optimizer state that holds one `MechanicState`.
+
+    The state has to be concrete, so call this outside jit.
 
     Raises:
         InvalidArgument: NOT_MECHANIZED.
@@ -60,27 +63,36 @@ def scale(state: Any) -> float | tuple[float, ...]:
     total = np.zeros(s.shape[1])
     for values in s:
         total = total + values
-    return float(total[0]) if len(total) == 1 else tuple(total.tolist())
+    return tuple(total.tolist())
+
+
+def scale(state: Any) -> float:
+    """The one S of a run with one scale group; see `scales`.
+
+    Raises:
+        InvalidArgument: NOT_MECHANIZED, SEVERAL_SCALES.
+    """
+    return only_scale(scales(state))
 
 
 def _ours(state: Any) -> MechanicState:
     found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(leaf)]
     if len(found) != 1:
-        raise InvalidArgument("NOT_MECHANIZED", f"the state holds {len(found)} states of mechanize(), exactly one was expected")
+        raise InvalidArgument("NOT_MECHANIZED", f"the state holds {len(found)} states of mechanize(); exactly one was expected")
     ours: MechanicState = found[0]
     return ours
 
 
 @atexit.register
 def settle() -> None:
-    """Waits for all programs, and so for their callbacks. What one of them raised, its reporter has."""
+    """Waits for all programs, and so for their callbacks. What a callback raised is kept by its reporter."""
     for array in jax.live_arrays():
-        with contextlib.suppress(RuntimeError):  # a program's, or it was given up meanwhile
+        with contextlib.suppress(RuntimeError):  # the program failed, or the array was deleted meanwhile
             array.block_until_ready()
 
 
 class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
-    """What `mechanize` makes: an optax transformation, and the hold on its run."""
+    """What `mechanize` returns: an optax transformation that also owns its run."""
 
     run: Run
     _reporters: dict[TunerConfig, Reporter]
@@ -88,24 +100,24 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     _last: MechanicState | None
 
     def report(self, state: Any) -> None:
-        """With `report="loop"`: has the server told of the steps up to this state. Call it after each step; it never waits.
+        """With `report="loop"`: reports the steps up to this state to the server. Call it after each step; it never blocks.
         Without a server it does nothing.
 
-        The first call in a process tells of the last step, each later one of all since, up to 256 (fewer with more than about
-        60 scale groups): where one program takes many steps, call it once before it too.
+        The first call in a process reports the last step; each later call reports all steps since, at most 256 (fewer with more
+        than about 60 scale groups). If one program takes many steps, call it once before that program as well.
 
         Args:
-            state: the optimizer's, as the step gave it; its buffers may be donated to the next step.
+            state: the optimizer state that the step returned; its buffers may be donated to the next step.
 
         Raises:
             InvalidArgument: NOT_MECHANIZED, INVALID_SETTING.
-            MechanicdError: what the server refused since the last call, such as SESSION_FENCED.
+            MechanicdError: what the server rejected since the last call, such as SESSION_FENCED.
         """
         if self.run.target is None:
             return
         ours = _ours(state)
         if isinstance(ours.recent, tuple):
-            raise InvalidArgument("INVALID_SETTING", 'report() is for mechanize(…, report="loop")')
+            raise InvalidArgument("INVALID_SETTING", 'report() needs mechanize(…, report="loop")')
         self._raise()
         self._last = ours
         if jax.process_index() == 0:
@@ -118,7 +130,7 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
                 raise reporter.error
 
     def _settle(self) -> None:
-        """Waits until the host has all steps that it was told of or will be."""
+        """Waits until the host has every step of every program that was started."""
         settle()
         for reader in self._readers.values():
             if self._last is not None and not self._last.recent.is_deleted():
@@ -126,17 +138,17 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
             reader.settle()
 
     def flush(self, timeout: float | None = None) -> int:
-        """Waits until the server has committed every step; returns the last step that it has. 0 without a server.
+        """Waits until the server has committed every step, and returns the last committed step; 0 without a server.
 
         Raises:
-            SessionError, ServerUnavailable: as the session says, also what a step was refused for.
+            SessionError, ServerUnavailable: from the session, including the error of a rejected step.
         """
         self._settle()
         self._raise()
         return 0 if self.run.session is None else self.run.session.flush(timeout)
 
     def close(self, status: str | None = None, message: str = "") -> None:
-        """Gives the run up and says why: "finished", "failed" or "preempted". Twice does nothing."""
+        """Closes the run as "finished", "failed" or "preempted". A second call does nothing."""
         self._settle()
         self.run.close(status, message)
 
@@ -150,14 +162,15 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
             self.close("failed", f"{kind.__name__}: {error}")
 
 
-def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, cap: float, run: Run, loop: bool) -> Mechanized:
+def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop: bool) -> Mechanized:
     """The transformation; see `mechanize`."""
+    run, layout = settings.run, settings.delta_layout
     base = optax.with_extra_args_support(base)
     reporters: dict[TunerConfig, Reporter] = {}
 
     def configured(params: Any) -> tuple[Groups, TunerConfig]:
         groups = group(labels, params)
-        return groups, make_config(**settings, scale_groups=groups.names)
+        return groups, replace(settings.config, scale_groups=groups.names)
 
     def init(params: Any) -> MechanicState:
         _check(params)
@@ -191,7 +204,7 @@ def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, 
             delta = [(p - r) / (s + jnp.asarray(config.eps, p.dtype)) for p, r, s in zip(x, ref, before, strict=True)]
         else:
             delta = tree.flatten_up_to(state.delta)
-        with x64():
+        with x64():  # h_t's scalars: Δ_t, g_t, x_t, all from before BASE runs
             sums = _reduce.reduce(groups, delta, g, x)
         following, finite, told, recent = _tuned(config, state, table, sums)
         with x64():
@@ -206,11 +219,12 @@ def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, 
             state.base_state,
         )
         u = [leaf.astype(_wide(p)) for leaf, p in zip(tree.flatten_up_to(u_tree), x, strict=True)]
+        # Δ_{t+1} = Δ_t + u_t (Algorithm 1, line 7)
         delta = [D + step for D, step in zip(delta, u, strict=True)]
-        if ref:
+        if ref:  # x_{t+1} = x_ref + S_{t+1}·Δ_{t+1}, as the update that optax adds to x_t
             wide = [r.astype(_wide(p)) + s * D for r, p, s, D in zip(ref, x, after, delta, strict=True)]
             moves = [w - p.astype(_wide(p)) for w, p in zip(wide, x, strict=True)]
-        else:
+        else:  # the same without x_ref: S_{t+1}·Δ_{t+1} − S_t·Δ_t = S_t·u + (S_{t+1} − S_t)·Δ_{t+1}
             moves = [s * step + d * D for s, step, d, D in zip(before, u, change, delta, strict=True)]
         return tree.unflatten(moves), MechanicState(
             base_state=base_state,
@@ -225,7 +239,7 @@ def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, 
     def _tuned(
         config: TunerConfig, state: MechanicState, table: _tuner.Table, sums: _tuner.Sums
     ) -> tuple[_tuner.Table, jax.Array, jax.Array, Any]:
-        """The tuner's next state, whether the step counts for it, the host's count, and the steps that it has to read."""
+        """The tuner's next state, whether the step counts, the new `told`, and the new `recent`."""
         if run.target is None:
             with x64():
                 return *_tuner.advance(config, table, sums, Exact(state.step)), state.told, state.recent
@@ -252,9 +266,10 @@ def transform(base: Any, settings: dict[str, Any], labels: Labels, layout: str, 
 
 
 def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwise: Any) -> Any:
-    """BASE's update and its next state, or what stands instead of them where the step does not count.
+    """BASE's update and its next state, or `otherwise` if the step does not count.
 
-    A branch on the CPU, where a selection of each element is dear; a selection elsewhere, where a branch waits for the host.
+    On a CPU this is a branch, since selecting element by element is expensive there; on other devices it is a select, since a
+    branch would wait for the host.
     """
 
     def select() -> Any:
@@ -263,14 +278,14 @@ def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwis
     def avals(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
-    if avals(jax.eval_shape(update)) != avals(otherwise):  # a branch would have to be of one type
+    if avals(jax.eval_shape(update)) != avals(otherwise):  # both sides of a branch need the same types
         return select()
     return jax.lax.platform_dependent(cpu=lambda: jax.lax.cond(finite, update, lambda: otherwise), default=select)
 
 
 @jax.custom_batching.custom_vmap
 def _unbatched(values: jax.Array) -> jax.Array:
-    """The identity, which refuses vmap: many trainings can't be one run."""
+    """The identity, but it raises under vmap: one run cannot be many trainings."""
     return values
 
 
@@ -278,8 +293,8 @@ def _unbatched(values: jax.Array) -> jax.Array:
 def _refuse(*_: Any) -> Any:
     raise InvalidArgument(
         "VMAP",
-        "a mechanized optimizer with a target is one run, and vmap makes many trainings of it; use target=None under vmap, or "
-        "one mechanize(…, run=…) for each training",
+        "a mechanized optimizer with a target is one run, but vmap makes many trainings of it; use target=None under vmap, or "
+        "a mechanize(…, run=…) for each training",
     )
 
 
@@ -292,7 +307,7 @@ def _wide(x: Any) -> Any:
     return jnp.float32 if x.dtype in LOW_PRECISION else x.dtype
 
 
-def _keeps_ref(params: Any, layout: str) -> bool:
+def _keeps_ref(params: Any, layout: DeltaLayout) -> bool:
     return layout != "delta" or any(x.dtype in LOW_PRECISION for x in jax.tree.leaves(params))
 
 
@@ -301,9 +316,9 @@ def _check(params: Any) -> None:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise InvalidArgument(
                 "COMPLEX_PARAMETER" if jnp.iscomplexobj(x) else "INVALID_SETTING",
-                f"parameter {jax.tree_util.keystr(path)} is {x.dtype}; mechanize takes real floating-point parameters: keep "
-                "complex ones as two real ones, and others out of it by optax.masked",
+                f"parameter {jax.tree_util.keystr(path)} is {x.dtype}; mechanize takes real floating-point parameters: store "
+                "complex ones as two real ones, and exclude others with optax.masked",
             )
 
 
-__all__ = ["MechanicState", "Mechanized", "host_bits", "scale", "transform"]
+__all__ = ["MechanicState", "Mechanized", "host_bits", "scale", "scales", "transform"]
