@@ -13,7 +13,7 @@ import pytest
 
 from mechanicd.runs import Alert, AlertKind, RunRow, RunStats, RunStatus, Silence, StepRow, alerts, first_scale, pack
 from mechanicd.tuner import CONVENTIONS, TunerConfig
-from tests.service import trainings
+from tests.runs import trainings
 
 S = 10**9
 SILENCE = Silence(factor=20.0, seconds=30.0)
