@@ -48,7 +48,7 @@ def new_setup(data: Path, tmp_path: Path, project: str) -> Callable[..., Setup]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Callable[..., dict[str, Any]]:
     """`record(training, val=90.0, test=91.0)`: a made-up result. Accuracies are in percent of 100 examples."""
 

@@ -16,7 +16,7 @@ ROW = FULL[0].rows[1]  # letter with AdamW
 TEST = {"mechanic": (90.0, 91.0, 95.0), "dadaptation": (70.0, 71.0, 69.0), "prodigy": (93.0, 93.0, 93.0)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def records(record: Make) -> dict[str, dict[str, Any]]:
     """One row: a sweep whose third rate is best, MECHANIC, and two peers."""
     made = []
@@ -29,9 +29,15 @@ def records(record: Make) -> dict[str, dict[str, Any]]:
     return {each["key"]: each for each in made}
 
 
+@pytest.fixture(scope="module")
+def report(records: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the page, with its pictures beside it. Drawing them takes seconds, so all tests read the same ones."""
+    return _report.write(tmp_path_factory.mktemp("report"), records, FULL, quick=False)
+
+
 @pytest.fixture
-def page(records: dict[str, Any], tmp_path: Path) -> str:
-    return _report.write(tmp_path / "report", records, FULL, quick=False).read_text()
+def page(report: Path) -> str:
+    return report.read_text()
 
 
 def cells(page: str, name: str) -> list[str]:
@@ -76,17 +82,17 @@ def test_the_page_says_what_is_missing(page: str, records: dict[str, Any]) -> No
     assert "a machine of the tests" in page
 
 
-def test_each_claim_has_a_verdict_and_a_picture(page: str, tmp_path: Path) -> None:
+def test_each_claim_has_a_verdict_and_a_picture(page: str, report: Path) -> None:
     section = page.split("## The paper's claims")[1].split("\n## ")[0]
     marks = re.findall(r"\*\*(confirmed|not confirmed|unclear)\*\* .*\((\w+\.png)\)", section)
     assert len(marks) == 10
     for _, picture in marks:
-        assert (tmp_path / "report" / picture).stat().st_size < 200_000
+        assert report.with_name(picture).stat().st_size < 200_000
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
-        assert (tmp_path / "report" / picture).exists()
+        assert report.with_name(picture).exists()
 
 
-def test_the_same_results_make_the_same_page_byte_for_byte(records: dict[str, Any], tmp_path: Path) -> None:
-    one, two = (_report.write(tmp_path / name, records, FULL, quick=False).parent for name in ("one", "two"))
-    for file in sorted(one.iterdir()):
-        assert file.read_bytes() == (two / file.name).read_bytes(), file.name
+def test_the_same_results_make_the_same_page_byte_for_byte(report: Path, records: dict[str, Any], tmp_path: Path) -> None:
+    again = _report.write(tmp_path / "again", records, FULL, quick=False)
+    for file in sorted(report.parent.iterdir()):
+        assert file.read_bytes() == again.with_name(file.name).read_bytes(), file.name
