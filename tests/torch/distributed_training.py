@@ -3,7 +3,7 @@
     python distributed_training.py KIND RANK WORLD PORT TARGET RUN OUT
 
 KIND is single, ddp, zero, fsdp or tp. Each rank sees its part of every batch (under tp the whole); OUT.RANK gets S after each
-step and the parameters. With "_resume", everything is saved halfway by torch.distributed.checkpoint and loaded into a new model.
+step and the parameters. With "_resume", everything is saved halfway by torch.distributed.checkpoint and loaded into a new one.
 """
 
 import os
