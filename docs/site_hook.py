@@ -1,7 +1,7 @@
-"""Makes links work both in the repository and on the site: pages and pictures outside docs/ join the site under their own paths.
+"""Makes links work in the repository and on the site: pages and pictures outside docs/ join the site under their own paths.
 
-On the site docs/ is the root. So `../clients/x.png` in a page of docs/ becomes `clients/x.png`, and `docs/cli.md` in CONTRIBUTING.md
-becomes `cli.md`. A link to a file that is not on the site loses its target and keeps its text.
+On the site docs/ is the root. So `../clients/x.png` in a page of docs/ becomes `clients/x.png`, and `docs/cli.md` in
+CONTRIBUTING.md becomes `cli.md`. A link to a file that is not on the site loses its target and keeps its text.
 """
 
 import re

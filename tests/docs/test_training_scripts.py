@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 EPOCHS = 4
-FOLDER = Path(__file__).parent.parent / "clients" / "examples"
+FOLDER = Path(__file__).parents[2] / "clients" / "examples"
 EXAMPLE, LANGUAGE = FOLDER / "mnist.py", FOLDER / "language_flax.py"
 
 
