@@ -14,6 +14,7 @@ import pytest
 
 from mechanicd.cli import main
 from mechanicd.dashboard._app import make_app
+from mechanicd.dashboard._request import SeriesRequest
 from mechanicd.tuner import TunerConfig
 from mechanicd.v1 import errors_pb2, run_service_pb2, tuner_service_pb2
 from tests.docs.pages import DOCS, PAGES, ROOT
@@ -125,6 +126,11 @@ def test_each_route_is_documented_and_each_documented_route_exists() -> None:
     }
     named = re.findall(r"`((?:GET|POST) /[\w/.]*)", CONTRACT.partition("## The HTTP API")[2])
     assert {name.rstrip("/") for name in named} == {name.rstrip("/") for name in there}
+
+
+def test_the_fields_of_a_request_for_curves_are_documented() -> None:
+    (row,) = re.findall(r"^\| `POST /api/v1/series` .*$", CONTRACT, re.MULTILINE)
+    assert {field.name for field in fields(SeriesRequest) if f"`{field.name}`" not in row} == set()
 
 
 def test_each_method_is_documented() -> None:
