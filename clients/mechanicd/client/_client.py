@@ -208,15 +208,6 @@ def scale_of(target: str | None, run: str, *, project: str | None = None, group:
         return client.scale_of(run, project=project, group=group)
 
 
-def make_config(**settings: Any) -> TunerConfig:
-    """`TunerConfig(**settings)`, for settings that are known when the program runs.
-
-    Raises:
-        InvalidArgument: INVALID_CONFIG, naming the setting.
-    """
-    return TunerConfig(**settings)
-
-
 def _full_name(project: str | None, run: str) -> str:
     try:
         return str(names.run_name(project or os.environ.get("MECHANICD_PROJECT") or DEFAULT_PROJECT, run))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from mechanicd.client import _signals
-from mechanicd.client._client import close_sessions, make_config
+from mechanicd.client._client import close_sessions
 from mechanicd.client._errors import InvalidArgument, PackageMissing
 from mechanicd.client._run import Run
 from mechanicd.client._session import ON_OUTAGE, OnOutage, only_scale
@@ -35,7 +35,6 @@ __all__ = [
     "check_settings",
     "close_on_sigterm",
     "close_sessions",
-    "make_config",
     "only_scale",
     "require_package",
 ]
