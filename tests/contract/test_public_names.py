@@ -25,7 +25,7 @@ PUBLIC = {
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer OnOutage PackageMissing
         Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig
-        TunerState connect open_run scale_of
+        TunerState connect make_config open_run scale_of
     """,
 }
 

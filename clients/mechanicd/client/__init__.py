@@ -17,7 +17,7 @@ import os
 # forked child uses grpc here, so nothing needs them. grpc reads this on import, which may happen long before _transport's.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from mechanicd.client._client import Client, connect, open_run, scale_of
+from mechanicd.client._client import Client, connect, make_config, open_run, scale_of
 from mechanicd.client._errors import (
     ConfigMismatch,
     InvalidArgument,
@@ -55,6 +55,7 @@ __all__ = [
     "TunerConfig",
     "TunerState",
     "connect",
+    "make_config",
     "open_run",
     "scale_of",
 ]

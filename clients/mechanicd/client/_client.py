@@ -202,6 +202,15 @@ def open_run(
     return session
 
 
+def make_config(**settings: Any) -> TunerConfig:
+    """`TunerConfig(**settings)`. Kept for programs written for version 0.1.
+
+    Raises:
+        InvalidArgument: INVALID_CONFIG, naming the setting.
+    """
+    return TunerConfig(**settings)
+
+
 def scale_of(target: str | None, run: str, *, project: str | None = None, group: str | None = None) -> float:
     """`connect(target).scale_of(run, …)`, on a connection of its own. See `Client.scale_of`."""
     with connect(target) as client:

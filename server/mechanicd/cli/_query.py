@@ -13,7 +13,7 @@ from rich.text import Text
 from mechanicd.cli import _options, _text
 from mechanicd.cli._output import json_option
 from mechanicd.client import Client, connect
-from mechanicd.runs import EXPORT_FORMATS, StepOutcome, StepRow, export_rows
+from mechanicd.runs import EXPORT_FORMATS, StepRow, export_rows
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
 _SKETCHED_RUNS = 100
@@ -195,7 +195,7 @@ def _steps(client: Client, name: str, branch: int, first: int, last: int | None)
             yield StepRow(
                 step=record.step,
                 time=record.time.ToNanoseconds(),
-                outcome=StepOutcome(record.outcome),
+                outcome=int(record.outcome),
                 delta_dot_g=tuple(sent.delta_dot_g),
                 delta_dot_x=tuple(sent.delta_dot_x),
                 g_norm_sq=tuple(sent.g_norm_sq),

@@ -1,7 +1,7 @@
-"""What a run is: its row, what its steps amount to, whether anybody trains, who should look, and how it is listed and exported.
+"""What a run is, apart from where it is stored: rows, steps, status, alerts, filters, export.
 
-Pure: nothing here knows a store, a transport or a page. `_values` has the named values, `_model` the rows, `_records` packed
-steps; `_run_stats` is what the steps amount to, `_status` and `_alerts` judge a run at a moment, `_filter` selects runs, and
+Pure: nothing here knows a store, a transport or a page. `_values` has the enums, `_model` the rows, `_records` packed steps.
+`_run_stats` summarizes the steps of a run; `_status` and `_alerts` judge a run at a given time; `_filter` selects runs, and
 `_export` writes a history as text.
 """
 

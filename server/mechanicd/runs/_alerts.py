@@ -1,7 +1,7 @@
-"""What somebody should look at: pure judgements of a run's row at a moment, each with its reason in words.
+"""Alerts: why a run needs attention. Each is judged from the run's row at a given time, with its reason as text. Pure.
 
-They read the vitals that are kept with the row, never the history. Each threshold says why it is where it is; a healthy run
-gives no need (`tests/service/test_needs.py` holds them to real tuner sequences).
+They read the statistics stored with the row, never the history. Each threshold says why it has its value. A healthy run gives
+no alert: `tests/runs/test_alerts.py` holds the thresholds to real tuner sequences.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,14 +22,14 @@ STUCK_BELOW: Final = 1e-5
 COLLAPSE: Final = 1e-3
 """S may overshoot and come back by a factor of ten or thirty; a thousand leaves a learning rate that trains nothing."""
 COLLAPSE_OF: Final = 100.0
-"""S that never was this many times its first scale had not found anything that it could lose."""
+"""An S that never reached this many times its first scale had found nothing to lose."""
 AWAY_GROWTH: Final = 10.0
-"""Growth, of S and of ‖x‖ both, between the last two marks (64 steps): in the ramp S grows so, while ‖x‖ hardly moves."""
+"""Growth of both S and ‖x‖ between the last two marks (64 steps). During warm-up S grows this fast, but ‖x‖ hardly moves."""
 AWAY_LR: Final = 1.0
-"""In the ramp of a model that begins at x = 0, ‖x‖ grows with S; but S·lr is mostly far below this then."""
+"""During the warm-up of a model that starts at x = 0, ‖x‖ grows with S, but S·lr is usually far below this."""
 AWAY_DECAY: Final = 0.5
-"""Where the loss falls along Δ without end, the decay term of h alone holds S, at about 1/λ. A BASE whose learning rate is so
-small that S has to come near that is held there too, and told so."""
+"""If the loss falls along Δ without end, only the decay term of h limits S, at about 1/λ. A BASE with a learning rate so small
+that S has to get near 1/λ is limited there too, so it gets this alert as well."""
 BOUND: Final = 1e20
 """Far above any learning rate, and far below where the tuner saturates (1e30 for each β)."""
 NON_FINITE_SHARE: Final = 0.2
@@ -47,7 +47,7 @@ RETURNS_SECONDS: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that somebody should look at. `step`: since which, or at which, it was seen; None where it is of no step."""
+    """A reason why a run needs attention. `step`: when it was, or began to be, observed; None if not tied to a step."""
 
     kind: AlertKind
     message: str
@@ -55,7 +55,7 @@ class Alert:
 
 
 def alerts(row: RunRow, now: int, silence: Silence) -> list[Alert]:
-    """What somebody should look at in this run, in the order of `AlertKind`. A run that is over keeps what its last steps gave.
+    """The alerts of a run, in the order of `AlertKind`. A run that has ended keeps the alerts of its last steps.
 
     Args:
         row: as stored, or as `judged`.
@@ -68,7 +68,7 @@ def alerts(row: RunRow, now: int, silence: Silence) -> list[Alert]:
 
 
 def same_alerts(before: Iterable[Alert], now: Iterable[Alert]) -> bool:
-    """Whether nobody has to hear of it: messages that only count the time on are no news."""
+    """Whether two lists of alerts are the same news: messages that only count elapsed time are ignored."""
     return [(alert.kind, alert.step) for alert in before] == [(alert.kind, alert.step) for alert in now]
 
 
@@ -164,11 +164,11 @@ def _non_finite(row: RunRow, _: int) -> Alert | None:
 def _oscillating(row: RunRow, _: int) -> Alert | None:
     turns = row.stats.turns[-OSCILLATIONS:]
     if not row.stats.left_step:
-        return None  # noise about the first scale: that is STUCK
+        return None  # noise around the first scale: that is STUCK
     if len(turns) < OSCILLATIONS or row.last_step - turns[0] > OSCILLATING_STEPS:
         return None
     if row.last_step - turns[-1] > turns[-1] - turns[0]:
-        return None  # it has been calm for longer than it swung
+        return None  # calm for longer than it oscillated
     return Alert(
         AlertKind.OSCILLATING,
         f"S has turned {len(turns)} times since step {turns[0]}, by a factor of {SWING:g} or more each: it finds no scale; "

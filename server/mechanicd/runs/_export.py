@@ -1,4 +1,4 @@
-"""A history as text: what `mechanicd runs export` and the page's export give, to the last bit and in the same words. Pure."""
+"""A history as text, exact to the last bit: the format of `mechanicd runs export` and of the page's export. Pure."""
 
 import csv
 import io
@@ -10,12 +10,13 @@ from itertools import islice
 from typing import Any, Final
 
 from mechanicd.runs._records import StepRow
+from mechanicd.runs._values import StepOutcome
 
 COLUMNS: Final = (
     *("step", "time", "outcome", "scale_group", "scale", "h"),
     *("delta_dot_g", "delta_dot_x", "g_norm_sq", "x_norm_sq", "base_lr"),
 )
-"""What a row holds, in this order."""
+"""The columns of a row, in order."""
 
 _PORTION: Final = 512
 
@@ -23,13 +24,13 @@ Row = tuple[Any, ...]
 
 
 def rows(steps: Iterable[StepRow], groups: Sequence[str]) -> Iterator[Row]:
-    """One row per step and scale group; `base_lr` is None where the trainer sent none.
+    """One row per step and scale group; `base_lr` is None if the trainer sent none.
 
     Args:
         groups: the names of the run's scale groups.
     """
     for step in steps:
-        time, outcome = iso(step.time), step.outcome.name.lower()
+        time, outcome = iso(step.time), StepOutcome(step.outcome).name.lower()
         for index, group in enumerate(groups):
             yield (
                 *(step.step, time, outcome, group, step.scale[index], step.h[index]),
@@ -39,7 +40,7 @@ def rows(steps: Iterable[StepRow], groups: Sequence[str]) -> Iterator[Row]:
 
 
 def as_csv(rows: Iterator[Row]) -> Iterator[str]:
-    """CSV, a portion of lines at a time, the heading with the first. A number reads back as the same float64."""
+    """CSV in portions of lines, the header in the first. A number reads back as the same float64."""
     heading: list[Row] = [COLUMNS]
     while portion := heading + list(islice(rows, _PORTION)):
         text = io.StringIO()
@@ -49,13 +50,13 @@ def as_csv(rows: Iterator[Row]) -> Iterator[str]:
 
 
 def as_jsonl(rows: Iterator[Row]) -> Iterator[str]:
-    """JSON, an object a line, a portion of lines at a time."""
+    """JSON Lines in portions."""
     while portion := list(islice(rows, _PORTION)):
         yield "".join(f"{_object(row)}\n" for row in portion)
 
 
 def as_json(rows: Iterator[Row]) -> Iterator[str]:
-    """One JSON array of objects, a portion at a time."""
+    """One JSON array of objects, in portions."""
     before = "["
     while portion := list(islice(rows, _PORTION)):
         yield before + ",\n".join(map(_object, portion))
@@ -67,7 +68,7 @@ FORMATS: Final = {"csv": as_csv, "json": as_json, "jsonl": as_jsonl}
 
 
 def json_value(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are strings, as in protobuf's JSON."""
+    """A JSON value. NaN and infinities become strings, as in protobuf's JSON mapping."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

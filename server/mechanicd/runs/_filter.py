@@ -30,7 +30,7 @@ _NUMBER_FIELDS: Final = {"step", "scale"}
 
 
 class FilterError(ValueError):
-    """A filter that can't be read, with its text and the position of the mistake."""
+    """A filter that can't be parsed, with its text and the position of the error."""
 
     def __init__(self, text: str, position: int, what: str) -> None:
         super().__init__(f"filter {text!r}, at character {position}: {what}")

@@ -1,4 +1,4 @@
-"""What a run is: its row, its sessions, its events. Plain, frozen, and free of any database."""
+"""The rows: a run, its sessions, its events. Plain, frozen, and independent of any database."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from mechanicd.tuner import TunerConfig
 class EventRow(NamedTuple):
     """Something that happened to a run at `time` (ns since 1970), when its last step was `step`.
 
-    `kind` is an EventKind, or the word of a newer mechanicd.
+    `kind` is an EventKind, or a value from a newer mechanicd.
     """
 
     time: int
@@ -55,7 +55,7 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
-    """One session as stored: it began after `after_step`."""
+    """A session as stored. It started after step `after_step`."""
 
     session: int
     run_id: int

@@ -13,17 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mechanicd.runs._values import StepOutcome
-
-_OUTCOMES = {outcome.value: outcome for outcome in StepOutcome}
-
 
 class StepRow(NamedTuple):
-    """One step as stored: what came and what it gave. Every tuple holds one float64 per scale group."""
+    """One step as stored: its inputs and its results. Each tuple holds one float64 per scale group.
+
+    `outcome` is a StepOutcome, or a number from a newer mechanicd.
+    """
 
     step: int
     time: int
-    outcome: StepOutcome
+    outcome: int
     delta_dot_g: tuple[float, ...]
     delta_dot_x: tuple[float, ...]
     g_norm_sq: tuple[float, ...]
@@ -42,7 +41,7 @@ def layout(groups: int) -> struct.Struct:
 
 @lru_cache(maxsize=256)
 def dtype(groups: int) -> "np.dtype[Any]":
-    """The same record as numpy sees it. `values` is float64 (6, G): the four reductions, h and scale."""
+    """The same record as a numpy dtype. `values` is float64 (6, G): the four reductions, h and scale."""
     return np.dtype(
         [
             ("step", "<u8"),
@@ -83,4 +82,4 @@ def unpack(groups: int, data: bytes, branch: int = 0) -> Iterator[StepRow]:
     """The steps in a blob of records, in order."""
     for step, time, outcome, has_lr, lr, *values in layout(groups).iter_unpack(data):
         dg, dx, gg, xx, h, scale = (tuple(values[start : start + groups]) for start in range(0, 6 * groups, groups))
-        yield StepRow(step, time, _OUTCOMES[outcome], dg, dx, gg, xx, h, scale, lr if has_lr else None, branch)
+        yield StepRow(step, time, outcome, dg, dx, gg, xx, h, scale, lr if has_lr else None, branch)

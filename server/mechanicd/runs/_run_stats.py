@@ -1,4 +1,4 @@
-"""What the steps of a run amount to, in a few numbers kept with its row: judging a run then reads no history. Pure.
+"""Statistics of a run's steps, a few numbers stored with its row, so that judging a run reads no history. Pure.
 
 S here is the largest of the scale groups.
 """
@@ -16,16 +16,16 @@ from mechanicd.runs._values import StepOutcome
 from mechanicd.tuner import CONVENTIONS, TunerConfig
 
 LEFT: Final = 30.0
-"""S has left its first scale where it is this many times it."""
+"""S has left its first scale once it is this many times as large."""
 SWING: Final = 10.0
-"""S has turned where it is this factor away from its last extreme."""
+"""S has turned once it is this factor away from its last extreme."""
 TURNS: Final = 8
 MARK_STEPS: Final = 64
 RETURNS: Final = 8
 
 
 class Mark(NamedTuple):
-    """How the run stood at a step: S, ‖x‖ (of all groups together), and how many non-finite steps it had had."""
+    """A snapshot of a run at a step: S, ‖x‖ (of all groups together), and the number of non-finite steps so far."""
 
     step: int
     scale: float
@@ -35,7 +35,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStats:
-    """The vital signs of a run after its last step.
+    """The statistics of a run after its last step.
 
     Attributes:
         since: they tell of the steps after this one: a rewind and an adopted state begin anew.
@@ -76,7 +76,7 @@ class RunStats:
     returns: tuple[int, ...] = ()
 
     def after(self, groups: int, first_scale: float, records: bytes) -> "RunStats":
-        """The vitals after the steps of packed records, the next ones in order.
+        """The statistics after the next steps, given as packed records in order.
 
         Args:
             first_scale: see `first_scale`.
@@ -118,7 +118,7 @@ class RunStats:
         return replace(self, **new, **self._turned(steps[:count], scale))
 
     def came_back(self, time: int) -> "RunStats":
-        """The session is back at `time` (ns since 1970)."""
+        """The session reconnected at `time` (ns since 1970)."""
         return replace(self, away=0, returns=(*self.returns, time)[-RETURNS:])
 
     def _marked(self, steps: NDArray[Any], scale: NDArray[Any], values: NDArray[Any], bad: NDArray[Any]) -> tuple[Mark, ...]:
@@ -135,7 +135,7 @@ class RunStats:
         return (*self.marks, *new)[-2:]
 
     def _turned(self, steps: NDArray[Any], scale: NDArray[Any]) -> dict[str, Any]:
-        """The turning points of S: only the local extremes of a flush need a look."""
+        """The turning points of S. Only local extremes within a flush can matter."""
         if len(scale) > 2:
             slope = np.sign(np.diff(scale))
             chosen = np.concatenate(([True], slope[1:] != slope[:-1], [True]))
@@ -157,12 +157,12 @@ class RunStats:
         return {"turns": turns, "heading": heading, "pivot": pivot, "pivot_step": pivot_step}
 
     def to_text(self) -> str:
-        """JSON; only what is not as at the start."""
+        """JSON with only the fields that differ from their defaults."""
         return json.dumps({name: value for name, new in _NEW.items() if (value := getattr(self, name)) != new})
 
     @classmethod
     def from_text(cls, text: str) -> "RunStats":
-        """The reverse of `to_text`. Fields that this mechanicd does not know are passed over."""
+        """The inverse of `to_text`. Fields from a newer mechanicd are ignored."""
         if not text:
             return cls()
         values = json.loads(text)
@@ -185,6 +185,6 @@ _NEW: Final = {each.name: each.default for each in fields(RunStats)}
 
 
 def _streak(before: int, which: NDArray[Any]) -> int:
-    """How many of the last steps are so."""
+    """The length of the streak at the end."""
     others = np.flatnonzero(~which)
     return len(which) - 1 - int(others[-1]) if len(others) else before + len(which)

@@ -1,4 +1,4 @@
-"""Is anybody training? Pure: what a run's row says, judged at a moment."""
+"""A run's status at a given time: a running run that has gone quiet is silent. Pure."""
 
 from dataclasses import dataclass, replace
 
@@ -8,14 +8,14 @@ from mechanicd.runs._values import RunStatus
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """When a run that a session holds counts as silent: after `factor` of its usual intervals, and `seconds` at least."""
+    """When a running run counts as silent: after `factor` times its usual step interval, but never before `seconds`."""
 
     factor: float = 20.0
     seconds: float = 30.0
 
 
 def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
-    """The run with the status that it has at `now` (ns since 1970): RUNNING becomes SILENT where no step has come for long."""
+    """The run with its status at `now` (ns since 1970): RUNNING becomes SILENT if no step has arrived for too long."""
     if row.status != RunStatus.RUNNING:
         return row
     quiet = (now - max(row.step_time, row.open_time, row.create_time)) / 1e9
@@ -27,7 +27,7 @@ def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
 
 
 def duration(seconds: float) -> str:
-    """A time for people, as in 3.2 min."""
+    """A duration for people, such as 3.2 min."""
     for unit, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -1,10 +1,10 @@
-"""The named values: a run's status, a step's outcome, an event's kind, an alert's kind. Stores keep the values as they are."""
+"""The named values: a run's status, a step's outcome, an event's kind, an alert's kind. Stores keep the values."""
 
 from enum import IntEnum, StrEnum
 
 
 class RunStatus(StrEnum):
-    """Whether anybody trains."""
+    """The status of a run."""
 
     RUNNING = "running"
     SILENT = "silent"
@@ -15,7 +15,7 @@ class RunStatus(StrEnum):
 
 
 class StepOutcome(IntEnum):
-    """What the tuner made of a step; the numbers of the contract and of the packed records."""
+    """The outcome of a step; the numbers of the contract and of the packed records."""
 
     TUNED = 1
     NON_FINITE = 2
@@ -23,7 +23,7 @@ class StepOutcome(IntEnum):
 
 
 class EventKind(StrEnum):
-    """What happened to a run."""
+    """The kind of an event."""
 
     OPENED = "opened"
     RESUMED = "resumed"
@@ -38,7 +38,7 @@ class EventKind(StrEnum):
 
 
 class AlertKind(StrEnum):
-    """Why somebody should look at a run, in the order in which alerts are listed."""
+    """The kind of an alert, in the order in which alerts are listed."""
 
     SILENT = "silent"
     STUCK = "stuck"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Tuner:
-    """MECHANIC's tuner for one run. It keeps nothing between calls: each takes a state and returns the next.
+    """MECHANIC's tuner for one run. It is stateless: each call takes a state and returns the next.
 
     Args:
         config: the settings; `TunerConfig()` is the paper's.
@@ -35,7 +35,7 @@ class Tuner:
     def update(self, state: TunerState, reductions: Reductions | Sequence[Reductions]) -> TunerState:
         """One step: the reductions of x_t, g_t, Δ_t in, S_{t+1} out (`.scale` of the result).
 
-        A NaN or an infinity among the scalars never enters: such a step counts, and leaves all else as it was.
+        NaN and infinities never enter the tuner: such a step counts, and changes nothing else.
 
         Args:
             state: after t − 1 steps.
@@ -75,7 +75,7 @@ class Tuner:
             return tuple(_rules_numpy.h(self.config, np.array(state.scale), groups).tolist())
 
     def advance(self, state: TunerState, h: Sequence[float]) -> TunerState:
-        """The state after hearing h_t, one finite float per scale group."""
+        """The state after a step with h_t, one finite float per scale group (Algorithm 1, lines 11–16)."""
         table = state.table
         if isinstance(table[0], Row):
             rows = tuple([self._rule(self.config, row, value) for row, value in zip(table, h, strict=True)])
@@ -92,5 +92,5 @@ class Tuner:
             return TunerState(step + 1, tuple(_rules_numpy.scale(table.s).tolist()), table)
 
     def hold(self, state: TunerState) -> TunerState:
-        """The state after a step that the tuner must not hear of: the step counts, all else stays."""
+        """The state after a held step: the step counter advances, everything else stays."""
         return TunerState(state.step + 1, state.scale, state.table)
