@@ -84,7 +84,7 @@ def look(page: Page, seed: int) -> dict[str, int]:
     steps = max(item["step"] for item in items)
 
     def chart(kind: str, x0: float | None, x1: float | None, runs: list[str], **more: Any) -> Any:
-        body = {"runs": runs, "series": "S", "x": "step", "x0": x0, "x1": x1, "pixels": PIXELS, **more}
+        body = {"runs": runs, "series": "S", "x": "step", "x0": x0, "x1": x1, "columns": PIXELS, **more}
         found = page.ask(kind, "/api/v1/series", body)["runs"]
         assert len(found) == len(runs)
         return found

@@ -83,7 +83,7 @@ def view(address: str, names: list[str], stop: threading.Event, saw: Callable[[i
     connection = http.client.HTTPConnection(place, timeout=60)
     while not stop.is_set():
         shown = random.sample(names, min(CHART_RUNS, len(names)))
-        body = json.dumps({"runs": shown, "series": "S", "x": "step", "pixels": 1000})
+        body = json.dumps({"runs": shown, "series": "S", "x": "step", "columns": 1000})
         rows = "&".join(f"run={name}" for name in random.sample(names, min(TABLE_ROWS, len(names))))
         for method, path, data in (("POST", "/api/v1/series", body), ("GET", f"/api/v1/sparklines?{rows}", None)):
             connection.request(method, path, data, {"Content-Type": "application/json"})

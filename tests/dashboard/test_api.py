@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.routing import Route
 
-from mechanicd.dashboard import PageConfig, _files
+from mechanicd.dashboard import PageConfig, _static_files
 from mechanicd.dashboard._app import Child, make_app
 
 New = Callable[..., Any]
@@ -47,7 +47,7 @@ def test_runs_are_listed_with_what_the_table_shows(http: httpx.Client, runs: lis
 def test_a_series_has_the_exact_steps_when_zoomed_in(http: httpx.Client, runs: list[Any], seen: Seen) -> None:
     a = runs[0]
     seen(http, a.name, step=300)
-    (found,) = http.post("/api/v1/series", json={"runs": [a.name], "x0": 140, "x1": 160, "pixels": 100}).json()["runs"]
+    (found,) = http.post("/api/v1/series", json={"runs": [a.name], "x0": 140, "x1": 160, "columns": 100}).json()["runs"]
     assert (found["name"], found["first_step"], found["last_step"], found["exact"]) == (a.name, 1, 300, True)
     columns = found["columns"]
     exact = dict(a.taken)
@@ -55,14 +55,22 @@ def test_a_series_has_the_exact_steps_when_zoomed_in(http: httpx.Client, runs: l
     assert columns["min"] == columns["max"] == columns["end"] == [exact[step][0] for step in range(140, 161)]
 
 
+def test_columns_may_be_called_pixels_as_in_version_0_1(http: httpx.Client, runs: list[Any], seen: Seen) -> None:
+    a = runs[0]
+    seen(http, a.name, step=300)
+    old, new = (http.post("/api/v1/series", json={"runs": [a.name], name: 7}).json()["runs"] for name in ("pixels", "columns"))
+    assert old == new
+    assert len(new[0]["columns"]["x"]) <= 7
+
+
 def test_a_spike_is_seen_however_far_one_is_away(http: httpx.Client, runs: list[Any], seen: Seen) -> None:
     a = runs[0]
     seen(http, a.name, step=300)
-    exact = http.post("/api/v1/series", json={"runs": [a.name], "series": "h", "pixels": 300}).json()["runs"][0]["columns"]
+    exact = http.post("/api/v1/series", json={"runs": [a.name], "series": "h", "columns": 300}).json()["runs"][0]["columns"]
     peak = max(exact["max"], key=abs)
     assert abs(peak) > 1e4
     for pixels in (1, 2, 7, 30, 200):
-        answer = http.post("/api/v1/series", json={"runs": [a.name], "series": "h", "pixels": pixels}).json()["runs"][0]
+        answer = http.post("/api/v1/series", json={"runs": [a.name], "series": "h", "columns": pixels}).json()["runs"][0]
         columns = answer["columns"]
         assert len(columns["x"]) <= pixels
         assert peak in columns["max"] + columns["min"]
@@ -75,7 +83,7 @@ def test_series_of_groups_and_of_bad_steps(http: httpx.Client, runs: list[Any], 
     seen(http, b.name, step=40)
 
     def columns(**asked: Any) -> dict[str, Any]:
-        answer = http.post("/api/v1/series", json={"runs": [b.name], "pixels": 100, **asked}).json()
+        answer = http.post("/api/v1/series", json={"runs": [b.name], "columns": 100, **asked}).json()
         return dict(answer["runs"][0]["columns"])
 
     for group in (0, 1):
@@ -94,14 +102,14 @@ def test_series_of_groups_and_of_bad_steps(http: httpx.Client, runs: list[Any], 
 def test_by_time_a_stretch_is_found_by_its_bounds(http: httpx.Client, runs: list[Any], seen: Seen, x: str) -> None:
     a = runs[0]
     seen(http, a.name, step=300)
-    whole = http.post("/api/v1/series", json={"runs": [a.name], "x": x, "pixels": 300}).json()["runs"][0]
+    whole = http.post("/api/v1/series", json={"runs": [a.name], "x": x, "columns": 300}).json()["runs"][0]
     assert whole["exact"]
     times = whole["columns"]["x"]
     assert times == sorted(times)
     assert times[0] == 0.0 or x == "time"
     x0, x1 = times[100], times[120]
     for pixels in (100, 8):
-        part = http.post("/api/v1/series", json={"runs": [a.name], "x": x, "x0": x0, "x1": x1, "pixels": pixels}).json()
+        part = http.post("/api/v1/series", json={"runs": [a.name], "x": x, "x0": x0, "x1": x1, "columns": pixels}).json()
         columns = part["runs"][0]["columns"]
         assert len(columns["x"]) <= pixels
         assert columns["first"][0] <= 101
@@ -197,14 +205,16 @@ def test_an_export_is_what_the_command_line_exports(
         ("/api/v1/export?run=projects/p/runs/r", None, 404, "RUN_NOT_FOUND", "no such run"),
         ("/api/v1/export?run=r&format=xml", None, 400, "MALFORMED_REQUEST", "one of csv"),
         ("/api/v1/export?run=r&x2=1", None, 400, "MALFORMED_REQUEST", "unknown fields 'x2'"),
-        ("/api/v1/heatmap", None, 400, "MALFORMED_REQUEST", "run None: expected a text"),
+        ("/api/v1/heatmap", None, 400, "MALFORMED_REQUEST", "run None: expected a string"),
         ("/api/v1/heatmap?run=r&columns=none", None, 400, "MALFORMED_REQUEST", "a number from 1 to 8192"),
         ("/api/v1/heatmap?run=r&x0=2&x1=1", None, 400, "INVALID_RANGE", "x0 2 is above x1 1"),
-        ("/api/v1/series", b"{", 400, "MALFORMED_REQUEST", "no JSON"),
+        ("/api/v1/series", b"{", 400, "MALFORMED_REQUEST", "not JSON"),
         ("/api/v1/series", b"[]", 400, "MALFORMED_REQUEST", "expected a JSON object"),
         ("/api/v1/series", b"{}", 400, "MALFORMED_REQUEST", "runs None: expected a list of at most 200"),
         ("/api/v1/series", b'{"runs":["a"],"series":"loss"}', 400, "MALFORMED_REQUEST", "one of S, h,"),
+        ("/api/v1/series", b'{"runs":["a"],"columns":0}', 400, "MALFORMED_REQUEST", "from 1 to 8192"),
         ("/api/v1/series", b'{"runs":["a"],"pixels":0}', 400, "MALFORMED_REQUEST", "from 1 to 8192"),
+        ("/api/v1/series", b'{"runs":["a"],"columns":9,"pixels":9}', 400, "MALFORMED_REQUEST", "send columns alone"),
         ("/api/v1/series", b'{"runs":["a"],"pixel":10}', 400, "MALFORMED_REQUEST", "unknown fields 'pixel'"),
         ("/api/v1/series", b'{"runs":["a"],"x0":"1"}', 400, "MALFORMED_REQUEST", "a finite number"),
         ("/api/v1/series", b'{"runs":["a"],"x0":5,"x1":4}', 400, "INVALID_RANGE", "x0 5 is above x1 4"),
@@ -255,7 +265,7 @@ def test_it_is_well(http: httpx.Client) -> None:
 
 def test_every_route_is_in_the_documentation() -> None:
     app = make_app(Child(PageConfig(store="sqlite:///none.db")))
-    documented = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "contract.md").read_text()
     routes = [route for route in app.routes if isinstance(route, Route)]
     assert len(routes) > 10
     for route in routes:
@@ -273,7 +283,7 @@ def test_the_page_is_served_or_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
 
         return asyncio.run(ask())
 
-    monkeypatch.setattr(_files, "STATIC", tmp_path / "static")
+    monkeypatch.setattr(_static_files, "STATIC", tmp_path / "static")
     missing = get("/")
     assert missing.status_code == 503
     assert "Install Node" in missing.text

@@ -186,7 +186,7 @@ def test_any_stretch_shows_its_exact_extremes_in_as_many_columns_as_there_is_roo
     store, row, S = long
     low, high = ends[0], ends[0] + ends[1]
     offset, unit = {"step": (1, 1), "relative": (0, 1), "time": (ORIGIN // 10**9, 1000)}[x]
-    request = SeriesRequest(runs=("r",), x=x, x0=(low + offset) * unit, x1=(high + offset) * unit, pixels=pixels)
+    request = SeriesRequest(runs=("r",), x=x, x0=(low + offset) * unit, x1=(high + offset) * unit, columns=pixels)
     (answer,) = Curves().series(store, [("r", row)], request)["runs"]
     columns = answer["columns"]
     inside = np.arange(max(low, 0), min(high, STEPS - 1) + 1)

@@ -13,19 +13,19 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from mechanicd.dashboard import _files
+from mechanicd.dashboard import _static_files
 from mechanicd.dashboard._config import PageConfig
 from mechanicd.dashboard._curves import Curves, Named
-from mechanicd.dashboard._detail import detail
 from mechanicd.dashboard._errors import HANDLERS, ApiError, Json, encode
 from mechanicd.dashboard._export import MEDIA_TYPES, export
-from mechanicd.dashboard._guard import Guard
-from mechanicd.dashboard._live import Live
 from mechanicd.dashboard._metrics import Facts, text
+from mechanicd.dashboard._origin_check import Guard
+from mechanicd.dashboard._poller import Watch
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRequest, HeatRequest, SeriesRequest
+from mechanicd.dashboard._run_detail import detail
+from mechanicd.dashboard._sse import Live
 from mechanicd.dashboard._table import Table
-from mechanicd.dashboard._watch import Watch
 from mechanicd.dashboard._webhook import tell
 from mechanicd.runs import RunRow, parse_filter
 from mechanicd.store import without_password
@@ -177,7 +177,7 @@ def make_app(child: Child) -> Starlette:
             *(Route(f"{_API}/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
             Route("/healthz", healthz),
             Route("/metrics", metrics),
-            *_files.routes(),
+            *_static_files.routes(),
         ],
         middleware=[Middleware(Guard, hosts=child.config.guarded)],
         exception_handlers=HANDLERS,

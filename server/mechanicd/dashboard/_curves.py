@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from mechanicd.dashboard import _bands, _series
+from mechanicd.dashboard._bucket_range import END, Zoom, fill
 from mechanicd.dashboard._request import BandsRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._series import Axis
-from mechanicd.dashboard._zoom import END, Zoom, fill
 from mechanicd.runs import RunRow
 from mechanicd.store import Store, SummaryRequest
 
@@ -28,7 +28,7 @@ class Curves:
         answers = {name: _missing(name) for name, _ in runs}
         for name, zoom in self._zooms(store, runs, request, request.group):
             assert zoom.buckets is not None
-            found = _series.columns(zoom.buckets, request.series, request.group, request.pixels, zoom.axis)
+            found = _series.columns(zoom.buckets, request.series, request.group, request.columns, zoom.axis)
             answers[name] = {
                 "name": name,
                 "first_step": self._span(zoom.run, request.branch).first,
@@ -42,7 +42,7 @@ class Curves:
     def sparklines(self, store: Store, runs: Sequence[Named]) -> dict[str, Any]:
         """The answer to GET /sparklines."""
         answers: dict[str, Any] = {}
-        request = SeriesRequest(runs=tuple(name for name, _ in runs), pixels=SPARK_COLUMNS)
+        request = SeriesRequest(runs=tuple(name for name, _ in runs), columns=SPARK_COLUMNS)
         for name, zoom in self._zooms(store, runs, request, None):
             assert zoom.buckets is not None
             found = _series.columns(zoom.buckets, "S", None, SPARK_COLUMNS, zoom.axis)
@@ -56,10 +56,10 @@ class Curves:
             lines = []
             for _, zoom in self._zooms(store, runs, request.one, None):
                 assert zoom.buckets is not None
-                found = _series.columns(zoom.buckets, request.one.series, None, request.one.pixels, zoom.axis)
+                found = _series.columns(zoom.buckets, request.one.series, None, request.one.columns, zoom.axis)
                 lines.append((found.x, found.end))
             curves.append(lines)
-        grid = _bands.grid([line for lines in curves for line in lines], request.one.x0, request.one.x1, request.one.pixels)
+        grid = _bands.grid([line for lines in curves for line in lines], request.one.x0, request.one.x1, request.one.columns)
         return {
             "groups": [
                 {"label": label, "x": grid, **_bands.quantiles(lines, grid, request.quantiles)}
@@ -96,7 +96,7 @@ class Curves:
             if run is not None and (group is None or group < len(run.config.scale_groups)):
                 span = self._span(run, request.branch)
                 axis = Axis(request.x, span.time)
-                zooms[name] = Zoom(run, request.branch, axis, request.x0, request.x1, request.pixels, span.last)
+                zooms[name] = Zoom(run, request.branch, axis, request.x0, request.x1, request.columns, span.last)
         yield from zip(zooms, fill(store, list(zooms.values())), strict=True)
 
     def _span(self, run: RunRow, branch: int) -> "_Span":

@@ -3,9 +3,9 @@
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator
 
+from mechanicd.dashboard._bucket_range import END
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import ExportRequest
-from mechanicd.dashboard._zoom import END
 from mechanicd.runs import EXPORT_FORMATS, RunRow, StepRow, export_rows
 from mechanicd.store import Store
 

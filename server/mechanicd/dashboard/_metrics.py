@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from mechanicd.dashboard._item import Item
+from mechanicd.dashboard._run_json import Item
 from mechanicd.runs import AlertKind, RunStatus
 
 

@@ -1,4 +1,4 @@
-"""Requests as they come, and as they are checked: JSON bodies and query strings into frozen values. Pure."""
+"""Parses and checks requests: JSON bodies and query strings into frozen values. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ MOST_RUNS: Final = 200
 MOST_SPARKLINES: Final = 100
 MOST_GROUPS: Final = 50
 MOST_BANDED: Final = 2000
-MOST_PIXELS: Final = 8192
+MOST_COLUMNS: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesRequest:
-    """POST /series: `pixels` columns at most of a series of some runs, between x0 and x1."""
+    """POST /series: at most `columns` columns of a series of some runs, between x0 and x1."""
 
     runs: tuple[str, ...]
     series: str = "S"
@@ -29,7 +29,7 @@ class SeriesRequest:
     x: XAxis = "step"
     x0: float | None = None
     x1: float | None = None
-    pixels: int = 1000
+    columns: int = 1000
 
     @classmethod
     def of(cls, body: bytes) -> Self:
@@ -38,7 +38,7 @@ class SeriesRequest:
         group = fields.integer("group", None, 0, 2**31)
         branch = fields.integer("branch", 0, 0, 2**31)
         request = cls(
-            runs=fields.texts("runs", MOST_RUNS), **_where(fields), group=group, branch=branch or 0, pixels=_pixels(fields)
+            runs=fields.texts("runs", MOST_RUNS), **_where(fields), group=group, branch=branch or 0, columns=_columns(fields)
         )
         fields.end()
         return request
@@ -46,7 +46,7 @@ class SeriesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BandsRequest:
-    """POST /bands: quantiles over the runs of each group, at `one.pixels` points of the x axis."""
+    """POST /bands: quantiles over the runs of each group, at `one.columns` points of the x axis."""
 
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     one: SeriesRequest
@@ -62,9 +62,9 @@ class BandsRequest:
             groups.append((inner.text("label", ""), inner.texts("runs", MOST_BANDED)))
             inner.end()
         if sum(len(runs) for _, runs in groups) > MOST_BANDED:
-            raise ApiError("MALFORMED_REQUEST", f"the groups have more than {MOST_BANDED} runs together")
-        columns = fields.integer("columns", 200, 1, MOST_PIXELS)
-        one = SeriesRequest(runs=(), **_where(fields), pixels=columns or 200)
+            raise ApiError("MALFORMED_REQUEST", f"the groups have more than {MOST_BANDED} runs in total")
+        columns = fields.integer("columns", 200, 1, MOST_COLUMNS)
+        one = SeriesRequest(runs=(), **_where(fields), columns=columns or 200)
         quantiles = fields.take("quantiles", [0.1, 0.5, 0.9])
         if not isinstance(quantiles, list) or not all(_is_number(q) and 0 <= q <= 1 for q in quantiles) or len(quantiles) > 20:
             raise ApiError("MALFORMED_REQUEST", f"quantiles {quantiles!r}: expected at most 20 numbers in [0, 1]")
@@ -92,7 +92,7 @@ class HeatRequest:
             branch=int(fields.parsed("branch", 0, 0, 2**31) or 0),
             x0=x0,
             x1=x1,
-            columns=int(fields.parsed("columns", 300, 1, MOST_PIXELS) or 300),
+            columns=int(fields.parsed("columns", 300, 1, MOST_COLUMNS) or 300),
         )
         fields.end()
         return request
@@ -126,8 +126,13 @@ def _where(fields: "_Fields") -> dict[str, Any]:
     return {"series": fields.choice("series", "S", SERIES), "x": fields.choice("x", "step", X_AXES), "x0": x0, "x1": x1}
 
 
-def _pixels(fields: "_Fields") -> int:
-    return fields.integer("pixels", 1000, 1, MOST_PIXELS) or 1000
+def _columns(fields: "_Fields") -> int:
+    """`columns`, or `pixels`, its deprecated name from version 0.1."""
+    old = fields.integer("pixels", None, 1, MOST_COLUMNS)
+    new = fields.integer("columns", None, 1, MOST_COLUMNS)
+    if old is not None and new is not None:
+        raise ApiError("MALFORMED_REQUEST", "got both columns and pixels, its old name: send columns alone")
+    return new or old or 1000
 
 
 def _range(x0: float | None, x1: float | None) -> tuple[float | None, float | None]:
@@ -141,7 +146,7 @@ def _is_number(value: Any) -> bool:
 
 
 class _Fields:
-    """The fields of an object, each taken once, with its kind checked."""
+    """The fields of an object. Each is taken once and type-checked; `end` refuses what is left."""
 
     def __init__(self, given: Any) -> None:
         if not isinstance(given, Mapping):
@@ -153,7 +158,7 @@ class _Fields:
         try:
             return cls(orjson.loads(body))
         except orjson.JSONDecodeError as error:
-            raise ApiError("MALFORMED_REQUEST", f"the body is no JSON: {error}") from None
+            raise ApiError("MALFORMED_REQUEST", f"the body is not JSON: {error}") from None
 
     def end(self) -> None:
         if self._left:
@@ -165,7 +170,7 @@ class _Fields:
     def text(self, name: str, default: str | None = None) -> str:
         value = self.take(name, default)
         if not isinstance(value, str):
-            raise self._wrong(name, value, "a text")
+            raise self._wrong(name, value, "a string")
         return value
 
     def choice(self, name: str, default: str, choices: Sequence[str] | Mapping[str, Any]) -> Any:
@@ -183,7 +188,7 @@ class _Fields:
     def texts(self, name: str, most: int) -> tuple[str, ...]:
         value = self.list(name, most)
         if not all(isinstance(entry, str) for entry in value):
-            raise self._wrong(name, value, "a list of texts")
+            raise self._wrong(name, value, "a list of strings")
         return tuple(dict.fromkeys(value))
 
     def number(self, name: str) -> float | None:

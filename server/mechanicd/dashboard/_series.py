@@ -131,9 +131,9 @@ def starts_of(buckets: Buckets, most: int) -> Integers:
         times += 1
 
 
-def columns(buckets: Buckets, series: str, group: int | None, pixels: int, axis: Axis) -> Columns:
-    """The curve of a series over buckets in step order, in at most `pixels` columns."""
-    starts = starts_of(buckets, pixels)
+def columns(buckets: Buckets, series: str, group: int | None, most: int, axis: Axis) -> Columns:
+    """The curve of a series over buckets in step order, in at most `most` columns."""
+    starts = starts_of(buckets, most)
     ends = np.append(starts[1:], len(buckets))[: len(starts)] - 1
     low, high, end = extremes(buckets, series, group)
     if not len(starts):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mechanicd.dashboard._item import Item, item
+from mechanicd.dashboard._run_json import Item, item
 from mechanicd.runs import Alert, RunRow, RunStatus, Silence, alerts, judged, same_alerts
 
 MOST_GONE: Final = 1000

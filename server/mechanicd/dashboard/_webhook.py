@@ -14,8 +14,8 @@ from typing import Any, Final
 import orjson
 
 from mechanicd.dashboard._config import PageConfig
-from mechanicd.dashboard._item import Item
-from mechanicd.dashboard._watch import Watch
+from mechanicd.dashboard._poller import Watch
+from mechanicd.dashboard._run_json import Item
 
 log = logging.getLogger("mechanicd.dashboard")
 

@@ -118,11 +118,11 @@ async function moveOn(
     const line = lines.get(name);
     const last = line?.columns.x.at(-1);
     const step = runs.peek().get(name)?.step ?? 0;
-    if (!line || last === undefined || step < line.last_step || line.columns.x.length > 1.5 * ask.pixels)
+    if (!line || last === undefined || step < line.last_step || line.columns.x.length > 1.5 * ask.columns)
       whole.push(name);
     else if (ask.x1 === null || last < ask.x1) {
       const grown = (step - line.last_step) / Math.max(1, line.last_step - line.first_step);
-      tails.push({ line, from: line.columns.x.at(-2) ?? last, pixels: Math.ceil(ask.pixels * grown) + 4 });
+      tails.push({ line, from: line.columns.x.at(-2) ?? last, columns: Math.ceil(ask.columns * grown) + 4 });
     }
   }
   const fetched = await Promise.all([
@@ -135,7 +135,7 @@ async function moveOn(
 interface Tail {
   readonly line: SeriesRun;
   readonly from: number;
-  readonly pixels: number;
+  readonly columns: number;
 }
 
 /** Tails that begin at the same place share a request; a run far behind must not make another one's tail coarse. */
@@ -147,9 +147,9 @@ function alike(tails: readonly Tail[]): Tail[][] {
 
 async function fetchTails(tails: readonly Tail[], ask: SeriesAsk, signal: AbortSignal): Promise<SeriesRun[]> {
   const from = Math.max(tails[0]!.from, ask.x0 ?? Number.NEGATIVE_INFINITY);
-  const pixels = Math.min(ask.pixels, Math.max(...tails.map((tail) => tail.pixels)));
+  const columns = Math.min(ask.columns, Math.max(...tails.map((tail) => tail.columns)));
   const lines = new Map(tails.map((tail) => [tail.line.name, tail.line]));
-  const found = await api.series([...lines.keys()], { ...ask, x0: from, pixels }, signal);
+  const found = await api.series([...lines.keys()], { ...ask, x0: from, columns }, signal);
   return found.flatMap((tail) => {
     const line = lines.get(tail.name);
     if (!line || tail.missing) return [];

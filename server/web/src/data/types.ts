@@ -92,7 +92,7 @@ export interface SeriesAsk {
   readonly x: XAxis;
   readonly x0: number | null;
   readonly x1: number | null;
-  readonly pixels: number;
+  readonly columns: number;
 }
 
 export interface Spark {

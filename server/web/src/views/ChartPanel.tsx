@@ -64,7 +64,7 @@ export function ChartPanel({ names, inks, chosen, groups, height, says }: Props)
     x: shown.x,
     x0: shown.x0,
     x1: shown.x1,
-    pixels: roundPixels(width),
+    columns: roundPixels(width),
   };
   const lines = useSeries(asBands ? [] : names, asBands ? null : ask);
   const answer = useBands(asBands ? groups.members : null, ask);

@@ -19,7 +19,7 @@ import { roundPixels, zoomed } from "./ChartPanel";
 /** What the view shows of a series of its run. */
 export const askOf = (series: Series, pixels: number): SeriesAsk => {
   const { x, x0, x1, scale, branch } = view.value;
-  return { series, group: scale, branch, x, x0, x1, pixels: roundPixels(pixels) };
+  return { series, group: scale, branch, x, x0, x1, columns: roundPixels(pixels) };
 };
 
 /** Events on the axis that is shown; a step's own place is looked up in the columns. */

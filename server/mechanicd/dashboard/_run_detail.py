@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mechanicd.dashboard._curves import Curves
-from mechanicd.dashboard._item import Item
+from mechanicd.dashboard._run_json import Item
 from mechanicd.runs import RunRow
 from mechanicd.store import Store
 

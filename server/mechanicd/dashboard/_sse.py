@@ -7,7 +7,7 @@ from time import time_ns
 from typing import Any, Final
 
 from mechanicd.dashboard._errors import encode
-from mechanicd.dashboard._watch import Watch
+from mechanicd.dashboard._poller import Watch
 
 KEEP_ALIVE_SECONDS: Final = 10.0
 RETRY_MS: Final = 1000
