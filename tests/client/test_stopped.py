@@ -191,7 +191,7 @@ def test_a_run_that_no_step_comes_for_is_silent_until_the_next(
     assert status().status == resources_pb2.RUN_STATUS_RUNNING
     assert wait_for(lambda: status().status == resources_pb2.RUN_STATUS_SILENT)
     assert status().status_message.startswith("no step for ")
-    assert "usually one comes every " in status().status_message
+    assert "usually one every " in status().status_message
     with connect(server.target) as client:
         request = run_service_pb2.ListRunsRequest(parent="projects/-", filter="status = SILENT")
         assert len(client.call("ListRuns", request).runs) == 1

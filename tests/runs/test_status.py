@@ -57,11 +57,11 @@ def test_a_run_is_silent_after_many_of_its_intervals_and_a_least_time(
 
 
 def test_the_message_says_how_long_and_what_was_usual() -> None:
-    assert judged(ROW, 3090 * S, SILENCE).status_message == "no step for 1.5 min; usually one comes every 1 s"
+    assert judged(ROW, 3090 * S, SILENCE).status_message == "no step for 1.5 min; usually one every 1 s"
     fast = replace(ROW, interval=12_500_000)
-    assert judged(fast, 3000 * S + 7200 * S, SILENCE).status_message == "no step for 2 h; usually one comes every 12.5 ms"
+    assert judged(fast, 3000 * S + 7200 * S, SILENCE).status_message == "no step for 2 h; usually one every 12.5 ms"
     new = replace(ROW, interval=0)
-    assert judged(new, 3011 * S, SILENCE).status_message == "no step for 11 s; usually none has come in a rhythm yet"
+    assert judged(new, 3011 * S, SILENCE).status_message == "no step for 11 s; no usual interval known yet"
 
 
 @pytest.mark.parametrize("status", [RunStatus.FAILED, RunStatus.FINISHED, RunStatus.PREEMPTED])

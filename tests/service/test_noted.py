@@ -158,7 +158,7 @@ def test_needs_are_in_the_run_the_list_and_the_filter(wire: Any, new_training: N
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("needs : tired", "no need 'tired'; there are silent, stuck"), ("needs = stuck", "as in needs : stuck")],
+    [("needs : tired", "no alert of kind 'tired'; there are silent, stuck"), ("needs = stuck", "as in needs : stuck")],
 )
 def test_a_filter_for_a_need_that_there_is_not_is_refused(wire: Any, text: str, what: str) -> None:
     refused = wire.refused("ListRuns", parent="projects/-", filter=text)

@@ -77,7 +77,7 @@ def test_a_message_says_what_was_given_and_what_is_expected():
         TunerConfig(betas=(0.9, 1.5))
     with pytest.raises(ConfigError, match=r"^s_init: got 0\.0; it must be in \(0, 1e\+06\] \[INVALID_CONFIG\]$"):
         TunerConfig(s_init=0)
-    with pytest.raises(ConfigError, match="'b' stands twice"):
+    with pytest.raises(ConfigError, match="'b' appears twice"):
         TunerConfig(scale_groups=("a", "b", "b"))
 
 

@@ -181,7 +181,11 @@ class Connection:
                 if isinstance(error, SessionFenced):
                     self.end(error)
                 if not isinstance(self._state, Ended):
-                    log.error("%s: the server refuses the run; training continues without it: %s", self.opener.name, error)
+                    log.error(
+                        "%s: the server refuses the run; training continues, but the server records no further steps: %s",
+                        self.opener.name,
+                        error,
+                    )
                 return
             if replayed is not None:
                 log.warning("%s: reconnected; the server took the %d steps that were waiting", self.opener.name, replayed)

@@ -49,6 +49,8 @@ def group(labels: Labels, params: Any) -> Groups:
         found: list[Hashable] = []
         jax.tree.map(lambda label, branch: found.extend([label] * len(jax.tree.leaves(branch))), tree, params)
     except ValueError as error:
-        raise InvalidArgument("INVALID_SETTING", f"scale_groups: the labels are no prefix of the parameters: {error}") from None
+        raise InvalidArgument(
+            "INVALID_SETTING", f"scale_groups: the label tree is not a prefix of the parameter tree: {error}"
+        ) from None
     names = sorted({str(label) for label in found})
     return Groups(tuple(names), tuple(names.index(str(label)) for label in found))

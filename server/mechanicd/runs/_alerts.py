@@ -85,7 +85,7 @@ def _stuck(row: RunRow, _: int) -> Alert | None:
     scale = max(row.scale)
     if scale > LEFT * begun:
         return None
-    why = "no update moves the parameters (is the learning rate 0, are the gradients?)" if scale == 0 else "S finds no descent"
+    why = "no update moves the parameters (is the learning rate or the gradient 0?)" if scale == 0 else "S finds no descent"
     return Alert(
         AlertKind.STUCK,
         f"S is {scale:.3g} after {stats.tuned} steps and never left the scale of s_init = {row.config.s_init:.3g}: {why}; "
@@ -112,7 +112,7 @@ def _running_away(row: RunRow, _: int) -> Alert | None:
     if scale > BOUND:
         return Alert(
             AlertKind.RUNNING_AWAY,
-            f"S is {scale:.3g}: it grows without end, no learning rate is so large",
+            f"S is {scale:.3g}: it is growing without bound, far beyond any plausible learning rate",
             stats.left_step or None,
         )
     if len(stats.marks) < 2:
@@ -121,8 +121,8 @@ def _running_away(row: RunRow, _: int) -> Alert | None:
     if decay and min(scale, after.scale) > AWAY_DECAY / decay:
         return Alert(
             AlertKind.RUNNING_AWAY,
-            f"S is {scale:.3g}, where s_decay = {decay:g} alone holds it: the loss falls along Δ without end, or BASE's "
-            "learning rate is far too small (1.0 times a schedule is meant)",
+            f"S is {scale:.3g}, limited only by s_decay = {decay:g}: the loss falls along Δ without end, or BASE's "
+            "learning rate is far too small (use 1.0 times a schedule)",
             after.step,
         )
     lr = 1.0 if stats.base_lr is None else stats.base_lr
@@ -156,7 +156,7 @@ def _non_finite(row: RunRow, _: int) -> Alert | None:
     return Alert(
         AlertKind.NON_FINITE,
         f"{bad} of the last {steps} steps came with NaN or infinite scalars, the last one step {stats.non_finite_step}: the "
-        "tuner stands still at such steps",
+        "tuner ignores those steps",
         stats.non_finite_step,
     )
 

@@ -113,9 +113,11 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
     elif field == "needs":
         value = value.lower()
         if operator_ != ":":
-            raise FilterError(text, match.start("operator"), "needs is a list; ask for one of it, as in needs : stuck")
+            raise FilterError(text, match.start("operator"), "needs is a list; use ':' to match one kind, as in needs : stuck")
         if value not in (*AlertKind, "*"):
-            raise FilterError(text, match.start("value"), f"no need {value!r}; there are {', '.join(AlertKind)}, and * for any")
+            raise FilterError(
+                text, match.start("value"), f"no alert of kind {value!r}; there are {', '.join(AlertKind)}, and * for any"
+            )
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):

@@ -22,8 +22,8 @@ def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
     usual = row.interval / 1e9
     if quiet <= max(silence.seconds, silence.factor * usual):
         return row
-    rhythm = f"one comes every {duration(usual)}" if usual else "none has come in a rhythm yet"
-    return replace(row, status=RunStatus.SILENT, status_message=f"no step for {duration(quiet)}; usually {rhythm}")
+    rhythm = f"usually one every {duration(usual)}" if usual else "no usual interval known yet"
+    return replace(row, status=RunStatus.SILENT, status_message=f"no step for {duration(quiet)}; {rhythm}")
 
 
 def duration(seconds: float) -> str:

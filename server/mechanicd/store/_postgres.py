@@ -244,7 +244,7 @@ class PostgresStore(SQLStore):
                 self.close()
             if isinstance(error, (pg.ReadOnlySqlTransaction, pg.InsufficientPrivilege)):
                 raise StoreNotWritable(
-                    f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user that may"
+                    f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user with that right"
                 ) from None
             raise StoreUnavailable(f"{self.path} could not be {doing}: {_short(error)}") from None
 
@@ -266,7 +266,9 @@ class PostgresStore(SQLStore):
                     )
                 if self._readonly:
                     if version != SCHEMA_VERSION:
-                        raise SchemaTooOld(f"{self.path} is no database of this mechanicd yet; start a server on it once")
+                        raise SchemaTooOld(
+                            f"{self.path} has no mechanicd schema of this version yet; start a server on it once to create it"
+                        )
                 elif version == 0:
                     connection.execute("CREATE SCHEMA IF NOT EXISTS mechanicd")
                     for statement in _SCHEMA.split(";\n"):

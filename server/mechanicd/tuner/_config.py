@@ -104,5 +104,5 @@ def _names(values: object) -> tuple[str, ...]:
             raise ConfigError("scale_groups", f"got {name!r}; each must be a string of 1 to 256 characters")
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError("scale_groups", f"{twice!r} stands twice; each group needs a name of its own")
+        raise ConfigError("scale_groups", f"{twice!r} appears twice; each group needs its own name")
     return names
