@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import pickle
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -155,3 +156,12 @@ def steps(count: int, groups: int) -> Iterator[list[Reductions]]:
     for _ in range(count):
         h = [random_.gauss(-0.5, 1.0) * math.exp(random_.gauss(0.0, 2.0)) for _ in range(groups)]
         yield [Reductions(value, 0.0, value * value, 1.0) for value in h]
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_a_tuner_can_be_sent_to_another_process(name: str) -> None:
+    tuner = Tuner(TunerConfig(convention=name))
+    again = pickle.loads(pickle.dumps(tuner))
+    state, reductions = tuner.init(), Reductions(-1.0, 0.5, 2.0, 3.0)
+    assert again.update(state, reductions) == tuner.update(state, reductions)
+    assert pickle.loads(pickle.dumps(CONVENTIONS[name])) is CONVENTIONS[name]

@@ -44,12 +44,20 @@ class ConventionSpec:
     first_scale: Callable[[Settings], float]
     needs_delta: bool
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled by name: rules are functions, and every process has its own records."""
+        return (_named, (self.name,))
+
     def array_rule(self) -> Callable[[Settings, Any, Any], Any]:
         """The rule over arrays of scale groups. Needs numpy."""
         from mechanicd.tuner import _rules_numpy
 
         rule: Callable[[Settings, Any, Any], Any] = getattr(_rules_numpy, self.rule_numpy)
         return rule
+
+
+def _named(name: str) -> ConventionSpec:
+    return CONVENTIONS[name]
 
 
 CONVENTIONS: Final[dict[str, ConventionSpec]] = {

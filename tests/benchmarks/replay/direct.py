@@ -23,7 +23,7 @@ from mechanicd.store import _history as history
 from mechanicd.store import _pyramid as tiers
 from mechanicd.store import _sql as sql
 from mechanicd.store import _summary as summary
-from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.tuner import CONVENTIONS, TunerConfig, TunerState
 from mechanicd.tuner import _rules_numpy as rules
 
 _COLUMNS: Final = 512
@@ -248,7 +248,7 @@ def _steps(model: Model, config: TunerConfig, table: rules.Table, first: int, co
     S = rules.scale(table.s)
     values = np.empty((count, 6, len(S)))
     noise = model.noise(count)
-    rule = rules.RULES[config.convention]
+    rule = CONVENTIONS[config.convention].array_rule()
     wanted = S
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for index in range(count):
