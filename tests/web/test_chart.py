@@ -70,7 +70,7 @@ def test_a_zoom_fetches_the_steps_that_it_shows(open_page: Open) -> None:
     expect(page.locator(".grain")).to_contain_text("min, max and last")
     assert reach(page)[1] > LONG_STEPS * 0.98
     before = columns(page)
-    with page.expect_request(lambda request: "/series" in request.url and request.post_data_json["x0"] is not None) as asked:
+    with page.expect_request(lambda request: "/series" in request.url and request.post_data_json["x1"] is not None) as asked:
         drag(page, 0.60, 0.62)
     expect(page.locator(".grain")).to_have_text("every step")
     low, high = reach(page)

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { geometry, nearest, type Projection, smooth } from "../src/charts/draw";
-import { splice } from "../src/data/series";
+import { coarser, splice } from "../src/data/series";
 import { columns, random } from "./made";
 
 const WIDTH = 300;
@@ -86,4 +86,12 @@ test("a tail takes the place of what it overlaps", () => {
   assert.deepEqual(after.last, [2, 4, 5, 6, 7, 8]);
   assert.deepEqual(after.max, [2, 4, 5, 7, 8, 9]);
   assert.equal(splice(before, { ...before, x: [], first: [], last: [] }), before);
+});
+
+test("a tail that takes more steps together than the line is coarser", () => {
+  const exact = columns([1, 2, 3], 1);
+  const pairs = columns([1, 2], 2);
+  assert.equal(coarser(pairs, exact), true);
+  assert.equal(coarser(exact, pairs), false);
+  assert.equal(coarser(exact, exact), false);
 });

@@ -35,6 +35,15 @@ export function splice(columns: Columns, tail: Columns): Columns {
   };
 }
 
+/** Whether a column of `tail` takes more steps together than any of `columns` does. Pure. */
+export function coarser(tail: Columns, columns: Columns): boolean {
+  return widest(tail) > widest(columns);
+}
+
+function widest({ first, last }: Columns): number {
+  return last.reduce((widest, step, column) => Math.max(widest, step - first[column]! + 1), 0);
+}
+
 export function useSeries(names: readonly string[], ask: SeriesAsk | null): Lines {
   const [state, setState] = useState<Lines>(NOTHING);
   const lines = useRef(new Map<string, SeriesRun>());
@@ -150,10 +159,15 @@ async function fetchTails(tails: readonly Tail[], ask: SeriesAsk, signal: AbortS
   const columns = Math.min(ask.columns, Math.max(...tails.map((tail) => tail.columns)));
   const lines = new Map(tails.map((tail) => [tail.line.name, tail.line]));
   const found = await api.series([...lines.keys()], { ...ask, x0: from, columns }, signal);
-  return found.flatMap((tail) => {
+  // A run can have gone further than the live row said, and then its tail has too few columns.
+  const behind = found.filter((tail) => !tail.missing && coarser(tail.columns, lines.get(tail.name)!.columns));
+  const names = behind.map((tail) => tail.name);
+  const whole = names.length ? await api.series(names, ask, signal) : [];
+  const moved = found.flatMap((tail) => {
     const line = lines.get(tail.name);
-    if (!line || tail.missing) return [];
+    if (!line || tail.missing || behind.includes(tail)) return [];
     const columns = splice(line.columns, tail.columns);
     return [{ ...tail, first_step: line.first_step, exact: line.exact && tail.exact, columns }];
   });
+  return [...moved, ...whole];
 }
