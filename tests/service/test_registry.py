@@ -106,6 +106,29 @@ def test_takeovers_deletions_closes_and_names_leave_a_bounded_number_behind(benc
     assert bench.held_in_memory() == 2 + REMEMBERED
 
 
+def test_a_server_that_missed_a_takeover_gives_its_session_the_steps_of_the_store(bench: Bench, runner: asyncio.Runner) -> None:
+    """It stood still, has an old state in memory, and the session comes back before a commit tells it."""
+
+    async def act() -> None:
+        session = await bench.open()
+        run = bench.engine.registry.named(NAME)
+        assert run is not None
+        other = Engine(bench.store, 0.001)  # as a second server over one PostgreSQL has it
+        other.start()
+        await other.open_session(tuner_service_pb2.OpenSessionRequest(name=str(NAME), session=session))
+        scalars = resources_pb2.Reductions(delta_dot_g=[-1.0], delta_dot_x=[0.0], g_norm_sq=[1.0], x_norm_sq=[1.0])
+        for step in range(1, 4):
+            other.step(tuner_service_pb2.StepRequest(session=session, step=step, reductions=scalars))
+        await other.flush(tuner_service_pb2.FlushRequest(session=session))
+        assert run.state.step == 0
+        opened = await bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name=str(NAME), session=session))
+        assert (opened.session, opened.last_step, opened.run.session_count) == (session, 3, 1)
+        assert bench.engine.metrics.lost == 1
+        await other.writer.stop()
+
+    runner.run(act())
+
+
 def test_runs_that_other_servers_took_leave_a_bounded_number_behind(bench: Bench, runner: asyncio.Runner) -> None:
     async def act() -> None:
         for _ in range(30):

@@ -223,11 +223,14 @@ class Engine:
 
     async def _reattach(self, name: names.RunName, session: int, config: TunerConfig) -> tuner_service_pb2.OpenSessionResponse:
         """The session that holds the run reconnects: after a lost connection, or after a restart of this server."""
+        held = self._held.get(session)
+        if held is not None and name != (held.row.project, held.row.run):
+            raise unknown(session)
+        if held is not None and not await self._holds(held):
+            self.registry.lost(held)
         here = session in self._held
         if here:
             run = self.registry.get(session)
-            if name != (run.row.project, run.row.run):
-                raise unknown(session)
         else:
             row, begun = await self._find(session, name)
             # A new epoch: whatever another server still has of this session in memory, it can't commit it any more.
@@ -333,6 +336,16 @@ class Engine:
         run = ActiveRun(row, begun_after, last[0] if last else None)
         self.registry.hold(name, run)
         return run
+
+    async def _holds(self, run: ActiveRun) -> bool:
+        """Whether a run in memory is this server's in the store too. A server that stood still for a while may not know yet that
+        another one took the run; answering from memory then, it would lack steps that the other one made durable.
+        """
+        try:
+            row = await self.writer.call(self.store.get, run.row.project, run.row.run)
+        except ServiceError:  # the store is unavailable: memory has the best answer
+            return True
+        return row is not None and (row.id, row.epoch, row.session) == (run.row.id, run.row.epoch, run.row.session)
 
     async def _get(self, name: names.RunName) -> RunRow:
         row = await self.writer.call(self.store.get, name.project, name.run)
