@@ -19,6 +19,7 @@ from mechanicd.client import Reductions, open_run
 
 {before}
 sessions = [open_run(sys.argv[1], run, start=0) for run in ("one", "two")]
+trained = threading.Event()
 {after}
 def train():
     while True:
@@ -31,6 +32,7 @@ def main():
         for session in sessions:
             session.step(Reductions(-1.0, 0.5, 1.0, 2.0))
     print("trained", flush=True)
+    trained.set()
     train()
 
 {main}
@@ -86,7 +88,15 @@ def test_a_handler_of_its_own_is_called_as_ever(server: Any, project: str, where
 def test_a_trainer_that_ignores_the_signal_goes_on(server: Any, project: str) -> None:
     """It is then killed, as whoever sends SIGTERM does in the end; nothing closed the runs."""
     ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    main = "threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGKILL)).start(); main()"
+    main = """
+def kill():
+    trained.wait()
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill).start()
+main()
+"""
     assert ended(server, project, signal.SIGTERM, before=ignoring, main=main) == (-signal.SIGKILL, "")
     assert {run.status for run in runs(server, project).values()} == {resources_pb2.RUN_STATUS_RUNNING}
 
@@ -127,7 +137,7 @@ def test_a_process_whose_main_thread_waits_for_one_that_trains_ends_too(server: 
 import ctypes
 lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
 threading.Thread(target=main, daemon=True).start()
-time.sleep(0.2)
+trained.wait()
 signal.raise_signal(signal.SIGTERM)
 lock(mutex), lock(mutex)  # for ever
 """
