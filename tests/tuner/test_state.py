@@ -126,14 +126,25 @@ def test_a_length_that_does_not_fit_the_shape_is_refused(count):
 
 @pytest.mark.parametrize("field", Row._fields)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1e-300])
-def test_values_that_no_tuner_makes_are_refused_by_name(field, value):
+@pytest.mark.parametrize("arrays", [False, True])
+def test_values_that_no_tuner_makes_are_refused_by_name(field, value, arrays, numpy_from):
     values = [1.0] * 10
     values[2 * Row._fields.index(field) + 1] = value
-    if value == -1e-300 and field in ("r", "q"):  # these two may go below zero
-        assert getattr(TunerState.from_bytes(sealed(values=values), TWO_BETAS).rows[0], field) == (1.0, value)
-        return
-    with pytest.raises(StateError, match=f"whose {field} holds"):
-        TunerState.from_bytes(sealed(values=values), TWO_BETAS)
+    with numpy_from(1 if arrays else 100):
+        if value == -1e-300 and field in ("r", "q"):  # these two may go below zero
+            assert getattr(TunerState.from_bytes(sealed(values=values), TWO_BETAS).rows[0], field) == (1.0, value)
+            return
+        with pytest.raises(StateError, match=f"whose {field} holds"):
+            TunerState.from_bytes(sealed(values=values), TWO_BETAS)
+
+
+def test_without_a_config_a_state_of_any_shape_is_read_but_a_damaged_one_is_not():
+    assert TunerState.from_bytes(FIXED.to_bytes(), None) == FIXED
+    with pytest.raises(StateError, match="checksum"):
+        TunerState.from_bytes(FIXED.to_bytes()[:-1] + b"\0", None)
+    empty = struct.pack("<4sBxHIQ", b"MTNR", 1, 0, 3, 7)
+    with pytest.raises(StateError, match="3 scale groups × 0 betas"):
+        TunerState.from_bytes(empty + struct.pack("<I", zlib.crc32(empty)), None)
 
 
 def grown(data: st.DataObject, convention: str, groups: int) -> tuple[TunerConfig, TunerState]:

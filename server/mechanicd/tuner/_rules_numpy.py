@@ -38,6 +38,19 @@ def to_rows(table: Table) -> tuple[Row, ...]:
     return tuple(Row(*parts) for parts in zip(*columns, strict=True))
 
 
+def to_bytes(table: Table) -> bytes:
+    """For each group m, v, r, s, q: n float64 each, little-endian."""
+    return np.stack(table).transpose(2, 0, 1).astype("<f8").tobytes()
+
+
+def from_bytes(data: bytes, n: int, groups: int) -> Table | None:
+    """The inverse of `to_bytes`; None where a value is impossible: not finite, or below zero where it can't be."""
+    fields = np.frombuffer(data, "<f8").reshape(groups, len(Row._fields), n).transpose(1, 2, 0).astype(np.float64, order="C")
+    table = _frozen(fields)
+    possible = bool(np.isfinite(fields).all()) and all(bool((field >= 0.0).all()) for field in (table.m, table.v, table.s))
+    return table if possible else None
+
+
 def scale(s: Array) -> Array:
     """S per group, shape (G,)."""
     total = np.zeros(s.shape[1])

@@ -77,15 +77,24 @@ class TunerState:
 
     def to_bytes(self) -> bytes:
         """The versioned binary form, little-endian: header, then m v r s q per group as float64, then a CRC-32."""
-        rows = self.rows
-        n = len(rows[0].m)
-        values = [value for row in rows for field in row for value in field]
-        body = _HEADER.pack(_MAGIC, _VERSION, n, len(rows), self.step) + struct.pack(f"<{len(values)}d", *values)
+        first = self.table[0]
+        n = len(first.m if isinstance(first, Row) else first)
+        if isinstance(first, Row):
+            values = [value for row in self.rows for field in row for value in field]
+            packed = struct.pack(f"<{len(values)}d", *values)
+        else:
+            from mechanicd.tuner import _rules_numpy
+
+            packed = _rules_numpy.to_bytes(self.table)  # type: ignore[arg-type]
+        body = _HEADER.pack(_MAGIC, _VERSION, n, len(self.scale), self.step) + packed
         return body + _CRC.pack(zlib.crc32(body))
 
     @classmethod
-    def from_bytes(cls, data: bytes, config: TunerConfig) -> Self:
+    def from_bytes(cls, data: bytes, config: TunerConfig | None) -> Self:
         """The inverse of `to_bytes`; exact.
+
+        Args:
+            config: the config that the state was made with; None takes a state of any shape.
 
         Raises:
             StateError: foreign or damaged bytes, a newer version, another shape than the config's, or impossible values.
@@ -98,13 +107,19 @@ class TunerState:
         body, crc = data[: -_CRC.size], data[-_CRC.size :]
         if _CRC.pack(zlib.crc32(body)) != crc:
             raise StateError("a tuner state whose checksum does not match; the bytes were damaged, take an older checkpoint")
-        if (n, groups) != (len(config.betas), len(config.scale_groups)):
+        if not n or not groups:
+            raise StateError(
+                f"a tuner state of {groups} scale groups × {n} betas; no tuner makes that, take an older checkpoint"
+            )
+        if config is not None and (n, groups) != (len(config.betas), len(config.scale_groups)):
             raise StateError(
                 f"a tuner state of {groups} scale groups × {n} betas, the config has "
                 f"{len(config.scale_groups)} × {len(config.betas)}; resume with the config that the state was made with"
             )
         if len(body) != _HEADER.size + 8 * len(Row._fields) * n * groups:
             raise StateError(f"a tuner state of {len(data)} bytes, too short or too long for its shape")
+        if groups >= NUMPY_FROM and (state := cls._from_arrays(step, body[_HEADER.size :], n, groups)) is not None:
+            return state
         values = struct.unpack_from(f"<{len(Row._fields) * n * groups}d", body, _HEADER.size)
         _check_values(values, n)
         width = len(Row._fields) * n
@@ -113,6 +128,16 @@ class TunerState:
             for start in range(0, groups * width, width)
         )
         return cls.from_rows(step, rows)
+
+    @classmethod
+    def _from_arrays(cls, step: int, data: bytes, n: int, groups: int) -> Self | None:
+        """A state of many groups; None without numpy, or where a value is impossible."""
+        try:
+            from mechanicd.tuner import _rules_numpy
+        except ModuleNotFoundError:
+            return None
+        table = _rules_numpy.from_bytes(data, n, groups)
+        return None if table is None else cls(step, tuple(_rules_numpy.scale(table.s).tolist()), table)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TunerState) and self.to_bytes() == other.to_bytes()
