@@ -1,9 +1,11 @@
 """Builds the page into `server/mechanicd/dashboard/static/`; the build hook calls it, and so does `make`.
 
-Nothing is done while the built page is newer than its sources. Without Node, or when npm fails, the page is not built, which is
-said once on stderr: the rest of mechanicd works without it, and `/` tells what to do.
+Nothing is done while the page there is the one of these sources: `static/sources.sha256` says which it was built from, so the
+page that a source distribution carries needs no Node. Without Node, or when npm fails, the page is not built, which is said once
+on stderr: the rest of mechanicd works without it, and `/` tells what to do.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,21 +14,28 @@ from pathlib import Path
 
 WEB = Path(__file__).parent
 STATIC = WEB.parent / "mechanicd" / "dashboard" / "static"
+BUILT_FROM = STATIC / "sources.sha256"
 NODE = (20, 19)
 
 
 def sources() -> Iterator[Path]:
-    """What the page is made of; folders as well, since a file that is gone changes theirs."""
-    yield from (path for path in WEB.iterdir() if path.is_file())
-    for folder in (WEB / "src",):
-        yield folder
-        yield from folder.rglob("*")
+    """What the page is made of, in a fixed order."""
+    yield from (WEB / name for name in ("index.html", "package-lock.json", "package.json", "tsconfig.json", "vite.config.ts"))
+    yield from sorted(path for path in (WEB / "src").rglob("*") if path.is_file())
+
+
+def digest() -> str:
+    """A hash of the sources: their names and contents. Times say nothing: archives and checkouts set them as they like."""
+    found = hashlib.sha256()
+    for path in sources():
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        found.update(f"{path.relative_to(WEB).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def is_fresh() -> bool:
-    """Whether the built page is as new as all of its sources."""
-    index = STATIC / "index.html"
-    return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in sources())
+    """Whether the page there was built from these sources."""
+    return (STATIC / "index.html").is_file() and BUILT_FROM.is_file() and BUILT_FROM.read_text().strip() == digest()
 
 
 def missing() -> str:
@@ -57,12 +66,14 @@ def install() -> str:
 def build() -> bool:
     """Whether the page is there now, as its sources are."""
     if is_fresh():
+        (STATIC / "index.html").touch()  # for make, which goes by times
         return True
     failed = missing() or install() or npm("run", "--silent", "build")
     if failed:
         sys.stderr.write(f"mechanicd: the page was not built. {failed}\n")
         sys.stderr.write("The rest works without it; to have the page, mend this and install again.\n")
         return False
+    BUILT_FROM.write_text(digest() + "\n")
     return True
 
 
