@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sqlite3
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 from mechanicd.runs import EventKind, RunStatus
-from mechanicd.service import Engine, ServiceError, _writer
-from mechanicd.store import Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreUnavailable
+from mechanicd.service import Engine, ServiceError, _clock, _writer
+from mechanicd.store import Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreRejected, StoreUnavailable
 from mechanicd.tuner import Reductions, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -25,6 +26,7 @@ class TroubledStore:
     def __init__(self, path: Path) -> None:
         self.inner = SQLiteStore(str(path))
         self.error: Exception | None = None
+        self.reject = 0
         self.go = threading.Event()
         self.go.set()
 
@@ -32,6 +34,8 @@ class TroubledStore:
         self.go.wait(20)
         if self.error is not None:
             raise self.error
+        if any(commit.run_id == self.reject for commit in commits):
+            raise StoreRejected("a value is out of range")
         return self.inner.commit(commits, releases)
 
     @property
@@ -162,6 +166,80 @@ def test_while_the_store_fails_steps_go_on_and_when_it_works_again_nothing_is_lo
     bench = play(act)
     assert bench.stored() == bench.taken()
     assert len(bench.taken()) == 40
+
+
+def test_a_run_that_the_store_rejects_holds_up_no_other(play: Callable[..., Bench], caplog: pytest.LogCaptureFixture) -> None:
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.step(10)
+        assert await bench.flush() == 10
+        other = (await bench.engine.open_session(tuner_service_pb2.OpenSessionRequest(name="projects/p/runs/other"))).session
+        bad = bench.engine.registry.get(other)
+        bench.store.reject = bad.row.id
+        message = resources_pb2.Reductions(**{name: [value] for name, value in SCALARS._asdict().items()})
+        for step in range(1, 6):
+            bench.engine.step(tuner_service_pb2.StepRequest(session=other, step=step, reductions=message))
+            bench.step()
+            assert await bench.flush() == 10 + step
+        flush = bench.engine.flush(tuner_service_pb2.FlushRequest(session=other))
+        assert (await bench.refused(flush)).reason == "STORE_UNAVAILABLE"
+        assert bench.health == [], "the store works"
+        assert [record.getMessage().count("can't be stored") for record in caplog.records].count(1) == 1, "said once"
+        bench.store.reject = 0
+        assert (await bench.engine.flush(tuner_service_pb2.FlushRequest(session=other))).durable_step == 5
+        bench.step()
+        assert await bench.flush() == 16
+
+    bench = play(act, flush_interval=0.05)  # both runs are in each commit
+    assert bench.stored() == bench.taken()
+
+
+@pytest.mark.parametrize("now", [1, -(10**18), 10**18, 2**63 - 1, 2**65, 1_800_000_000 * 10**9 - 10**9])
+def test_wherever_the_clock_is_set_steps_stay_durable(
+    play: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, now: int
+) -> None:
+    async def act(bench: Bench) -> None:
+        monkeypatch.setattr(_clock, "time_ns", lambda: 1_800_000_000 * 10**9)
+        await bench.open()
+        bench.step(20)
+        assert await bench.flush() == 20
+        monkeypatch.setattr(_clock, "time_ns", lambda: now)
+        bench.step(200)
+        bench.engine.disconnected({bench.session})
+        assert await bench.flush() == 220
+        monkeypatch.setattr(_clock, "time_ns", lambda: 1_800_000_001 * 10**9)
+        bench.step(200)
+        assert await bench.flush() == 420
+        row = bench.store.get("p", "r")
+        assert 0 < row.interval < 10**9
+        assert bench.health == []
+
+    bench = play(act)
+    assert bench.stored() == bench.taken()
+
+
+def test_an_interval_that_an_earlier_version_stored_below_0_heals(play: Callable[..., Bench], tmp_path: Path) -> None:
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.step(3)
+        await bench.flush()
+
+    play(act)
+    with sqlite3.connect(tmp_path / "runs.db") as db:
+        db.execute("UPDATE runs SET step_interval = -9223372036854775807")
+    db.close()
+
+    async def again(bench: Bench) -> None:
+        await bench.open()
+        assert bench.store.get("p", "r").interval == 0
+        bench.states = [Tuner().init()]
+        for _ in range(3):
+            bench.states.append(Tuner().update(bench.states[-1], SCALARS))
+        bench.step(3)
+        assert await bench.flush() == 6
+        assert bench.store.get("p", "r").interval > 0
+
+    play(again)
 
 
 def test_a_close_while_the_store_fails_is_refused_and_can_be_sent_again(play: Callable[..., Bench]) -> None:

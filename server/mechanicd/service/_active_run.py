@@ -6,11 +6,12 @@ back: `restore` resets `_committing_after`.
 """
 
 from dataclasses import replace
-from time import time_ns
+from time import monotonic_ns
 
 from mechanicd import runs
 from mechanicd.runs import EventRow, RunRow, StepRow
 from mechanicd.service import _convert
+from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError
 from mechanicd.store import Commit
 from mechanicd.tuner import ReductionsError, Tuner, TunerState
@@ -45,7 +46,7 @@ class ActiveRun:
         "_last",
         "_pending",
         "_step_time",
-        "_stepped",
+        "_tick",
         "_touched",
         "_tuner",
         "begun_after",
@@ -72,7 +73,7 @@ class ActiveRun:
         self._committing_after = row.last_step
         self._step_time = row.step_time
         self._interval = row.interval
-        self._stepped = False
+        self._tick = 0
         self._last = None if last is None else rebuilt(row.session, last)
 
     def now(self) -> RunRow:
@@ -105,12 +106,12 @@ class ActiveRun:
         else:
             state, outcome = tuner.hold(state), runs.StepOutcome.HELD if request.hold else runs.StepOutcome.NON_FINITE
             h = (_NAN,) * self._groups
-        now = time_ns()
-        if self._stepped:
-            gap, usual = now - self._step_time, self._interval
+        now, tick = now_ns(), monotonic_ns()
+        if self._tick:  # not at this server's first step of the run
+            gap, usual = tick - self._tick, self._interval
             # A slow average in integers; a pause (an evaluation, a checkpoint) counts as eight intervals at most.
             self._interval = usual + ((min(gap, 8 * usual) - usual) >> 4) if usual else gap
-        self._stepped = True
+        self._tick = tick
         lr = request.base_lr if request.HasField("base_lr") else None
         g, x, gg, xx = zip(*groups, strict=True)
         self._pending.append(

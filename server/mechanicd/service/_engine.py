@@ -3,12 +3,12 @@
 import logging
 import secrets
 from collections.abc import Callable
-from time import time_ns
 from typing import Any, Final
 
 from mechanicd.runs import RunRow, SessionRow
 from mechanicd.service import _convert, _events, _session_start
 from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repeated
+from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._registry import Registry, Unrecognized, unknown
@@ -151,7 +151,7 @@ class Engine:
         for session in sessions:
             run = self._held.get(session)
             if run is not None and not run.fenced_by:
-                run.disconnected(time_ns())
+                run.disconnected(now_ns())
                 self.writer.mark(run)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Engine:
                 row = await self._get(name)
                 decision = _session_start.decide(row, fresh, start)
                 state = decision.state or state
-            now = time_ns()
+            now = now_ns()
             # Conditional on the epoch just read: if another server claimed the run meanwhile, this raises OwnershipLost,
             # nothing is written, and `open_session` looks again.
             row = await self.writer.call(
@@ -234,14 +234,14 @@ class Engine:
         else:
             row, begun = await self._find(session, name)
             # A new epoch: whatever another server still has of this session in memory, it can't commit it any more.
-            now = time_ns()
+            now = now_ns()
             stats, events = row.stats.came_back(now), _events.reattached(row, now, in_memory=False)
             row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
             run = await self._hold(name, row, begun.after_step)
         _session_start.check_config(run.row.config, config)
         self.metrics.opened[_OUTCOMES[_session_start.REATTACHED]] += 1
         if here:
-            now = time_ns()
+            now = now_ns()
             run.reattached(now, _events.reattached(run.now(), now, in_memory=True))
             self.writer.mark(run)
         explanation = f"the session reattached; the server has step {run.state.step}"
@@ -268,7 +268,7 @@ class Engine:
             session=run.row.session,
             status=_convert.CLOSING_STATUS[request.status],
             message=_convert.text_in(request.message, 1000),
-            events=(_events.closed(run.state.step, time_ns(), _convert.CLOSING_STATUS[request.status], request.message),),
+            events=(_events.closed(run.state.step, now_ns(), _convert.CLOSING_STATUS[request.status], request.message),),
         )
         # Conditional on epoch and session, like a commit: if the run was taken over meanwhile, this closes nothing.
         await self.writer.release(release)
@@ -338,8 +338,10 @@ class Engine:
         return run
 
     async def _holds(self, run: ActiveRun) -> bool:
-        """Whether a run in memory is this server's in the store too. A server that stood still for a while may not know yet that
-        another one took the run; answering from memory then, it would lack steps that the other one made durable.
+        """Whether a run in memory is this server's in the store too.
+
+        A server that stood still may not know yet that another one took the run. Its memory then lacks steps that the other one
+        made durable.
         """
         try:
             row = await self.writer.call(self.store.get, run.row.project, run.row.run)
@@ -361,7 +363,7 @@ class Engine:
         state = TunerState.initial(config)
         try:
             created = await self.writer.call(
-                self.store.create, name.project, name.run, config, state.to_bytes(), state.scale, time_ns()
+                self.store.create, name.project, name.run, config, state.to_bytes(), state.scale, now_ns()
             )
         except RunExists:
             return await self._get(name), False

@@ -2,11 +2,11 @@
 
 import logging
 import secrets
-from time import time_ns
 from typing import Final
 
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
 from mechanicd.service import _convert
+from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._replay import replayed
@@ -59,7 +59,7 @@ class Lineage:
             row = await self._engine.flushed(name)  # with the steps taken until the fence; none follows
             from_to = f"from step {row.last_step} to {state.step}"
             event = EventRow(
-                time_ns(), state.step, EventKind.REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
+                now_ns(), state.step, EventKind.REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
             )
             now = await self._call(
                 self._store.rewind,
@@ -86,7 +86,7 @@ class Lineage:
                 raise _exists(name)
             state = await self._state(row, request.after_step)
             message = f"forked from {source} after step {state.step}; no trainer has opened it yet"
-            now = time_ns()
+            now = now_ns()
             change = Fork(
                 source_id=row.id,
                 expected_epoch=row.epoch,

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import time_ns
+from time import monotonic_ns
 from typing import Any, Final
 
 from mechanicd.runs import Alert, RunRow, Silence, alerts, judged
+from mechanicd.service._clock import now_ns
 from mechanicd.store import Store, changes
 
 JUDGE_NS: Final = 10**9
@@ -45,14 +46,14 @@ class RunCache:
 
     def judge(self, row: RunRow) -> Seen:
         """A run with its status and alerts as of now."""
-        now = time_ns()
+        now = now_ns()
         return judged(row, now, self._silence), alerts(row, now, self._silence)
 
     async def watch(self) -> dict[int, Seen]:
         """Every run by id, judged within the last second: cheap enough to call several times a second."""
         rows, before = await self.read(), self._seen
-        if time_ns() - self._seen_at >= JUDGE_NS:
-            before, self._seen_at = {}, time_ns()
+        if monotonic_ns() - self._seen_at >= JUDGE_NS:
+            before, self._seen_at = {}, monotonic_ns()
         self._seen = {
             row.id: known if (known := before.get(row.id)) and known[0].revision == row.revision else self.judge(row)
             for row in rows

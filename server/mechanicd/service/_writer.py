@@ -10,13 +10,14 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import monotonic, time_ns
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from mechanicd.service._active_run import ActiveRun
+from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
-from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError
+from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError, StoreUnavailable
 
 log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
@@ -76,6 +77,7 @@ class Writer:
         self._on_health = on_health
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mechanicd-store")
         self._dirty: set[ActiveRun] = set()
+        self._rejected: set[ActiveRun] = set()  # what the store rejects although it works
         self._waiting: list[tuple[ActiveRun, int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -123,6 +125,11 @@ class Writer:
         target = run.state.step
         if run.durable_step >= target:
             return
+        if run in self._rejected:
+            await self._retry({run})
+            if run.durable_step < target:
+                raise _unavailable()
+            return
         # The run is dirty: it was marked at each step, and a failed commit marks it again. So a commit will settle this.
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((run, target, future))
@@ -141,9 +148,8 @@ class Writer:
         if self._task is not None:  # not cancelled: that would lose the steps of a commit in flight
             await self._task
         await self._commit()
-        for _, _, future in self._waiting:
-            if not future.done():
-                future.set_exception(_unavailable())
+        await self._retry(self._rejected)
+        self._refuse_waiting()
         self._thread.shutdown()
 
     async def _run(self) -> None:
@@ -168,6 +174,7 @@ class Writer:
 
     async def _tend(self) -> bool:
         """One portion of the store's upkeep; returns whether there is more. Also notices a lost store when no steps arrive."""
+        await self._retry(self._rejected)
         try:
             if self._folding or self.store.unfolded > FOLD_BYTES or monotonic() - self._folded >= FOLD_SECONDS:
                 self._folding = await self._in_thread(self.store.fold)
@@ -177,7 +184,7 @@ class Writer:
             else:
                 await self._in_thread(self.store.ping)
             if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
-                oldest = self._retention.oldest(time_ns())
+                oldest = self._retention.oldest(now_ns())
                 if await self._in_thread(self.store.retain, self._retention.keep_steps, oldest):
                     return True
                 self._retained = monotonic()
@@ -194,33 +201,66 @@ class Writer:
         """One group commit; returns whether the store took it."""
         async with self._commit_lock:
             # A run that is marked while this commit is in flight goes into the new set, and so into the next commit.
-            runs, self._dirty = [run for run in self._dirty if run.dirty], set()
+            runs, self._dirty = [run for run in self._dirty - self._rejected if run.dirty], set()
             if not runs:
                 return True
-            commits: list[Commit] = [run.collect() for run in runs]
-            begun = monotonic()
             try:
-                commits, kept = await self._in_thread(self._keep, runs, commits)
+                await self._commit_together(runs)
             except Exception as error:  # not only StoreError: whatever it is, the writer must keep running and report it
-                # Nothing was written, or the outcome is unknown (a connection lost during COMMIT). If it was written, the retry
-                # finds the row past the step that it starts from; the run then counts as lost, and its client reattaches.
-                for run, commit in zip(runs, commits, strict=True):
-                    run.restore(commit)
-                self._dirty.update(runs)
-                self._metrics.commits_failed += 1
-                self._fail(error)
-                return False
-            self._metrics.committed(commits, monotonic() - begun)
-            # The commits of one transaction succeed one by one: each only if the run's row still has our epoch and session and
-            # is at the step that the commit starts from. Where it isn't, nothing was written and the run is no longer ours.
-            for run, commit, ok in zip(runs, commits, kept, strict=True):
-                if ok:
-                    run.committed(commit)
-                else:
-                    self._on_lost(run)
-            self._settle(lost={run for run, ok in zip(runs, kept, strict=True) if not ok})
+                if len(runs) == 1 or isinstance(error, StoreUnavailable):
+                    self._dirty.update(runs)
+                    self._fail(error)
+                    return False
+                await self._commit_alone(runs)
         self._well()
         return True
+
+    async def _commit_together(self, runs: list[ActiveRun]) -> None:
+        """One transaction. If it fails, the runs' steps are back in their queues."""
+        commits: list[Commit] = [run.collect() for run in runs]
+        begun = monotonic()
+        try:
+            commits, kept = await self._in_thread(self._keep, runs, commits)
+        except BaseException:
+            # Nothing was written, or the outcome is unknown (a connection lost during COMMIT). If it was written, the retry
+            # finds the row past the step that it starts from; the run then counts as lost, and its client reattaches.
+            for run, commit in zip(runs, commits, strict=True):
+                run.restore(commit)
+            self._metrics.commits_failed += 1
+            raise
+        self._metrics.committed(commits, monotonic() - begun)
+        # The commits of one transaction succeed one by one: each only if the run's row still has our epoch and session and
+        # is at the step that the commit starts from. Where it isn't, nothing was written and the run is no longer ours.
+        for run, commit, ok in zip(runs, commits, kept, strict=True):
+            if ok:
+                run.committed(commit)
+            else:
+                self._on_lost(run)
+        self._settle(lost={run for run, ok in zip(runs, kept, strict=True) if not ok})
+
+    async def _retry(self, rejected: set[ActiveRun]) -> None:
+        if rejected:
+            async with self._commit_lock:
+                await self._commit_alone(list(rejected))
+
+    async def _commit_alone(self, runs: list[ActiveRun]) -> None:
+        """A transaction for each run, because one of them made the store reject all. That one keeps its steps in memory, and it
+        is tried again alone, so that it holds up nobody else.
+        """
+        for run in runs:
+            try:
+                await self._commit_together([run])
+            except StoreUnavailable as error:
+                self._dirty.add(run)
+                self._fail(error)
+            except Exception as error:
+                if run not in self._rejected:
+                    name = f"projects/{run.row.project}/runs/{run.row.run}"
+                    log.error("%s: can't be stored, its steps stay in memory: %s", name, error, exc_info=_unexpected(error))
+                self._rejected.add(run)
+                self._refuse_waiting(run)
+            else:
+                self._rejected.discard(run)
 
     def _keep(self, runs: list[ActiveRun], commits: list[Commit]) -> tuple[list[Commit], list[bool]]:
         """On the store's thread: computes the stats, and commits."""
@@ -251,16 +291,24 @@ class Writer:
     def _fail(self, error: Exception) -> None:
         if self.healthy:
             self.healthy = False
-            log.error(
-                "store: %s; steps are kept in memory, and the commit is retried",
-                error,
-                exc_info=None if isinstance(error, StoreError) else error,
-            )
+            log.error("store: %s; steps are kept in memory, and the commit is retried", error, exc_info=_unexpected(error))
             self._on_health(False)
-        for _, _, future in self._waiting:
-            if not future.done():
+        self._refuse_waiting()
+
+    def _refuse_waiting(self, which: ActiveRun | None = None) -> None:
+        """Whoever waits for a run's steps hears that they can't be made durable now; without a run, everybody does."""
+        still = []
+        for run, target, future in self._waiting:
+            if which not in (None, run):
+                still.append((run, target, future))
+            elif not future.done():
                 future.set_exception(_unavailable())
-        self._waiting = []
+        self._waiting = still
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    """The error if its traceback belongs in the log."""
+    return None if isinstance(error, StoreError) else error
 
 
 def _unavailable() -> ServiceError:

@@ -18,6 +18,7 @@ from mechanicd.store._errors import (
     StoreInUse,
     StoreNotWritable,
     StorePackageMissing,
+    StoreRejected,
     StoreUnavailable,
 )
 from mechanicd.store._interface import Store, changes
@@ -50,6 +51,7 @@ __all__ = [
     "StoreInUse",
     "StoreNotWritable",
     "StorePackageMissing",
+    "StoreRejected",
     "StoreUnavailable",
     "SummaryRequest",
     "changes",

@@ -2,6 +2,7 @@
 
     StoreError                what every caller may catch; only its subclasses are raised
     ├── StoreUnavailable      can't be read or written now; nothing changed, and a retry may work
+    ├── StoreRejected         works, but rejects a value; nothing changed, and a retry does not help
     ├── StoreNotWritable      can't be written by this user, or is no database of this program
     ├── StoreInUse            another server holds this database
     ├── SchemaTooNew          a newer mechanicd wrote it
@@ -28,6 +29,12 @@ class StoreUnavailable(StoreError):
     """The database can't be read or written now: it is unreachable, full, or failing. Nothing changed."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class StoreRejected(StoreError):
+    """The database works, but rejects a value that was to be written. Nothing changed."""
+
+    reason = "STORE_REJECTED"
 
 
 class StoreNotWritable(StoreError):

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import psycopg
 from psycopg import errors as pg
 
-from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable, StoreUnavailable
+from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable, StoreRejected, StoreUnavailable
 from mechanicd.store._migrations import SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
@@ -246,6 +246,8 @@ class PostgresStore(SQLStore):
                 raise StoreNotWritable(
                     f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user with that right"
                 ) from None
+            if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
+                raise StoreRejected(f"{self.path} rejects a value: {_short(error)}") from None
             raise StoreUnavailable(f"{self.path} could not be {doing}: {_short(error)}") from None
 
     def _migrate(self) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from mechanicd.store import _migrations
-from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreError, StoreInUse, StoreNotWritable, StoreUnavailable
+from mechanicd.store._errors import (
+    SchemaTooNew,
+    SchemaTooOld,
+    StoreError,
+    StoreInUse,
+    StoreNotWritable,
+    StoreRejected,
+    StoreUnavailable,
+)
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
 
@@ -190,6 +198,8 @@ class SQLiteStore(SQLStore):
                 if self._db.in_transaction:  # a full disk ends the transaction by itself
                     self._db.execute("ROLLBACK")
                 raise
+        except (OverflowError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+            raise StoreRejected(f"{self.path} rejects a value: {error}") from error
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path} could not be written: {error}") from error
 

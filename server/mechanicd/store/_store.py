@@ -407,7 +407,7 @@ def _run_in(row: Sequence[Any]) -> RunRow:
         state=bytes(values["state"]),
         scale=floats_in(values["scale"]),
         status=RunStatus(values["status"]),
-        interval=values["step_interval"],
+        interval=max(0, values["step_interval"]),  # version 0.1 stored negative ones where the clock was set back
         stats=RunStats.from_text(values["vitals"]),
         **{name: values[name] for name in _PLAIN},
     )
