@@ -57,7 +57,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where checkpoints go")
+    parser.add_argument("--output", type=Path, required=True, help="the folder for checkpoints")
     parser.add_argument("--target", help="the server's address; without it, the tuner runs in this process")
     parser.add_argument("--run", default="minilm/r8")
     parser.add_argument("--steps", type=int, default=600)

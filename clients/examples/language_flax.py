@@ -3,9 +3,9 @@
     mechanicd serve &
     python clients/examples/language_flax.py --target 127.0.0.1:50051 --checkpoint austen.msgpack
 
-Kill it at any moment and start it again: it goes on from the checkpoint, and so does its run on the server.
-Needs `pip install 'mechanicd[jax]' flax`; `--text FILE` trains on a text of yours, else on Debian's r-cran-janeaustenr
-(`pip install 'mechanicd[experiments]'`).
+Kill it at any moment and start it again: it resumes from the checkpoint, and so does its run on the server.
+Needs `pip install 'mechanicd[jax]' flax`. `--text FILE` trains on your own text; without it, the script reads Debian's
+r-cran-janeaustenr (`pip install 'mechanicd[experiments]'`).
 """
 
 import argparse
@@ -22,10 +22,10 @@ import optax
 from mechanicd.jax import mechanize, scale
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--target", default=os.environ.get("MECHANICD_TARGET"), help="the server; none: a tuner in this process")
+parser.add_argument("--target", default=os.environ.get("MECHANICD_TARGET"), help="the server; default: no server")
 parser.add_argument("--run", default="austen/seed0")
 parser.add_argument("--base", choices=["adamw", "lion"], default="adamw")
-parser.add_argument("--text", type=Path, help="a UTF-8 text to learn; default: Jane Austen's six novels")
+parser.add_argument("--text", type=Path, help="a UTF-8 text to train on; default: Jane Austen's six novels")
 parser.add_argument("--checkpoint", type=Path, default=Path("austen.msgpack"))
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
@@ -93,7 +93,7 @@ params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, CONTEXT), jnp.int3
 state, begin = jax.jit(tx.init)(params), 0
 if args.checkpoint.exists():
     params, state, begin = flax.serialization.from_bytes((params, state, begin), args.checkpoint.read_bytes())
-    print(f"goes on after step {begin}, S {scale(state):.2e}")
+    print(f"resumed after step {begin}, S {scale(state):.2e}")
 
 measure = jax.jit(loss)
 held_out = batch(0, test, 128)

@@ -24,43 +24,43 @@ _SAY_SECONDS: Final = 15.0
 _results_option = click.option(
     "--results",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file that keeps what came of the trainings.  [default: results.jsonl in the work folder]",
+    help="The file of results.  [default: results.jsonl in the work folder]",
 )
 _work_option = click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_WORK,
     show_default=True,
-    help="Where results, checkpoints, the server's store and logs are kept.",
+    help="The folder for results, checkpoints, the server's store and logs.",
 )
 _data_option = click.option(
     "--data",
     "data",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"The folder of the prepared sets.  [default: ${_data.VARIABLE}, or the user's cache]",
+    help=f"The folder of prepared data.  [default: ${_data.VARIABLE}, or the user's cache]",
 )
 
 
 def _to_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     kind = click.Path(path_type=Path, file_okay=False)
-    return click.option("--to", "folder", type=kind, help=f"Where.  [default: {default}]")
+    return click.option("--to", "folder", type=kind, help=f"The folder to write to.  [default: {default}]")
 
 
 _quick_option = click.option(
-    "--quick", is_flag=True, help="Everything small: it shows that all works, not which method is best."
+    "--quick", is_flag=True, help="Everything small: shows that it works, and says nothing about the methods."
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The paper's experiments at small scale, on real data that ships inside packages, as a fleet of labelled runs."""
+    """The paper's experiments at small scale, on real data that ships inside packages, as a fleet of labeled runs."""
 
 
 @main.command("list")
 @_quick_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(quick: bool, as_json: bool) -> None:
-    """Say what there is to run."""
+    """List the experiments."""
     rows = [
         {
             "name": each.name,
@@ -76,57 +76,61 @@ def list_(quick: bool, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(
-            f"{row['name']:<10} {row['trainings']:>5} trainings on {row['rows']:>2} rows  {row['about']} ({row['paper']})"
+            f"{row['name']:<10} {row['trainings']:>5} runs on {row['rows']:>2} problems  {row['about']} ({row['paper']})"
         )
-    click.echo("Trainings that two experiments share are trained once.")
+    click.echo("Runs that two experiments share are trained once.")
 
 
 @main.command("data")
 @click.argument("names", nargs=-1, metavar="[SET…]")
 @_to_option("as of `run --data`")
 def data_(names: Sequence[str], folder: Path | None) -> None:
-    """Prepare data: read packages, split, make numbers. The folder alone is what a training needs, and can be carried."""
+    """Prepare the data: read it from packages, split it, convert it. The folder can be copied to another machine."""
     from experiments._sources import SETS, prepare
 
     if unknown := set(names) - set(SETS):
-        raise click.BadParameter(f"no set {', '.join(sorted(unknown))}; choose from {', '.join(SETS)}", param_hint="SET")
+        message = f"unknown set {', '.join(sorted(unknown))}; choose from {', '.join(SETS)}"
+        raise click.BadParameter(message, param_hint="SET")
     folder = folder or _data.default_folder()
     with _said_errors():
         prepare(folder, click.echo, names or tuple(SETS))
     size = sum(path.stat().st_size for path in folder.glob("*.npz"))
-    click.echo(f"{folder}: all there, {size / 1e6:.1f} MB")
+    click.echo(f"{folder}: complete, {size / 1e6:.1f} MB")
 
 
 @main.command("run")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|all…")
 @_quick_option
-@click.option("--target", help="A server to join, or `none` for tuners in the trainings' own processes.  [default: starts one]")
+@click.option("--target", help="The server to use, or `none` for tuners inside the training processes.  [default: start one]")
 @click.option(
     "--http",
     default="127.0.0.1:0",
     show_default=True,
     metavar="HOST:PORT|off",
-    help="Where a server started here has its page.",
+    help="The page's address, if a server is started.",
 )
-@click.option("--project", help="The runs' project on the server.  [default: experiments]")
-@click.option("--shard", metavar="I/N", default="1/1", help="Only the I-th of N parts.")
+@click.option("--project", help="The project of the runs on the server.  [default: experiments]")
+@click.option("--shard", metavar="I/N", default="1/1", help="Train only the I-th of N parts.")
 @click.option(
-    "--tasks", multiple=True, metavar="GLOB", help="Only tasks with names like this, such as 'finetune/*'; repeatable."
+    "--tasks",
+    multiple=True,
+    metavar="GLOB",
+    help="Train only tasks that match, such as 'finetune/*'; may be repeated.",
 )
-@click.option("--time-limit", type=float, metavar="MINUTES", help="Stop then; another `run` goes on from there.")
-@click.option("--workers", type=click.IntRange(1), help="Trainings at once on the CPU.  [default: one a processor]")
+@click.option("--time-limit", type=float, metavar="MINUTES", help="Stop after this time; the same command continues.")
+@click.option("--workers", type=click.IntRange(1), help="Runs to train at once on the CPU.  [default: one per core]")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="cpu",
     show_default=True,
-    help=f"auto: models {', '.join(HEAVY)} on the GPU where there is one, beside the others on the CPU.",
+    help=f"auto: train the models {', '.join(HEAVY)} on the GPU, if there is one, and the others on the CPU.",
 )
-@click.option("--cuda-workers", type=click.IntRange(1), default=4, show_default=True, help="Trainings at once on the GPU.")
+@click.option("--cuda-workers", type=click.IntRange(1), default=4, show_default=True, help="Runs to train at once on the GPU.")
 @_data_option
 @_work_option
 @_results_option
-@click.option("--json", "as_json", is_flag=True, help="Print how far it is as JSON at the end; progress goes to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; progress goes to stderr.")
 def run_(
     names: Sequence[str],
     quick: bool,
@@ -144,7 +148,7 @@ def run_(
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Train what has no result yet, as a fleet of runs; Ctrl-C at any time, and the same command goes on."""
+    """Train all runs that have no result yet. Stop it with Ctrl-C at any time; the same command continues."""
     work = work / "quick" if quick else work
     results = results or work / "results.jsonl"
     deadline = None if time_limit is None else time.monotonic() + 60.0 * time_limit
@@ -163,15 +167,15 @@ def run_(
         document = {"results": str(results), "done": reached.done, "total": reached.total, "left_s": round(reached.left_s)}
         click.echo(json.dumps(document, indent=2))
     else:
-        after = f"; {left} are left, about {_minutes(reached.left_s)}: run it again to go on" if left else ""
-        click.echo(f"{reached.done} of {reached.total} trainings have ended{after}. Results: {results}")
+        after = f"; {left} are left, about {_minutes(reached.left_s)}: run it again to continue" if left else ""
+        click.echo(f"{reached.done} of {reached.total} runs have ended{after}. Results: {results}")
 
 
 @main.command("merge")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--into", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The results file to add to.")
 def merge_(sources: Sequence[Path], into: Path) -> None:
-    """Bring results of several machines into one file."""
+    """Combine the results of several machines in one file."""
     with _said_errors():
         added = _results.merge(into, sources)
     click.echo(f"{added} records added to {into}")
@@ -183,7 +187,7 @@ def merge_(sources: Sequence[Path], into: Path) -> None:
 @_results_option
 @_to_option("report in the work folder")
 def report_(quick: bool, work: Path, results: Path | None, folder: Path | None) -> None:
-    """Write the page, README.md with its plots, from the results file alone."""
+    """Write the report (README.md and its plots) from the results file."""
     from experiments._report import write
 
     work = work / "quick" if quick else work
@@ -213,7 +217,7 @@ def _parsed(shard: str, tasks: Sequence[str]) -> _plan.Shard:
 
 
 def _ensure_data(folder: Path, experiments: Sequence[Experiment]) -> None:
-    """Prepares what is not there yet."""
+    """Prepares the data that is not there yet."""
     names = {row.task.data for experiment in experiments for row in experiment.rows}
     if any(row.task.model == "minilm" for experiment in experiments for row in experiment.rows):
         names.add("minilm")
@@ -232,7 +236,7 @@ def _workers(device: str, workers: int | None, cuda_workers: int) -> dict[str, i
 
     if not torch.cuda.is_available():
         if device == "cuda":
-            raise click.BadParameter("there is no GPU that torch can use; give --device cpu", param_hint="--device")
+            raise click.BadParameter("torch finds no GPU; pass --device cpu", param_hint="--device")
         return {"cpu": workers or processors}
     if device == "cuda":
         return {"cuda": cuda_workers}
@@ -243,7 +247,7 @@ def _workers(device: str, workers: int | None, cuda_workers: int) -> dict[str, i
 def _server(
     target: str | None, http: str, work: Path, check: Callable[[], None]
 ) -> Iterator[tuple[str | None, str, Callable[[], None]]]:
-    """The server's address, its page's, and what to call often; a server that is started here ends here."""
+    """The server's address, its page's address, and a check to call often. A server that is started here is stopped here."""
     if target is not None:
         yield (None if target == "none" else target), "", check
         return
@@ -257,7 +261,7 @@ def _server(
 
 
 class _Said:
-    """Says how far a run is: one line that changes on a terminal, elsewhere a line now and then."""
+    """Shows the progress: one line that changes on a terminal, and a line now and then elsewhere."""
 
     def __init__(self, console: Console, target: str | None, project: str, page: str) -> None:
         self._console = console
@@ -270,7 +274,7 @@ class _Said:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        line = f"{progress.done}/{progress.total} trainings, about {_minutes(progress.left_s)} left; {progress.last}"
+        line = f"{progress.done}/{progress.total} runs, about {_minutes(progress.left_s)} left; {progress.last}"
         if self._console.is_terminal:
             self._console.print(line, end="\r" if progress.done < progress.total else "\n", overflow="ellipsis", no_wrap=True)
         elif now - self._said >= _SAY_SECONDS or progress.done == progress.total:
@@ -287,11 +291,11 @@ def _said_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise click.ClickException(f"{error.filename} is not there; `python -m experiments run` makes it") from None
+        raise click.ClickException(f"{error.filename} does not exist; `python -m experiments run` creates it") from None
     except (DataMissing, DemoError, RunFailed, _results.ResultsUnreadable) as error:
         raise click.ClickException(str(error)) from None
     except Stopped as stopped:
-        click.echo(f"{stopped}: the trainings are stopped; the same command goes on from here", err=True)
+        click.echo(f"{stopped}: stopped all training; the same command continues from here", err=True)
         sys.exit(128 + stopped.signum)
 
 

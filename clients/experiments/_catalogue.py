@@ -328,17 +328,17 @@ def _quickly(experiment: Experiment) -> Experiment:
 
 
 QUICK: Final = tuple(map(_quickly, FULL))
-"""Every part of every experiment in minutes. Too few steps and seeds to judge anything by."""
+"""Every part of every experiment, in minutes. It has too few steps and seeds to judge the methods."""
 
 
 def choose(names: Iterable[str], experiments: tuple[Experiment, ...]) -> tuple[Experiment, ...]:
     """The experiments of these names, in the list's order; "all" for all.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no experiment has that name.
     """
     wanted = set(names)
     known = {experiment.name for experiment in experiments}
     if unknown := wanted - known - {"all"}:
-        raise ValueError(f"no experiment {', '.join(sorted(unknown))}; choose from all, {', '.join(sorted(known))}")
+        raise ValueError(f"unknown experiment {', '.join(sorted(unknown))}; choose from all, {', '.join(sorted(known))}")
     return tuple(experiment for experiment in experiments if "all" in wanted or experiment.name in wanted)

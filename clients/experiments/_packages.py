@@ -63,7 +63,7 @@ def of_debian(name: str, file: str) -> Path:
 
 
 def _unpacked(what: str, name: str, archives: str, fetch: list[str], unpack: Callable[[Path, Path], None]) -> Path:
-    """The folder of a package in the user's cache; whole, or not there."""
+    """The folder of a package in the user's cache, which is complete if it exists."""
     packed = default_folder() / "packages"
     place = packed / name
     if not place.exists():
@@ -80,11 +80,11 @@ def _unpacked(what: str, name: str, archives: str, fetch: list[str], unpack: Cal
 
 
 def _run(command: list[str], folder: Path, what: str, how: str) -> None:
-    said = f"{what} is not here, and `{' '.join(command)}` failed"
+    said = f"{what} is not installed, and `{' '.join(command)}` failed"
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise DataMissing(f"{said}: {error}; {how}") from None
     if done.returncode != 0:
         last = " / ".join(done.stderr.strip().splitlines()[-3:])
-        raise DataMissing(f"{said}: {last or 'no word'}; {how}")
+        raise DataMissing(f"{said}: {last or 'no output'}; {how}")

@@ -30,7 +30,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str, tasks: Iterable[str] = ()) -> "Shard":
-        """Raises ValueError where it is not i/n with 1 ≤ i ≤ n."""
+        """Raises ValueError if the text is not i/n with 1 ≤ i ≤ n."""
         i, slash, n = text.partition("/")
         if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
             raise ValueError(f"got {text!r}; expected i/n, such as 1/4 for the first of four parts")

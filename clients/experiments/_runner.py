@@ -130,7 +130,7 @@ def run(
                     tell(_progress(len(every), left.values(), records, setup, training.key))
     if failures:
         more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
-        raise RunFailed(f"{failures[0]}{more}; what had ended is kept, and the same command tries these again")
+        raise RunFailed(f"{failures[0]}{more}; finished results are kept, and the same command tries these again")
     return _progress(len(every), left.values(), records, setup)
 
 
@@ -186,7 +186,7 @@ class _Pool:
             try:
                 result = future.result()
             except BrokenProcessPool:
-                raise RunFailed(f"a process died amid its training ({training.key} or another); run again to go on") from None
+                raise RunFailed(f"a process died during training ({training.key} or another); run again to continue") from None
             except Exception as error:
                 result = error
             if result is not None:

@@ -39,16 +39,16 @@ def is_fresh() -> bool:
 
 
 def missing() -> str:
-    """What the build needs and has not; "" where all is there."""
+    """What the build needs but can't find; "" if nothing is missing."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        return f"Node {NODE[0]} or newer, with npm, is not there"
+        return f"Node {NODE[0]}.{NODE[1]} or newer, with npm, is not installed"
     said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip()
     numbers = tuple(int(part) for part in said.lstrip("v").split(".")[:2] if part.isdigit())
-    return "" if numbers >= NODE else f"Node is {said or 'of no version'}, and {NODE[0]}.{NODE[1]} or newer is needed"
+    return "" if numbers >= NODE else f"found Node {said or 'of unknown version'}, expected {NODE[0]}.{NODE[1]} or newer"
 
 
 def npm(*arguments: str) -> str:
-    """Runs npm in the page's folder. Returns what it said where it failed, "" otherwise."""
+    """Runs npm in the page's folder. Returns its output if it failed, and "" otherwise."""
     windows = sys.platform == "win32"  # npm is a script there
     command = ["npm", *arguments]
     done = subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=False, shell=windows)
@@ -56,7 +56,7 @@ def npm(*arguments: str) -> str:
 
 
 def install() -> str:
-    """The packages that the lock file names, into node_modules, if they are not there yet. Returns what failed."""
+    """Installs the packages of the lock file into node_modules, if they are not there yet. Returns what failed."""
     lock, installed = WEB / "package-lock.json", WEB / "node_modules" / ".package-lock.json"
     if installed.is_file() and installed.stat().st_mtime >= lock.stat().st_mtime:
         return ""
@@ -64,14 +64,14 @@ def install() -> str:
 
 
 def build() -> bool:
-    """Whether the page is there now, as its sources are."""
+    """Builds the page if a source is newer. Returns whether the page is there and up to date."""
     if is_fresh():
         (STATIC / "index.html").touch()  # for make, which goes by times
         return True
     failed = missing() or install() or npm("run", "--silent", "build")
     if failed:
         sys.stderr.write(f"mechanicd: the page was not built. {failed}\n")
-        sys.stderr.write("The rest works without it; to have the page, mend this and install again.\n")
+        sys.stderr.write("Everything else works without it. To get the page, fix this and install again.\n")
         return False
     BUILT_FROM.write_text(digest() + "\n")
     return True

@@ -192,7 +192,7 @@ def test_a_wrong_filter_is_told_with_its_place(runs: New, command: str) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     error = strict(done.stderr)["error"]
     assert error["reason"] == "INVALID_FILTER"
-    assert "no field 'color'" in error["message"]
+    assert "unknown field 'color'" in error["message"]
 
 
 # --- show --------------------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_an_export_of_a_branch_has_the_steps_given_up(train: New, runs: New) -> 
         for options in ([], ["--branch", "1"])
     )
     assert (own, branch) == ([1, 2, 3, 4, 5, 6, 7, 8], [7, 8, 9, 10])
-    assert "branch 2 does not exist; the run has 1" in failed(runs("export", "a", "--branch", "2"), "INVALID_RANGE")
+    assert "branch 2 does not exist; choose one from 0 to 1" in failed(runs("export", "a", "--branch", "2"), "INVALID_RANGE")
 
 
 def test_an_export_of_a_range_has_both_its_ends(train: New, runs: New) -> None:

@@ -77,7 +77,9 @@ def test_damage_is_told_and_the_exit_code_says_so(new_server: Callable[..., Any]
         db.execute("UPDATE runs SET last_step = 49")
     done = run_cli("store", "check", "--store", server.store)
     assert done.returncode == 1
-    assert "wrong  projects/default/runs/a: the tuner state is at step 50, the run at 49 [STATE_MISPLACED]" in done.stdout
+    assert (
+        "wrong  projects/default/runs/a: the tuner state is at step 50, but the run is at 49 [STATE_MISPLACED]" in done.stdout
+    )
 
 
 def test_vacuum_gives_up_what_is_old_when_told_to_and_asks_before(new_server: Callable[..., Any], run_cli: Cli) -> None:

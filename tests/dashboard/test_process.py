@@ -105,7 +105,7 @@ def test_a_taken_port_is_refused_if_it_was_asked_for(explicit: bool, tmp_path: P
             done = run_cli("serve", "--http", "127.0.0.1:8080", *command)
             error = json.loads(done.stderr)["error"]
             assert (done.returncode, error["reason"]) == (1, "PORT_IN_USE")
-            assert "choose another --http, or off" in error["message"]
+            assert "choose another --http HOST:PORT, or --http off" in error["message"]
             return
         with subprocess.Popen([sys.executable, "-m", "mechanicd.cli", "serve", *command], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

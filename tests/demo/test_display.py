@@ -38,7 +38,7 @@ def test_the_table_shows_the_run_beside_the_best_and_worst_of_its_sweep(width: i
     peak = ["0.0052"] if width == 100 else []
     assert row == ["mnist/cnn-adamw-b64", *peak, "0.0031", "97.5", "98.1", "@", "0.01", "10.0", "@", "0.03", "-0.6", "yes"]
     assert "1 of 1 runs come within 1.5 points" in " ".join(text.split())
-    assert "3 trainings, MECHANIC 1" in " ".join(text.split())
+    assert "3 training runs, MECHANIC 1" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -86,15 +86,15 @@ def test_the_json_holds_the_same_numbers_and_no_nan():
     ("repeated", "differing", "words"),
     [
         (0, 0, "step 600."),
-        (7, 0, "the 7 reports between them came again, equal to the last bit"),
-        (7, 2, "of the 7 reports between them 2 came again with other numbers"),
+        (7, 0, "it repeated the 7 reports in between, equal to the last bit"),
+        (7, 2, "it repeated the 7 reports in between, but 2 of them differ"),
     ],
 )
-def test_the_kill_is_told(repeated: int, differing: int, words: str):
+def test_the_kill_is_described(repeated: int, differing: int, words: str):
     run = _run()
     run.killed_at, run.resumed_from, run.repeated, run.differing = 670, 600, repeated, differing
     text = " ".join(_text([Outcome(run)]).split())
-    assert "was killed at step 670 and went on from its checkpoint of step 600" in text
+    assert "was killed at step 670 and resumed from its checkpoint of step 600" in text
     assert words in text
 
 

@@ -70,7 +70,7 @@ def test_language_in_flax_killed_and_started_again_ends_where_the_uninterrupted_
     process.stdout.close()
 
     printed = run(*arguments, of=LANGUAGE)
-    assert printed.startswith("goes on after step ")
+    assert printed.startswith("resumed after step ")
     resumed = reports(printed)
     assert lines[: 5 - len(resumed)] + resumed == whole, "loss and S, report by report"
     assert [record.step for record in history(server.target, base, project)] == list(range(1, 101))

@@ -73,7 +73,7 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_choosing_an_unknown_experiment_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no experiment logistics; choose from all, ablations, .*, logistic"):
+    with pytest.raises(ValueError, match=r"unknown experiment logistics; choose from all, ablations, .*, logistic"):
         _catalogue.choose(["logistics"], FULL)
 
 

@@ -154,13 +154,13 @@ def test_ctrl_c_keeps_finished_trainings(tmp_path: Path) -> None:
     assert process.stderr is not None
     results = tmp_path / "quick" / "results.jsonl"
     for line in process.stderr:
-        if " trainings, about " in line:
+        if " runs, about " in line:
             break
     process.send_signal(signal.SIGINT)
     said = process.stderr.read()
     process.stderr.close()
     assert process.wait(timeout=60) == 128 + signal.SIGINT
-    assert "the same command goes on from here" in said
+    assert "the same command continues from here" in said
     kept = lasting(results)
     assert kept
     done = subprocess.run([*arguments, "--json"], capture_output=True, text=True, timeout=200, check=True)

@@ -209,7 +209,7 @@ def test_s_that_falls_to_a_thousandth_has_collapsed() -> None:
     need = of(alerts(fallen, fallen.step_time, SILENCE), "collapsed")
     assert max(fallen.scale) < 1e-3 * fallen.stats.peak
     assert need.step == fallen.stats.peak_step
-    assert f"was {fallen.stats.peak:.3g} at step {need.step}" in need.message
+    assert f"down from {fallen.stats.peak:.3g} at step {need.step}" in need.message
 
 
 def test_s_that_falls_by_a_factor_of_thirty_has_not() -> None:
@@ -271,7 +271,7 @@ def flipping(period: int) -> Any:
 def test_a_direction_that_turns_again_and_again_oscillates() -> None:
     seen = judged(trainings.train(X, flipping(50), trainings.adam(), 1000))
     assert "oscillating" in seen
-    assert "S has turned 8 times since step" in seen["oscillating"][0].message
+    assert "S has reversed direction 8 times since step" in seen["oscillating"][0].message
 
 
 def test_one_that_turns_twice_does_not() -> None:

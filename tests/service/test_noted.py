@@ -143,7 +143,7 @@ def test_needs_are_in_the_run_the_list_and_the_filter(wire: Any, new_training: N
     wire.call("Flush", session=lost.session)
     (need,) = wire.call("GetRun", name=lost.name).run.needs
     assert (need.kind, need.step) == (resources_pb2.NEED_KIND_NON_FINITE, 31)
-    assert "the last 25 steps came with NaN" in need.message
+    assert "the last 25 steps, from step" in need.message
     parent = f"projects/{project}"
     for text, names in [
         ("needs : non_finite", [lost.name]),
@@ -158,7 +158,7 @@ def test_needs_are_in_the_run_the_list_and_the_filter(wire: Any, new_training: N
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("needs : tired", "no alert of kind 'tired'; there are silent, stuck"), ("needs = stuck", "as in needs : stuck")],
+    [("needs : tired", "unknown alert 'tired'; choose one of silent, stuck"), ("needs = stuck", "as in needs : stuck")],
 )
 def test_a_filter_for_a_need_that_there_is_not_is_refused(wire: Any, text: str, what: str) -> None:
     refused = wire.refused("ListRuns", parent="projects/-", filter=text)

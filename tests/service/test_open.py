@@ -83,7 +83,7 @@ def test_a_rewind_by_a_checkpoint_keeps_the_steps_given_up_as_a_branch(new_train
     opened = training.open(tuner_state=checkpoint)
     assert (opened.outcome, opened.last_step, opened.durable_step) == (REWOUND, 6, 6)
     assert opened.tuner_state == checkpoint
-    assert "at step 6, the server was at step 10" in opened.explanation
+    assert "at step 6 and the server was at step 10" in opened.explanation
     assert opened.run.rewind_count == 1
     training.seed = 1
     training.take(8)
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_the_server_never_saw_is_adopted(new_training: New) ->
         training.states.append(training.tuner.update(training.state, training.reductions(step)))
     opened = training.open(tuner_state=training.state.to_bytes())
     assert (opened.outcome, opened.last_step, opened.durable_step) == (ADOPTED, 30, 30)
-    assert "at step 30, the server was at step 5" in opened.explanation
+    assert "at step 30 and the server was at step 5" in opened.explanation
     training.take(5)
     training.flush()
     assert scales(training.series()) == kept(training, 1, 5) + kept(training, 31), "what the server never got is missing"

@@ -65,8 +65,8 @@ class Client:
         if not _grpc_is_ours():
             raise SessionClosed(
                 "FORKED_PROCESS",
-                f"process {_process_of_grpc} had already called a server when it forked this one, {os.getpid()}; grpc would "
-                "hang or crash here. Start it with multiprocessing's 'spawn' or 'forkserver', or before the first call",
+                f"process {os.getpid()} was forked from process {_process_of_grpc} after that one had called a server; gRPC "
+                "would hang or crash here. Start it with multiprocessing's 'spawn' or 'forkserver', or before the first call",
             )
         with _opening:
             if self._lazy is None:

@@ -262,6 +262,6 @@ def verify(result: tuner_service_pb2.StepResult, following: TunerState) -> None:
     if result.step != following.step or tuple(result.scale) != following.scale:
         raise StepConflict(
             "SCALE_MISMATCH",
-            f"at step {following.step} the server computes S = {list(result.scale)[:3]} (step {result.step}), this process "
-            f"{list(following.scale[:3])}; they must be equal bit for bit: do the versions of mechanicd differ?",
+            f"at step {following.step} the server computes S = {list(result.scale)[:3]} (step {result.step}), but this process "
+            f"computes {list(following.scale[:3])}; they must be equal bit for bit. Check that both run the same mechanicd",
         )

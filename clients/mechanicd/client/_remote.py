@@ -161,7 +161,7 @@ class RemoteSession(Session):
             if not self._connection.wait(max(0.0, end - time.monotonic())):
                 raise ServerUnavailable(
                     "SERVER_UNREACHABLE",
-                    f"{opener.route.transport.target} is unreachable; {self.backlog} steps of {self.name} are kept here",
+                    f"{opener.route.transport.target} is unreachable; this process keeps {self.backlog} steps of {self.name}",
                 )
             self._check()
             if isinstance(self._connection.state, Ended):
@@ -191,7 +191,7 @@ class RemoteSession(Session):
         self._connection.forget(
             SessionClosed(
                 "FORKED_PROCESS",
-                f"process {self._pid} holds {self.name}, and this is its forked child {os.getpid()}; train in the parent, or "
+                f"process {self._pid} holds {self.name}, but this is its forked child {os.getpid()}; train in the parent, or "
                 "start the child with multiprocessing's 'spawn' or 'forkserver' and open a run in it",
             )
         )

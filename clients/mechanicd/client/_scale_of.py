@@ -14,16 +14,16 @@ def finished_scale(run: resources_pb2.Run, group: str | None) -> float:
         status = resources_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_").lower()
         raise InvalidArgument(
             "RUN_NOT_FINISHED",
-            f"{run.name} is {status}, at step {run.durable_step}: its S may still change, so a training that resumes later "
-            "would start from another one; wait until it finishes, or pass s_init as a number (`mechanicd runs list` shows S)",
+            f"{run.name} is {status}, at step {run.durable_step}, so its S may still change; wait until it finishes, or pass "
+            "s_init as a number (`mechanicd runs list` shows S)",
         )
     groups = list(run.config.scale_groups)
     chosen = [place for place, name in enumerate(groups) if group in (None, name)]
     if len(chosen) != 1:
-        asked = "none is named" if group is None else f"none is {group!r}"
+        asked = "group= is not set" if group is None else f"none is named {group!r}"
         some = ", ".join(groups[:8]) + (", …" if len(groups) > 8 else "")
         raise InvalidArgument(
-            "SEVERAL_SCALES", f"{run.name} has {len(groups)} scale groups and {asked}; set group= to one of {some}"
+            "SEVERAL_SCALES", f"{run.name} has {len(groups)} scale groups, but {asked}; set group= to one of {some}"
         )
     scale = run.scale[chosen[0]] if run.scale else 0.0
     if scale <= 0.0:

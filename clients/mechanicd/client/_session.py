@@ -117,7 +117,7 @@ class Session(ABC):
         if len(self.config.scale_groups) != 1:
             raise InvalidArgument(
                 "GROUP_COUNT_MISMATCH",
-                f"step() is for one scale group, this run has {len(self.config.scale_groups)}; use begin() and finish()",
+                f"step() is for one scale group, but this run has {len(self.config.scale_groups)}; use begin() and finish()",
             )
         self.begin(reductions)
         return self.finish()[0]
@@ -163,8 +163,8 @@ class Session(ABC):
             pairs = zip(self.config.scale_groups, groups, strict=True)
             name, group = next(pair for pair in pairs if not pair[1].is_finite())
             log.warning(
-                "%s: the tuner skips step %d: scale group %s has a NaN or an infinity, %s; "
-                "skipped steps that follow directly are not logged [NON_FINITE_REDUCTIONS]",
+                "%s: the tuner skips step %d, because scale group %s has a NaN or an infinity: %s. "
+                "It also skips later steps like this one; the log names only the first in a row [NON_FINITE_REDUCTIONS]",
                 self.name or "this run",
                 self._state.step + 1,
                 name,

@@ -120,7 +120,7 @@ class Transport:
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
         except ValueError as error:  # grpc's way of saying that close() was called
-            raise ServerUnavailable("CHANNEL_CLOSED", f"the connection to {self.target} was closed here: {error}") from None
+            raise ServerUnavailable("CHANNEL_CLOSED", f"this process closed the connection to {self.target}: {error}") from None
 
     def watch(self, request: Any) -> Iterator[Any]:
         """RunService.WatchRuns, until the caller stops.
@@ -167,7 +167,7 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
             "start one with `mechanicd serve`, or check the address",
         )
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method: {details}")
+        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method; upgrade it: {details}")
     # A training must survive whatever else went wrong, so it counts as an outage.
     return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {details}")
 

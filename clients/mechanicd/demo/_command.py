@@ -23,17 +23,19 @@ from mechanicd.demo.processes import Crew, DemoError, Server, Stopped, StopSigna
     metavar="PATH",
     help="Keep the store, logs and checkpoints here, in an empty or a new folder.  [default: a new one in .mechanicd]",
 )
-@click.option("--quick", is_flag=True, help="Three trainings of 200 steps: shows that all works, and says nothing of accuracy.")
+@click.option(
+    "--quick", is_flag=True, help="Train three runs of 200 steps: shows that it works, and says nothing about accuracy."
+)
 @click.option("--no-sweep", is_flag=True, help="Train the mechanized runs only.")
-@click.option("--once", is_flag=True, help="End after the table. Default: the server and its page stay until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout and end; progress goes to stderr.")
+@click.option("--once", is_flag=True, help="Exit after the table. Default: the server and its page stay until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout and exit; progress goes to stderr.")
 def demo(path: Path | None, quick: bool, no_sweep: bool, once: bool, as_json: bool) -> None:
     """Train a small fleet of real models with MECHANIC, and compare each with a sweep of the learning rate.
 
     Starts a server with an embedded store, and trains two models of handwritten digits with AdamW, SGD and Lion and several
-    batch sizes, all at once. One training is killed midway and goes on from its checkpoint. Then the same models train with
-    the bare optimizers and five learning rates each, and a table shows test accuracy side by side. Takes 2 to 3 minutes on two
-    processors. The page that shows S of all of them is there from the start, and stays after the table until Ctrl-C.
+    batch sizes, all at once. One training process is killed midway and resumes from its checkpoint. Then the same models train
+    with the bare optimizers at five learning rates each, and a table compares their test accuracy. Takes 2 to 3 minutes on two
+    cores. A page shows S of all runs from the start, and stays after the table until Ctrl-C.
     """
     path = (path or Path(".mechanicd", time.strftime("demo-%Y%m%d-%H%M%S"))).absolute()
     folder = Folder(path)
@@ -51,12 +53,12 @@ def demo(path: Path | None, quick: bool, no_sweep: bool, once: bool, as_json: bo
     except DemoError as error:
         raise click.ClickException(str(error)) from None
     except Stopped as stopped:
-        console.print(f"{stopped}: the trainings and the server are stopped; what they kept is in {path}", soft_wrap=True)
+        console.print(f"{stopped}: stopped the training processes and the server; their files are in {path}", soft_wrap=True)
         sys.exit(128 + stopped.signum)
 
 
 def _tell(folder: Folder, outcomes: list[Outcome], seconds: float, quick: bool, as_json: bool) -> None:
-    """The table, and how to come back to it."""
+    """Prints the table, and the commands that show the runs again."""
     if as_json:
         click.echo(json.dumps(_document(folder, outcomes, seconds), indent=2, allow_nan=False))
         return
@@ -65,15 +67,15 @@ def _tell(folder: Folder, outcomes: list[Outcome], seconds: float, quick: bool, 
         table.width = max(table.width, 100)
     table.print(_display.summary(outcomes, table.width))
     if quick:
-        table.print("200 steps are too few to judge by: run without --quick for that.")
-    table.print(f"\n{seconds:.0f} seconds in all. The runs are kept; to look at them again later:\n")
+        table.print("200 steps are too few to judge accuracy; run without --quick for that.")
+    table.print(f"\nThis took {seconds:.0f} seconds. The runs are kept; to see them again later:\n")
     for command in look_again(folder, outcomes):
         table.print(f"    {command}", markup=False, soft_wrap=True)
 
 
 def _stay(server: Server, signals: StopSignals) -> None:
     """Keeps the page open until Ctrl-C."""
-    click.echo(f"\nThe page is open: {server.page}\nCtrl-C ends the server.")
+    click.echo(f"\nThe page is open: {server.page}\nCtrl-C stops the server.")
     try:
         while True:
             signals.check()
@@ -102,7 +104,7 @@ def _train(
 
 
 def _prepare(folder: Folder) -> None:
-    """The folder and the digits in it."""
+    """Creates the folder, with the digits in it."""
     folder.check()
     try:
         digits = _data.read()

@@ -46,11 +46,11 @@ class Board:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """Says something that stays."""
+        """Prints a line that stays on the screen."""
         self._console.print(f"{self._clock()} {text}", highlight=False, soft_wrap=True, markup=False)
 
     def refresh(self) -> None:
-        """Draws what there is by now."""
+        """Draws the current state."""
         if self._live is None:
             for run in self._runs:
                 self._say(run)
@@ -98,7 +98,7 @@ class Board:
 
 
 def summary(outcomes: Sequence[Outcome], width: int) -> Group:
-    """The table at the end, and what it says in words. The peak of S is left out where the width has no room for it."""
+    """The table at the end, and a summary in words. On a narrow terminal the peak of S is left out."""
     wide = width >= 92
     compared = [outcome for outcome in outcomes if outcome.best is not None]
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
@@ -110,26 +110,26 @@ def summary(outcomes: Sequence[Outcome], width: int) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     for outcome in outcomes:
         table.add_row(*_row(outcome, wide))
-    lines = ["", "Test accuracy in percent. 1,000 digits were kept for the test, so a point is ten of them."]
+    lines = ["", "Test accuracy in percent, on 1,000 digits: one point is ten digits."]
     if compared:
         within = sum(outcome.within is True for outcome in compared)
         trainings = sum(len(outcome.progress.sweep) for outcome in compared)
         lines.append(
             f"{within} of {len(compared)} runs come within {TOLERANCE} points of the best of their sweep. "
-            f"The sweeps took {trainings} trainings, MECHANIC {len(compared)}."
+            f"The sweeps took {trainings} training runs, MECHANIC {len(compared)}."
         )
     lines += [kill_in_words(outcome.progress) for outcome in outcomes if outcome.progress.resumed_from is not None]
     return Group(table, *(Text(line) for line in lines))
 
 
 def kill_in_words(run: Progress) -> str:
-    """What became of a run that was killed."""
-    text = f"{run.recipe.run} was killed at step {run.killed_at} and went on from its checkpoint of step {run.resumed_from}"
+    """What happened to the run that was killed."""
+    text = f"{run.recipe.run} was killed at step {run.killed_at} and resumed from its checkpoint of step {run.resumed_from}"
     if run.repeated == 0:
         return f"{text}."
     if run.differing == 0:
-        return f"{text}; the {run.repeated} reports between them came again, equal to the last bit."
-    return f"{text}; of the {run.repeated} reports between them {run.differing} came again with other numbers."
+        return f"{text}; it repeated the {run.repeated} reports in between, equal to the last bit."
+    return f"{text}; it repeated the {run.repeated} reports in between, but {run.differing} of them differ."
 
 
 def _row(outcome: Outcome, wide: bool) -> list[str | Text]:

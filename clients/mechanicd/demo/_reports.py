@@ -1,4 +1,4 @@
-"""What a training tells the demo: one JSON object a line on its standard output."""
+"""The reports of a training process to the demo: one JSON object per line on its standard output."""
 
 import json
 import math
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Started:
-    """The training begins, or goes on after `step`."""
+    """Training begins, or continues after `step`."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """After `step`: the loss of its batch, S, and the test accuracy in percent when it was last looked at (NaN: never)."""
+    """After `step`: the loss of its batch, S, and the last measured test accuracy in percent (NaN: none yet)."""
 
     step: int
     loss: float
@@ -26,7 +26,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Finished:
-    """All steps are done, with this learning rate or (None) with MECHANIC; loss and accuracy may be those of a divergence."""
+    """All steps are done, with this learning rate or (None) with MECHANIC. The run may have diverged."""
 
     lr: float | None
     accuracy: float
@@ -42,13 +42,13 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def encode(report: Report) -> str:
-    """A line without its end. JSON has no NaN and no infinity: they become null."""
+    """A line without its newline. JSON has no NaN and no infinity; they become null."""
     fields = {key: finite(value) for key, value in asdict(report).items()}
     return json.dumps({"report": _NAMES[type(report)], **fields}, allow_nan=False)
 
 
 def decode(line: str) -> Report:
-    """The report that a line holds; null comes back as NaN, where a number is expected.
+    """The report in a line. null becomes NaN where a number is expected.
 
     Raises:
         ValueError: the line holds no report.
@@ -58,14 +58,14 @@ def decode(line: str) -> Report:
         kind: Callable[..., Report] = _KINDS[fields.pop("report")]
         return kind(**{key: math.nan if value is None and key != "lr" else value for key, value in fields.items()})
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"expected a report of a training, got {line!r}") from None
+        raise ValueError(f"expected a report of a training process, got {line!r}") from None
 
 
 def write(report: Report) -> None:
-    """Sends a report at once. Fails where nobody listens any more, so that a training never outlives its demo for long."""
+    """Sends a report at once. Fails if the demo has ended, so that a training process never outlives it for long."""
     print(encode(report), flush=True)  # noqa: T201
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None where JSON could not hold it."""
+    """The value, or None if JSON can't represent it."""
     return value if value is None or math.isfinite(value) else None

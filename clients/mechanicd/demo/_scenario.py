@@ -1,4 +1,4 @@
-"""The course of the demo: the whole fleet at once, one kill, one resume, and the sweeps as processors come free."""
+"""The course of the demo: the whole fleet at once, one kill, one resume, and the sweeps as processors become free."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _SWEEP = "sweep of "
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a demo keeps what it makes."""
+    """The folder of a demo's store, logs and checkpoints."""
 
     path: Path
 
@@ -39,22 +39,22 @@ class Folder:
         return self.path / "checkpoints"
 
     def check(self) -> None:
-        """Raises DemoError where there is something already: a demo never mixes with another's runs."""
+        """Raises DemoError if the folder is not empty: a demo never mixes its runs with another's."""
         with contextlib.suppress(FileNotFoundError):
             if any(self.path.iterdir()):
-                raise DemoError(f"{self.path} is not empty; give a folder that is, or none")
+                raise DemoError(f"{self.path} is not empty; name an empty or a new folder, or leave out --dir")
 
     def make(self) -> None:
-        """Raises DemoError where it can't be made."""
+        """Creates the folder. Raises DemoError if it can't be created."""
         try:
             self.logs.mkdir(parents=True)
             self.checkpoints.mkdir()
         except OSError as error:
-            raise DemoError(f"can't make {self.path}: {error.strerror}") from None
+            raise DemoError(f"can't create {self.path}: {error.strerror}; name a folder that this user can write to") from None
 
 
 class Conductor:
-    """Starts the trainings, hears their reports, kills one and starts it again.
+    """Starts the training processes, reads their reports, kills one and restarts it.
 
     Args:
         fleet: what to train.
@@ -75,7 +75,7 @@ class Conductor:
 
     @property
     def runs(self) -> list[Progress]:
-        """One for each recipe, in the fleet's order."""
+        """The progress of each recipe, in the fleet's order."""
         return list(self._by_run.values())
 
     def sweep_size(self, run: Progress) -> int:
@@ -86,11 +86,11 @@ class Conductor:
         """Trains everything to its end.
 
         Args:
-            board: is told what happens.
+            board: shows what happens.
             check: called often; may raise.
 
         Raises:
-            DemoError: a training failed.
+            DemoError: a training process failed.
         """
         for recipe in self._fleet.recipes:
             self._start(recipe)
@@ -130,7 +130,7 @@ class Conductor:
         is_victim = name == self._fleet.victim.run and run.killed_at is None
         if is_victim and run.state == "training" and run.step >= self._fleet.kill_at:
             process = self._crew.kill(name)
-            board.note(f"SIGKILL to {name} at step {run.step} (process {process}), as if its machine were gone")
+            board.note(f"sent SIGKILL to {name} at step {run.step} (process {process}), as if its machine had failed")
             run.killed()
 
     def _ended(self, name: str, code: int, board: Board) -> None:
@@ -138,12 +138,12 @@ class Conductor:
         if code != 0 and name == run.recipe.run and run.state == "killed":
             run.killed()  # its last reports came after the signal was sent
             self._start(run.recipe)
-            board.note(f"{name} starts again, to go on from its last checkpoint")
+            board.note(f"restarting {name} from its last checkpoint")
             return
         finished = run.state == "done" if name == run.recipe.run else len(run.sweep) == self.sweep_size(run)
         if code != 0 or not finished:
             log = self._crew.log(name)
-            raise DemoError(f"the training {name} ended early, with exit status {code}; see {log}\n{tail(log)}")
+            raise DemoError(f"the training process of {name} ended early, with exit status {code}; see {log}\n{tail(log)}")
 
 
 def _processors() -> int:

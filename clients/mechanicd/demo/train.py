@@ -1,7 +1,7 @@
 """One process of the demo: `python -m mechanicd.demo.train`.
 
-With --run it trains once, mechanized, and goes on from its checkpoint where there is one. With --lr it trains bare with each
-learning rate in turn. What it has to say goes to standard output, one JSON object a line (see `_reports`).
+With --checkpoint it trains once, mechanized, and resumes from the checkpoint if there is one. With --lr it trains without
+MECHANIC, at each learning rate in turn. It reports on standard output, one JSON object per line (see `_reports`).
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Training:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
 
     def step(self) -> Tensor:
-        """One step; gives the loss of its batch."""
+        """Takes one step; returns the loss of its batch."""
         images, labels = (torch.from_numpy(array) for array in self.batches[self.done + 1])
         self.optimizer.zero_grad()
         loss: Tensor = nn.functional.cross_entropy(self.model(images), labels)
@@ -60,12 +60,12 @@ class Training:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """The share of the 1,000 test digits that the model names, in percent."""
+        """The share of the 1,000 test digits that the model classifies correctly, in percent."""
         named = self.model(self.test_images).argmax(dim=1)
         return 100.0 * int((named == self.test_labels).sum()) / len(self.test_labels)
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint, whole or not at all."""
+        """Writes a checkpoint atomically."""
         unfinished = path.with_suffix(".unfinished")
         state = {
             "done": self.done,
@@ -77,7 +77,7 @@ class Training:
         os.replace(unfinished, path)
 
     def restore(self, path: Path) -> None:
-        """Goes back to what `save` wrote."""
+        """Restores what `save` wrote."""
         state = torch.load(path, weights_only=True)
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
@@ -123,20 +123,20 @@ def train_bare(recipe: Recipe, digits: _data.Digits, lr: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mechanicd.demo.train", description=__doc__)
-    parser.add_argument("--digits", type=Path, required=True, help="the file that the demo wrote them to")
+    parser.add_argument("--digits", type=Path, required=True, help="the file of the digits, written by the demo")
     parser.add_argument("--model", choices=sorted(MODELS), required=True)
     parser.add_argument("--base", choices=sorted(BASES), required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, action="append", help="train bare with this learning rate; may be repeated")
-    parser.add_argument("--target", help="where the server listens; without it the tuner runs in this process")
+    parser.add_argument("--lr", type=float, action="append", help="train without MECHANIC at this rate; may be repeated")
+    parser.add_argument("--target", help="the server; without it the tuner runs in this process")
     parser.add_argument("--checkpoint", type=Path, help="train mechanized, and keep a checkpoint here")
     parser.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
     parser.add_argument("--report-every", type=int, default=10, metavar="STEPS")
     options = parser.parse_args(arguments)
     if (options.lr is None) == (options.checkpoint is None):
-        parser.error("give either --lr, to train bare, or --checkpoint, to train mechanized")
+        parser.error("give either --lr, to train without MECHANIC, or --checkpoint, to train with it")
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, _stop)

@@ -35,7 +35,7 @@ def group(labels: Labels, params: Any) -> Groups:
     """
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not paths:
-        raise InvalidArgument("INVALID_SETTING", "there is no parameter to optimize; pass the tree of the model's parameters")
+        raise InvalidArgument("INVALID_SETTING", "the parameter tree is empty; pass the model's parameters")
     if isinstance(labels, str):
         if labels == ALL:
             return Groups((ALL,), (0,) * len(paths))

@@ -119,8 +119,8 @@ class Reporter:
         if host_bits(scales).tobytes() != following.tobytes():
             raise StepConflict(
                 "SCALE_MISMATCH",
-                f"at step {step + 1} the device computed S = {host_values(following).tolist()[:3]}, the host "
-                f'{list(scales[:3])}; the two must be equal bit for bit: on this device use on_outage="hold", which runs the '
+                f"at step {step + 1} the device computed S = {host_values(following).tolist()[:3]}, but the host computed "
+                f'{list(scales[:3])}; they must be equal bit for bit. On this device use on_outage="hold", which runs the '
                 "tuner on the host",
             )
         return np.array(told + 1, np.int32)

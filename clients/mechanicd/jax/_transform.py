@@ -78,7 +78,7 @@ def scale(state: Any) -> float:
 def _ours(state: Any) -> MechanicState:
     found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(leaf)]
     if len(found) != 1:
-        raise InvalidArgument("NOT_MECHANIZED", f"the state holds {len(found)} states of mechanize(); exactly one was expected")
+        raise InvalidArgument("NOT_MECHANIZED", f"expected exactly one state of mechanize() in the state, got {len(found)}")
     ours: MechanicState = found[0]
     return ours
 
@@ -117,7 +117,7 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
             return
         ours = _ours(state)
         if isinstance(ours.recent, tuple):
-            raise InvalidArgument("INVALID_SETTING", 'report() needs mechanize(…, report="loop")')
+            raise InvalidArgument("INVALID_SETTING", 'report() works only with mechanize(…, report="loop"); pass that')
         self._raise()
         self._last = ours
         if jax.process_index() == 0:
@@ -293,7 +293,7 @@ def _unbatched(values: jax.Array) -> jax.Array:
 def _refuse(*_: Any) -> Any:
     raise InvalidArgument(
         "VMAP",
-        "a mechanized optimizer with a target is one run, but vmap makes many trainings of it; use target=None under vmap, or "
+        "a mechanized optimizer with a target is one run, but vmap trains many copies of it; use target=None under vmap, or "
         "a mechanize(…, run=…) for each training",
     )
 

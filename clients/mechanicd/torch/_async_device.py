@@ -123,7 +123,7 @@ class AsyncDevice:
             if device != host:
                 raise StepConflict(
                     "SCALE_MISMATCH",
-                    f"the device computes S = {list(device[:3])}, the host {list(host[:3])}; they must be equal bit for bit. "
+                    f"the device computes S = {list(device[:3])}, but the host {list(host[:3])}; they must have equal bits. "
                     "Pass ahead=False to mechanize(), so that only the host runs the tuner, and report this device",
                 )
         except BaseException:

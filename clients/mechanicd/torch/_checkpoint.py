@@ -92,13 +92,12 @@ def unpack(
         raise ResumeError(
             "NOT_MECHANIZED",
             'the first param group of this state_dict has no "mechanic": it is from a plain optimizer, or a tool has flattened '
-            "it. Load a plain optimizer's into the one that mechanize() wraps (opt.base.load_state_dict); the run then starts "
-            "with Δ = 0",
+            "it. Load the state_dict of a plain optimizer with opt.base.load_state_dict(); the run then starts with Δ = 0",
         )
     if saved.get("version") != VERSION:
         raise ResumeError(
             "CHECKPOINT_VERSION",
-            f"the checkpoint has version {saved.get('version')}, this program reads version {VERSION}; upgrade mechanicd",
+            f"the checkpoint has version {saved.get('version')}, but this program reads version {VERSION}; upgrade mechanicd",
         )
     check_config(saved["config"], plain(config, delta_layout))
     try:
@@ -126,7 +125,7 @@ def check_config(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if there.get(name) != value:
             raise ConfigMismatch(
                 "CONFIG_MISMATCH",
-                f"the checkpoint was saved with {name}={there.get(name)!r}, this optimizer has {name}={value!r}; "
+                f"the checkpoint was saved with {name}={there.get(name)!r}, but this optimizer has {name}={value!r}; "
                 "call mechanize() with the checkpoint's setting",
                 {"field": name},
             )

@@ -72,8 +72,8 @@ class Team:
         if mine != leaders:
             raise StepConflict(
                 "SCALE_MISMATCH",
-                f"rank {self.rank} computes S = {list(mine[:3])}, rank {LEADER} {list(leaders[:3])}; they must be equal bit "
-                "for bit. Do the ranks start from different checkpoints?",
+                f"rank {self.rank} computes S = {list(mine[:3])}, but rank {LEADER} {list(leaders[:3])}; they must be equal "
+                "bit for bit. Check that all ranks start from the same checkpoint",
             )
 
     def _broadcast(self, values: Sequence[float] | None, groups: int) -> list[float]:

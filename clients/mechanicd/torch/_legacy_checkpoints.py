@@ -69,7 +69,7 @@ def _from_mechanic_pytorch(
     if len(kept) != len(params):
         raise ConfigMismatch(
             "CONFIG_MISMATCH",
-            f"mechanic-pytorch's checkpoint has {len(kept)} parameters, this optimizer has {len(params)}; "
+            f"mechanic-pytorch's checkpoint has {len(kept)} parameters, but this optimizer has {len(params)}; "
             "load it into the model that it was saved from",
             {"field": "params"},
         )

@@ -18,18 +18,18 @@ from mechanicd.v1 import run_service_pb2
 @click.option(
     "--fence",
     is_flag=True,
-    help="Rewind even if a session still holds the run, as after a kill -9; it is fenced.",
+    help="Rewind even if a session still holds the run, for example after kill -9; that session is fenced.",
 )
 @_options.yes_option
 @json_option
 @_options.reports_errors
 def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: bool, as_json: bool) -> None:
-    """Rewind a run to STEP. Later steps stay in its history as a branch. No session may hold the run, unless --fence."""
+    """Rewind a run to STEP. Later steps stay in its history as a branch. Fails if a session holds the run, unless --fence."""
     name = _options.full_name(project, run)
     with connect(target) as client:
         found = _options.get_run(client, name)
         if not yes and step < found.durable_step:
-            question = f"Rewind {name} from step {found.durable_step} to {step}? The steps between become a branch."
+            question = f"Rewind {name} from step {found.durable_step} to {step}? The steps in between become a branch."
             click.confirm(question, abort=True, err=True)
         now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step, fence=fence), 60.0).run
     if as_json:
@@ -47,7 +47,7 @@ def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: boo
 @json_option
 @_options.reports_errors
 def fork(target: str, project: str, run: str, new: str, step: int | None, as_json: bool) -> None:
-    """Create the run NEW with the history of RUN up to a step. RUN is unchanged, and may be training."""
+    """Create the run NEW with the history of RUN up to a step. RUN doesn't change, and may be training."""
     source, name = _options.full_name(project, run), _options.full_name(project, new)
     with connect(target) as client:
         after_step = _options.get_run(client, source).durable_step if step is None else step

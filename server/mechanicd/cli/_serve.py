@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     help="The database: sqlite:///FILE (sqlite:////FILE for an absolute path), or postgresql://USER@HOST/DATABASE, which "
     "any number of servers can share.",
 )
-@click.option("--metrics-per-run", is_flag=True, help="Export S and the step of every run in /metrics, labelled with its name.")
+@click.option("--metrics-per-run", is_flag=True, help="Export S and the step of every run in /metrics, labeled with its name.")
 @click.option(
     "--webhook",
     default="",
     metavar="URL",
     help="POST JSON here when a run starts to need attention, and again when it no longer does.",
 )
-@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach, even without TLS and tokens.")
+@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach; there is no TLS and no login.")
 @click.option(
     "--flush-interval",
     type=click.FloatRange(0.0, 10.0),
@@ -121,7 +121,7 @@ def serve(
     if webhook and not webhook.startswith(("http://", "https://")):
         raise click.BadParameter(f"{webhook!r}: expected an http:// or https:// URL", param_hint="--webhook")
     if webhook and http == "off":
-        raise click.UsageError("--webhook is sent by the process that serves the page: drop --http off, or drop --webhook")
+        raise click.UsageError("the webhook runs in the page's process: remove --http off, or remove --webhook")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # silences grpc's own lines on stderr; our log reports the same events
     from mechanicd.dashboard import PageConfig, PageError
     from mechanicd.runs import Silence

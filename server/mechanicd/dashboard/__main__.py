@@ -67,7 +67,7 @@ async def _listen(reader: asyncio.StreamReader, child: Child, server: uvicorn.Se
 
 def main() -> None:
     if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
-        sys.exit("error: `mechanicd serve` starts this process, with a socket and a pipe; start that [NOT_A_COMMAND]")
+        sys.exit("error: this is not a command; `mechanicd serve` starts this process: run that instead [NOT_A_COMMAND]")
     os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; this process ends with it
     logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname).1s %(name)s: %(message)s")

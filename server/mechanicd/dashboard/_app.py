@@ -107,7 +107,7 @@ class Child:
         """Raises ApiError RUN_NOT_FOUND."""
         row = self.table.row(name)
         if row is None:
-            raise ApiError("RUN_NOT_FOUND", f"{name!r}: no such run; GET {_API}/runs lists those there are")
+            raise ApiError("RUN_NOT_FOUND", f"{name!r}: no such run; GET {_API}/runs lists all runs")
         return row
 
 
@@ -131,7 +131,7 @@ def make_app(child: Child) -> Starlette:
     async def sparklines(request: Request) -> Response:
         names = request.query_params.getlist("run")
         if len(names) > MOST_SPARKLINES:
-            raise ApiError("MALFORMED_REQUEST", f"{len(names)} runs; ask for at most {MOST_SPARKLINES} at a time")
+            raise ApiError("MALFORMED_REQUEST", f"got {len(names)} runs; ask for at most {MOST_SPARKLINES} at a time")
         found = child.named(list(dict.fromkeys(names)))
         return Json(await child.query(lambda store: encode(child.curves.sparklines(store, found))))
 
@@ -154,7 +154,7 @@ def make_app(child: Child) -> Starlette:
         asked = ExportRequest.of(request.query_params)
         row = child.row(asked.run)
         if asked.branch > row.rewinds:
-            raise ApiError("INVALID_RANGE", f"branch {asked.branch}: the run has {row.rewinds}")
+            raise ApiError("INVALID_RANGE", f"branch {asked.branch} does not exist; choose one from 0 to {row.rewinds}")
         name = f"{row.project}_{row.run}.{asked.format}".replace("/", "_")
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
         portions = export(Reader(child.config.store, "export"), row, asked)
@@ -189,7 +189,7 @@ async def _body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > _MOST_BYTES:
-            raise ApiError("MALFORMED_REQUEST", f"the body is larger than {_MOST_BYTES} bytes")
+            raise ApiError("MALFORMED_REQUEST", f"the body is larger than {_MOST_BYTES} bytes; ask for fewer runs")
     return bytes(body)
 
 

@@ -71,12 +71,16 @@ async def _store(_: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = _OF_STATUS.get(error.status_code, "MALFORMED_REQUEST")
-    said = {404: f"there is nothing at {request.url.path}; the API is under /api/v1", 405: f"not by {request.method}"}
+    path = request.url.path
+    said = {
+        404: f"there is nothing at {path}; the API is under /api/v1",
+        405: f"{path} does not take {request.method}; the Allow header names what it takes",
+    }
     return Json(error_body(reason, said.get(error.status_code, error.detail)), error.status_code, headers=error.headers)
 
 
 async def _other(_: Request, error: Exception) -> Response:
-    return Json(error_body("INTERNAL", "the request failed here; the server's log has the detail"), 500)
+    return Json(error_body("INTERNAL", "the server failed to answer this request; its log has the details"), 500)
 
 
 HANDLERS: Final[dict[Any, Any]] = {

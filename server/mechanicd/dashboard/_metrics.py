@@ -15,15 +15,15 @@ from mechanicd.runs import AlertKind, RunStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is told.
+    """What the metrics are made from.
 
     Attributes:
-        version: of this mechanicd.
-        counts: as the serving process last told; empty before.
+        version: the version of this mechanicd.
+        counts: the last counts that the serving process reported; empty before the first.
         age: seconds since then.
         readable: whether the page's process can read the store.
         items: the runs.
-        per_run: whether each run is told by name.
+        per_run: whether to export each run by name.
     """
 
     version: str
@@ -52,13 +52,13 @@ class _Told:
     def collect(self) -> Iterator[Metric]:
         facts = self._facts
         items = list(facts.items)
-        yield _labelled("mechanicd_build_info", "The version that serves.", ["version"], {facts.version: 1})
+        yield _labelled("mechanicd_build_info", "The version of this server.", ["version"], {facts.version: 1})
         yield GaugeMetricFamily("mechanicd_store_readable", "Whether the page can read the store.", value=facts.readable)
         statuses, needs = Counter(item["status"] for item in items), Counter(need["kind"] for i in items for need in i["needs"])
         by_status = {status.value: statuses[status] for status in RunStatus}
         yield _labelled("mechanicd_runs", "Runs in the store, by status.", ["status"], by_status)
         by_kind = {kind.value: needs[kind] for kind in AlertKind}
-        yield _labelled("mechanicd_needs", "Runs that need somebody, by what is the matter.", ["kind"], by_kind)
+        yield _labelled("mechanicd_needs", "Runs that need attention, by kind of alert.", ["kind"], by_kind)
         if facts.counts:
             yield from _of_server(facts.counts, facts.age)
         if facts.per_run:
@@ -67,23 +67,25 @@ class _Told:
 
 def _of_server(counts: Mapping[str, Any], age: float) -> Iterator[Metric]:
     steps = CounterMetricFamily("mechanicd_steps", "Steps committed, by outcome.", labels=["outcome"])
-    opened = CounterMetricFamily("mechanicd_sessions_opened", "Sessions opened, by how they begin.", labels=["outcome"])
+    opened = CounterMetricFamily("mechanicd_sessions_opened", "Sessions opened, by how they began.", labels=["outcome"])
     for family, values in ((steps, counts["steps"]), (opened, counts["opened"])):
         for label, value in values.items():
             family.add_metric([label], value)
         yield family
     for name, help_, field in (
-        ("mechanicd_step_seconds", "Time in the tuners for one message of steps.", "step_seconds"),
-        ("mechanicd_commit_seconds", "Time of one group commit in the store.", "commit_seconds"),
+        ("mechanicd_step_seconds", "Time that the tuners took for one message of steps.", "step_seconds"),
+        ("mechanicd_commit_seconds", "Time that one group commit took.", "commit_seconds"),
     ):
         yield HistogramMetricFamily(name, help_, buckets=_buckets(counts[field]), sum_value=counts[field]["sum"])
-    yield CounterMetricFamily("mechanicd_commits_failed", "Group commits refused by the store.", value=counts["commits_failed"])
+    yield CounterMetricFamily(
+        "mechanicd_commits_failed", "Group commits that the store refused.", value=counts["commits_failed"]
+    )
     yield CounterMetricFamily("mechanicd_runs_lost", "Runs that another server took over.", value=counts["lost"])
     for name, help_, value in (
-        ("mechanicd_sessions_open", "Sessions that hold a run at this server.", counts["sessions"]),
-        ("mechanicd_store_up", "Whether the store takes what the server writes.", counts["store_works"]),
-        ("mechanicd_journal_bytes", "Committed history that is not folded into chunks yet.", counts["unfolded"]),
-        ("mechanicd_counts_age_seconds", "Time since the server told its counts; it tells them once a second.", age),
+        ("mechanicd_sessions_open", "Open sessions on this server.", counts["sessions"]),
+        ("mechanicd_store_up", "Whether the store accepts writes.", counts["store_works"]),
+        ("mechanicd_journal_bytes", "Size of the committed history that is not folded into chunks yet.", counts["unfolded"]),
+        ("mechanicd_counts_age_seconds", "Time since the server last reported its counts; it does so once a second.", age),
     ):
         yield GaugeMetricFamily(name, help_, value=value)
 
@@ -110,7 +112,7 @@ def _labelled(name: str, help_: str, labels: list[str], values: Mapping[str, flo
 
 
 def _buckets(told: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus wants them."""
+    """Cumulative counts, as Prometheus expects them."""
     total, found = 0, []
     for bound, count in zip([*map(repr, told["bounds"]), "+Inf"], told["counts"], strict=True):
         total += count

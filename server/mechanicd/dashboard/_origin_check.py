@@ -45,8 +45,9 @@ class Guard:
         host = Headers(scope=scope).get("host", "")
         if self._hosts and not _is_here(scope, host):
             message = (
-                f"the request is for the host {host!r}, this server is bound to this machine alone; open it as localhost; "
-                "a proxy in front of it must send its address, and others reach it by --http ADDRESS:PORT --insecure"
+                f"the Host header is {host!r}, but this page is bound to this machine alone; open it as localhost, or let "
+                "the proxy in front of it send the page's own address. To serve other machines, start mechanicd with "
+                "--http ADDRESS:PORT --insecure"
             )
             await Json(error_body("FOREIGN_HOST", message), 403)(scope, receive, send_with)
             return

@@ -22,12 +22,12 @@ class Watch:
 
     Attributes:
         table: the runs as last read.
-        failure: why the store can't be read now, "" where it can.
+        failure: why the store can't be read now; "" if it can.
     """
 
     def __init__(self, reader: Reader, table: Table) -> None:
         self.table = table
-        self.failure = "the store was not read yet"
+        self.failure = "the store has not been read yet"
         self._detail = ""
         self._reader = reader
         self._read_at = monotonic()
@@ -36,7 +36,7 @@ class Watch:
 
     @property
     def trouble(self) -> str:
-        """Why the table may be of the past, in words; "" where it is of now."""
+        """Why the table may be out of date, in words; "" if it is current."""
         if not self.failure and monotonic() - self._read_at > STALE_SECONDS:
             return f"the store has not answered for {monotonic() - self._read_at:.0f} s"
         return self.failure

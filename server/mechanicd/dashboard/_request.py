@@ -62,7 +62,7 @@ class BandsRequest:
             groups.append((inner.text("label", ""), inner.texts("runs", MOST_BANDED)))
             inner.end()
         if sum(len(runs) for _, runs in groups) > MOST_BANDED:
-            raise ApiError("MALFORMED_REQUEST", f"the groups have more than {MOST_BANDED} runs in total")
+            raise ApiError("MALFORMED_REQUEST", f"the groups have more than {MOST_BANDED} runs in total; ask for fewer")
         columns = fields.integer("columns", 200, 1, MOST_COLUMNS)
         one = SeriesRequest(runs=(), **_where(fields), columns=columns or 200)
         quantiles = fields.take("quantiles", [0.1, 0.5, 0.9])
@@ -131,7 +131,7 @@ def _columns(fields: "_Fields") -> int:
     old = fields.integer("pixels", None, 1, MOST_COLUMNS)
     new = fields.integer("columns", None, 1, MOST_COLUMNS)
     if old is not None and new is not None:
-        raise ApiError("MALFORMED_REQUEST", "got both columns and pixels, its old name: send columns alone")
+        raise ApiError("MALFORMED_REQUEST", "got both columns and pixels, its old name; send only columns")
     return new or old or 1000
 
 
@@ -158,7 +158,7 @@ class _Fields:
         try:
             return cls(orjson.loads(body))
         except orjson.JSONDecodeError as error:
-            raise ApiError("MALFORMED_REQUEST", f"the body is not JSON: {error}") from None
+            raise ApiError("MALFORMED_REQUEST", f"the body is not valid JSON: {error}") from None
 
     def end(self) -> None:
         if self._left:

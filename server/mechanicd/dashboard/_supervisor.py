@@ -44,8 +44,8 @@ class Page:
     """The page's socket and its process.
 
     Args:
-        address: `HOST:PORT`; port 0 takes a free one.
-        yielding: where the port is taken, take a free one.
+        address: `HOST:PORT`; port 0 takes a free port.
+        yielding: if the port is taken, use a free one.
 
     Raises:
         PageError: PORT_IN_USE, PACKAGE_MISSING.
@@ -56,7 +56,7 @@ class Page:
         if missing:
             raise PageError(
                 "PACKAGE_MISSING",
-                f"the page needs {', '.join(missing)}; pip install 'mechanicd[server]', or serve without it: --http off",
+                f"the page needs {', '.join(missing)}; pip install 'mechanicd[server]', or pass --http off for no page",
             )
         self._socket = _listen(address, yielding)
         bound, port, *_ = self._socket.getsockname()
@@ -66,7 +66,7 @@ class Page:
         self._process: asyncio.subprocess.Process | None = None
 
     def close(self) -> None:
-        """Gives the address back."""
+        """Releases the address."""
         self._socket.close()
 
     @asynccontextmanager
@@ -101,7 +101,7 @@ class Page:
         self._write(self._config.to_line())
 
     async def _keep(self, snapshot: Snapshot) -> None:
-        """One line of numbers a second to the child; a new child where it ended, later each time it ends soon."""
+        """Sends the child a line of counts each second. Restarts it when it ends, after longer pauses if it keeps ending."""
         pause = 0.0
         while True:
             assert self._process is not None
@@ -113,7 +113,9 @@ class Page:
             finally:
                 ended.cancel()
             pause = 0.1 if monotonic() - begun > _WELL_SECONDS or not pause else min(2 * pause, _LONGEST_PAUSE)
-            log.warning("the page's process ended with %s; a new one in %.1f s", self._process.returncode, pause)
+            log.warning(
+                "the page's process ended with exit status %s; restarting it in %.1f s", self._process.returncode, pause
+            )
             await asyncio.sleep(pause)
             try:
                 await self._start()
@@ -121,7 +123,7 @@ class Page:
                 log.error("the page's process can't be started: %s", error)
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:
-        """Remembers for the next child what this one says, until it ends."""
+        """Keeps what this child reports, for the next one, until it ends."""
         assert process.stdout is not None
         async for line in process.stdout:
             self._config = replace(self._config, told=tuple(map(tuple, json.loads(line)["told"])))
@@ -129,7 +131,7 @@ class Page:
 
     def _write(self, line: bytes) -> None:
         pipe = self._process.stdin if self._process is not None else None
-        # A child that does not read misses lines: the next one says all.
+        # A child that does not read misses lines; the next line has all counts.
         if pipe is not None and not pipe.is_closing() and pipe.transport.get_write_buffer_size() < _MOST_WAITING:
             pipe.write(line)
 
@@ -152,7 +154,7 @@ def _listen(address: str, yielding: bool) -> socket.socket:
     try:
         family, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise PageError("MALFORMED_ADDRESS", f"{address}: {error.strerror}; give an address of this machine") from None
+        raise PageError("MALFORMED_ADDRESS", f"{address}: {error.strerror}; use an address of this machine") from None
     listening = socket.socket(family, kind)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,5 +168,6 @@ def _listen(address: str, yielding: bool) -> socket.socket:
     except OSError as error:
         listening.close()
         why = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
-        raise PageError("PORT_IN_USE", f"{address} can't be bound for the page: {why}; choose another --http, or off") from None
+        message = f"{address} can't be bound for the page: {why}; choose another --http HOST:PORT, or --http off"
+        raise PageError("PORT_IN_USE", message) from None
     return listening

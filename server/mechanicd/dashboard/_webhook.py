@@ -66,7 +66,7 @@ class Webhook:
 
     Args:
         url: where to POST.
-        told: the needs that were told of already, so that a new process does not tell them again.
+        told: the alerts that were sent already, so that a new process does not send them again.
     """
 
     def __init__(self, url: str, told: Iterable[Key] = ()) -> None:
@@ -79,11 +79,11 @@ class Webhook:
 
     @property
     def told(self) -> list[Key]:
-        """The needs that have begun, as far as the receiver was told or will be."""
+        """The current alerts that were sent to the receiver or are queued for it."""
         return sorted(self._told)
 
     def look(self, items: Iterable[Item]) -> bool:
-        """Compares with what was told, and queues what is new; whether there was anything."""
+        """Queues what is new compared with what was sent; returns whether there was anything."""
         now = {(item["name"], need["kind"]): (item, need) for item in items for need in item["needs"]}
         new = [key for key in now if key not in self._told]
         over = [key for key in self._told if key not in now]
@@ -104,13 +104,13 @@ class Webhook:
             await self._more.wait()
 
     def close(self) -> None:
-        """Leaves what is on its way."""
+        """Abandons what is queued or being sent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _queue(self, event: str, key: Key, item: Item | None, need: Mapping[str, Any] | None) -> None:
         if len(self._waiting) >= MOST_WAITING:
             lost = self._waiting.popleft()
-            log.error("webhook: too much waits; %s %s of %s is not told", lost["need"]["kind"], lost["event"], lost["run"])
+            log.error("webhook: too many are waiting; dropped %s %s of %s", lost["need"]["kind"], lost["event"], lost["run"])
         name, kind = key
         told = {"kind": kind, "message": need["message"], "step": need["step"]} if need else {"kind": kind}
         run = {field: item[field] for field in ("status", "step", "S", "labels")} if item else {}
@@ -124,17 +124,17 @@ class Webhook:
             failure = await loop.run_in_executor(self._thread, _post, self._url, body)
             if not failure:
                 if attempt > 1:
-                    log.info("webhook: told at attempt %d", attempt)
+                    log.info("webhook: delivered at attempt %d", attempt)
                 return
             if attempt == 1:
-                log.warning("webhook: %s; it is tried again for some minutes", failure)
+                log.warning("webhook: %s; retrying for some minutes", failure)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        log.error("webhook: %s; given up: %s %s of %s", failure, event["need"]["kind"], event["event"], event["run"])
+        log.error("webhook: %s; gave up on %s %s of %s", failure, event["need"]["kind"], event["event"], event["run"])
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Elsewhere is an error: what is POSTed there would arrive as a GET."""
+    """A redirect is an error: a redirected POST would arrive as a GET."""
 
     def redirect_request(self, *args: object) -> None:
         return None
@@ -144,7 +144,7 @@ _OPENER: Final = urllib.request.build_opener(_NoRedirect)
 
 
 def _post(url: str, body: bytes) -> str:
-    """Sends once; what went wrong, "" if nothing."""
+    """Sends once. Returns what went wrong, or "" on success."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "mechanicd"}, method="POST")
     try:
         with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:

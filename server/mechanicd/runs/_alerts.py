@@ -75,7 +75,8 @@ def same_alerts(before: Iterable[Alert], now: Iterable[Alert]) -> bool:
 def _silent(row: RunRow, now: int) -> Alert | None:
     if row.status != RunStatus.SILENT:
         return None
-    return Alert(AlertKind.SILENT, f"{row.status_message}: killed, hanging, cut off, or in a long evaluation", row.last_step)
+    why = "the trainer was killed, hangs, is cut off, or runs a long evaluation"
+    return Alert(AlertKind.SILENT, f"{row.status_message}: {why}", row.last_step)
 
 
 def _stuck(row: RunRow, _: int) -> Alert | None:
@@ -85,7 +86,11 @@ def _stuck(row: RunRow, _: int) -> Alert | None:
     scale = max(row.scale)
     if scale > LEFT * begun:
         return None
-    why = "no update moves the parameters (is the learning rate or the gradient 0?)" if scale == 0 else "S finds no descent"
+    why = (
+        "no update moves the parameters (is the learning rate or the gradient 0?)"
+        if scale == 0
+        else "Δ does not point downhill"
+    )
     return Alert(
         AlertKind.STUCK,
         f"S is {scale:.3g} after {stats.tuned} steps and never left the scale of s_init = {row.config.s_init:.3g}: {why}; "
@@ -101,8 +106,8 @@ def _collapsed(row: RunRow, _: int) -> Alert | None:
         return None
     return Alert(
         AlertKind.COLLAPSED,
-        f"S is {scale:.3g}, and was {stats.peak:.3g} at step {stats.peak_step}: the updates have turned against the descent, "
-        "or the loss broke after that step",
+        f"S is {scale:.3g}, down from {stats.peak:.3g} at step {stats.peak_step}: since then the updates no longer reduce the "
+        "loss, or the loss itself has changed",
         stats.peak_step,
     )
 
@@ -121,7 +126,7 @@ def _running_away(row: RunRow, _: int) -> Alert | None:
     if decay and min(scale, after.scale) > AWAY_DECAY / decay:
         return Alert(
             AlertKind.RUNNING_AWAY,
-            f"S is {scale:.3g}, limited only by s_decay = {decay:g}: the loss falls along Δ without end, or BASE's "
+            f"S is {scale:.3g}, limited only by s_decay = {decay:g}: the loss keeps falling along Δ, or BASE's "
             "learning rate is far too small (use 1.0 times a schedule)",
             after.step,
         )
@@ -131,7 +136,7 @@ def _running_away(row: RunRow, _: int) -> Alert | None:
     return Alert(
         AlertKind.RUNNING_AWAY,
         f"from step {before.step} to {after.step} S grew from {before.scale:.3g} to {after.scale:.3g}, and ‖x‖ from "
-        f"{before.x_norm:.3g} to {after.x_norm:.3g}: the loss falls along Δ without end, or its gradient has a wrong sign",
+        f"{before.x_norm:.3g} to {after.x_norm:.3g}: the loss keeps falling along Δ, or its gradient has the wrong sign",
         before.step,
     )
 
@@ -143,8 +148,8 @@ def _non_finite(row: RunRow, _: int) -> Alert | None:
         first = row.last_step - streak + 1
         return Alert(
             AlertKind.NON_FINITE,
-            f"the last {streak} steps came with NaN or infinite scalars, from step {first}: the tuner stands still, and the "
-            "parameters or the gradients are lost",
+            f"the last {streak} steps, from step {first}, had NaN or infinite scalars: the tuner skips them, and the "
+            "parameters or the gradients are no longer finite",
             first,
         )
     if not stats.marks:
@@ -155,8 +160,8 @@ def _non_finite(row: RunRow, _: int) -> Alert | None:
         return None
     return Alert(
         AlertKind.NON_FINITE,
-        f"{bad} of the last {steps} steps came with NaN or infinite scalars, the last one step {stats.non_finite_step}: the "
-        "tuner ignores those steps",
+        f"{bad} of the last {steps} steps had NaN or infinite scalars, most recently step {stats.non_finite_step}: the tuner "
+        "skips those steps",
         stats.non_finite_step,
     )
 
@@ -171,8 +176,8 @@ def _oscillating(row: RunRow, _: int) -> Alert | None:
         return None  # calm for longer than it oscillated
     return Alert(
         AlertKind.OSCILLATING,
-        f"S has turned {len(turns)} times since step {turns[0]}, by a factor of {SWING:g} or more each: it finds no scale; "
-        "a larger batch, or a gentler schedule, may calm it",
+        f"S has reversed direction {len(turns)} times since step {turns[0]}, by a factor of {SWING:g} or more each time: it "
+        "does not settle; try a larger batch or a gentler schedule",
         turns[0],
     )
 
@@ -185,8 +190,8 @@ def _outage(row: RunRow, now: int) -> Alert | None:
         quiet = duration((now - stats.away) / 1e9)
         return Alert(
             AlertKind.OUTAGE,
-            f"the trainer's connection ended {quiet} ago and its session is still open: it is cut off and goes on without the "
-            "server, or it was killed; the server can't tell which",
+            f"the trainer's connection ended {quiet} ago, but its session is still open: the trainer is cut off and goes on "
+            "without the server, or it was killed; the server can't tell which",
             row.last_step,
         )
     recent = [time for time in stats.returns if (now - time) / 1e9 < RETURNS_SECONDS]
@@ -194,8 +199,8 @@ def _outage(row: RunRow, now: int) -> Alert | None:
         return None
     return Alert(
         AlertKind.OUTAGE,
-        f"the session was lost and came back {len(recent)} times in the last {duration(RETURNS_SECONDS)}: the network, or the "
-        "server, comes and goes; no step is lost by it",
+        f"the session was cut off and came back {len(recent)} times in the last {duration(RETURNS_SECONDS)}: the network or "
+        "the server is unstable; no step is lost",
         row.last_step,
     )
 

@@ -107,7 +107,7 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
         try:
             float(value)
         except ValueError:
-            raise FilterError(text, match.start("value"), f"{field} is compared with a number, not {value!r}") from None
+            raise FilterError(text, match.start("value"), f"expected a number to compare {field} with, got {value!r}") from None
         if operator_ == ":":
             raise FilterError(text, match.start("operator"), f"{field} is a number; ':' is for text")
     elif field == "needs":
@@ -116,12 +116,12 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
             raise FilterError(text, match.start("operator"), "needs is a list; use ':' to match one kind, as in needs : stuck")
         if value not in (*AlertKind, "*"):
             raise FilterError(
-                text, match.start("value"), f"no alert of kind {value!r}; there are {', '.join(AlertKind)}, and * for any"
+                text, match.start("value"), f"unknown alert {value!r}; choose one of {', '.join(AlertKind)}, or * for any"
             )
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):
         raise FilterError(
-            text, match.start("field"), f"no field {field!r}; there are name, status, step, scale, needs, labels.KEY"
+            text, match.start("field"), f"unknown field {field!r}; choose one of name, status, step, scale, needs, labels.KEY"
         )
     return Comparison(field, operator_, value)

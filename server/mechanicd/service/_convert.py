@@ -84,7 +84,7 @@ def state_in(data: bytes, config: TunerConfig) -> TunerState:
         raise ServiceError("INVALID_TUNER_STATE", error.message, field="tuner_state") from None
     if state.step > MAX_INTEGER:
         raise ServiceError(
-            "INVALID_TUNER_STATE", f"the tuner state is at step {state.step}; no run is that long", field="tuner_state"
+            "INVALID_TUNER_STATE", f"the tuner state is at step {state.step}; the most is {MAX_INTEGER}", field="tuner_state"
         )
     return state
 

@@ -170,7 +170,7 @@ class Engine:
                     if request.session:
                         return await self._reattach(name, request.session, config)
                     return await self._open(name, config, labels, start, request.client, _convert.command_in(request.command))
-                except OwnershipLost as error:  # another server took the run at this moment: look again
+                except OwnershipLost as error:  # another server took the run at this moment: read it again
                     log.info("%s: %s; attempt %d", name, error, attempt + 1)
         raise ServiceError("STORE_UNAVAILABLE", f"{name} is being opened on other servers; try again")
 
@@ -338,10 +338,10 @@ class Engine:
         return run
 
     async def _holds(self, run: ActiveRun) -> bool:
-        """Whether a run in memory is this server's in the store too.
+        """Whether a run that this server has in memory is also this server's in the store.
 
-        A server that stood still may not know yet that another one took the run. Its memory then lacks steps that the other one
-        made durable.
+        A server that was frozen for a while may not know yet that another one took the run. Its memory then lacks steps that
+        the other server has made durable.
         """
         try:
             row = await self.writer.call(self.store.get, run.row.project, run.row.run)

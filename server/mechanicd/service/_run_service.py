@@ -139,7 +139,7 @@ class RunService:
             raise ServiceError("INVALID_RANGE", f"first_step {first} is after last_step {last}", field="first_step")
         if request.branch > row.rewinds:
             raise ServiceError(
-                "INVALID_RANGE", f"branch {request.branch} does not exist; the run has {row.rewinds}", field="branch"
+                "INVALID_RANGE", f"branch {request.branch} does not exist; choose one from 0 to {row.rewinds}", field="branch"
             )
         about = ("series", request.name, str(request.first_step), str(request.last_step), str(request.branch))
         token = _token_in(request.page_token, *about)

@@ -58,14 +58,14 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
                 REWOUND,
                 start.step,
                 start,
-                f"the checkpoint is at step {start.step}, the server was at step {last}: the run rewinds",
+                f"the checkpoint is at step {start.step} and the server was at step {last}: the run rewinds",
             )
         known = "did not know the run" if fresh else f"was at step {last}"
         return Decision(
             ADOPTED,
             start.step,
             start,
-            f"the checkpoint is at step {start.step}, the server {known}: the checkpoint's state is adopted",
+            f"the checkpoint is at step {start.step} and the server {known}: the checkpoint's state is adopted",
         )
     after_step = last if start is None else start
     if fresh and after_step == 0:
@@ -76,9 +76,9 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
         raise _step_unknown(after_step, last)
     if after_step == 0:
         state = TunerState.initial(row.config)
-        return Decision(REWOUND, 0, state, f"training starts over, the server was at step {last}: the run rewinds to its start")
+        return Decision(REWOUND, 0, state, f"training starts over: the run rewinds from step {last} to its start")
     return Decision(
-        REWOUND, after_step, None, f"asked to start after step {after_step}, the server was at step {last}: the run rewinds"
+        REWOUND, after_step, None, f"asked to start after step {after_step} and the server was at step {last}: the run rewinds"
     )
 
 

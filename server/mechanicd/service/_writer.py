@@ -270,7 +270,7 @@ class Writer:
     def _well(self) -> None:
         if not self.healthy:
             self.healthy = True
-            log.warning("store: working again")
+            log.warning("store: works again")
             self._on_health(True)
 
     def _settle(self, lost: set[ActiveRun]) -> None:

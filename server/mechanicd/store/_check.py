@@ -56,7 +56,7 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
         yield Finding(name, "STATE_UNREADABLE", str(error))
         return
     if state.step != row.last_step or state.scale != row.scale:
-        yield Finding(name, "STATE_MISPLACED", f"the tuner state is at step {state.step}, the run at {row.last_step}")
+        yield Finding(name, "STATE_MISPLACED", f"the tuner state is at step {state.step}, but the run is at {row.last_step}")
     last = missing = 0
     replayed: TunerState | None = TunerState.initial(row.config)
     tuner = Tuner(row.config)
@@ -73,14 +73,14 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
                 yield Finding(
                     name,
                     "SCALE_DIFFERS",
-                    f"step {step.step} gives S = {replayed.scale[:3]}, stored is {step.scale[:3]}",
+                    f"step {step.step} gives S = {replayed.scale[:3]}, but {step.scale[:3]} is stored",
                 )
                 replayed = None
         yield from _check_summary(store, row, 0, page, name)
     if last != row.last_step and last:
-        yield Finding(name, "HISTORY_ENDS_EARLY", f"the history ends at step {last}, the run is at {row.last_step}")
+        yield Finding(name, "HISTORY_ENDS_EARLY", f"the history ends at step {last}, but the run is at {row.last_step}")
     if replayed is not None and replayed.step == row.last_step and replayed.to_bytes() != row.state:
-        yield Finding(name, "STATE_MISPLACED", "replaying the history gives another state than the stored one")
+        yield Finding(name, "STATE_MISPLACED", "replaying the history gives a different state than the stored one")
     if missing:
         yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not stored exactly", harmless=True)
     yield from _check_zooms(store, row, 0, name)

@@ -244,7 +244,7 @@ class PostgresStore(SQLStore):
                 self.close()
             if isinstance(error, (pg.ReadOnlySqlTransaction, pg.InsufficientPrivilege)):
                 raise StoreNotWritable(
-                    f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user with that right"
+                    f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user who may do that"
                 ) from None
             if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
                 raise StoreRejected(f"{self.path} rejects a value: {_short(error)}") from None
@@ -263,7 +263,7 @@ class PostgresStore(SQLStore):
                     version = int(row[0]) if row else 0
                 if version > SCHEMA_VERSION:
                     raise SchemaTooNew(
-                        f"{self.path} has schema version {version}, this mechanicd reads up to {SCHEMA_VERSION}; "
+                        f"{self.path} has schema version {version}, but this mechanicd reads only up to {SCHEMA_VERSION}; "
                         "start the newer mechanicd that wrote it, or name another database"
                     )
                 if self._readonly:

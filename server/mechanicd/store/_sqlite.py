@@ -117,8 +117,8 @@ class SQLiteStore(SQLStore):
                 if readonly:
                     if version != _migrations.SCHEMA_VERSION:
                         raise SchemaTooOld(
-                            f"{path} has schema version {version}, this mechanicd reads {_migrations.SCHEMA_VERSION}; "
-                            "start a server on it once, which brings it up to date"
+                            f"{path} has schema version {version}, but this mechanicd reads version "
+                            f"{_migrations.SCHEMA_VERSION}; start a server on it once to migrate it"
                         )
                 else:
                     self._db.execute("PRAGMA journal_mode = WAL")
@@ -169,8 +169,8 @@ class SQLiteStore(SQLStore):
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version > _migrations.SCHEMA_VERSION:
             raise SchemaTooNew(
-                f"{self.path} has schema version {version}, this mechanicd reads up to {_migrations.SCHEMA_VERSION}; "
-                "start the newer mechanicd that wrote it, or name another file"
+                f"{self.path} has schema version {version}, but this mechanicd reads only up to "
+                f"{_migrations.SCHEMA_VERSION}; start the newer mechanicd that wrote it, or name another file"
             )
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema")}
         expected = {1: _migrations.TABLES_V1, 2: _migrations.TABLES_V2}.get(version, tuple(TABLES))
@@ -261,7 +261,7 @@ def _lock(path: str) -> Any:
         handle = Path(f"{path}.lock").open("a")  # noqa: SIM115  (held as long as the store is open)
     except OSError as error:
         raise StoreNotWritable(
-            f"{path}.lock can't be made ({error.strerror}); name a file in a folder that exists and that this user can write to"
+            f"{path}.lock can't be created ({error.strerror}); name a file in a folder that this user can write to"
         ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

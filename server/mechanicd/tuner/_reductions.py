@@ -49,7 +49,7 @@ def check(groups: Sequence[Reductions], expected: int) -> None:
     if len(groups) != expected:
         raise ReductionsError(
             "GROUP_COUNT_MISMATCH",
-            f"reductions of {len(groups)} scale groups came, {expected} were expected; "
+            f"got the reductions of {len(groups)} scale groups, expected {expected}; "
             "send one set of four scalars for each name in scale_groups",
             {"expected": expected, "received": len(groups)},
         )

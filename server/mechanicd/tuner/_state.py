@@ -100,24 +100,26 @@ class TunerState:
             StateError: foreign or damaged bytes, a newer version, another shape than the config's, or impossible values.
         """
         if len(data) < _HEADER.size + _CRC.size or data[:4] != _MAGIC:
-            raise StateError(f"{len(data)} bytes that are no tuner state; pass what TunerState.to_bytes() returned")
+            raise StateError(f"got {len(data)} bytes that are not a tuner state; pass what TunerState.to_bytes() returned")
         _, version, n, groups, step = _HEADER.unpack_from(data)
         if version > _VERSION:
-            raise StateError(f"a tuner state of version {version}, this program reads up to {_VERSION}; upgrade mechanicd")
+            raise StateError(
+                f"the tuner state has version {version}, but this program reads up to {_VERSION}; upgrade mechanicd"
+            )
         body, crc = data[: -_CRC.size], data[-_CRC.size :]
         if _CRC.pack(zlib.crc32(body)) != crc:
-            raise StateError("a tuner state whose checksum does not match; the bytes were damaged, take an older checkpoint")
+            raise StateError("the tuner state's checksum does not match: its bytes are damaged; use an older checkpoint")
         if not n or not groups:
             raise StateError(
-                f"a tuner state of {groups} scale groups × {n} betas; no tuner makes that, take an older checkpoint"
+                f"the tuner state has {groups} scale groups × {n} betas, which is not possible; use an older checkpoint"
             )
         if config is not None and (n, groups) != (len(config.betas), len(config.scale_groups)):
             raise StateError(
-                f"a tuner state of {groups} scale groups × {n} betas, the config has "
+                f"the tuner state has {groups} scale groups × {n} betas, but the config has "
                 f"{len(config.scale_groups)} × {len(config.betas)}; resume with the config that the state was made with"
             )
         if len(body) != _HEADER.size + 8 * len(Row._fields) * n * groups:
-            raise StateError(f"a tuner state of {len(data)} bytes, too short or too long for its shape")
+            raise StateError(f"the tuner state has {len(data)} bytes, which does not fit its shape; use an older checkpoint")
         if groups >= NUMPY_FROM and (state := cls._from_arrays(step, body[_HEADER.size :], n, groups)) is not None:
             return state
         values = struct.unpack_from(f"<{len(Row._fields) * n * groups}d", body, _HEADER.size)
@@ -154,4 +156,4 @@ def _check_values(values: tuple[float, ...], n: int) -> None:
     for index, value in enumerate(values):
         field = fields[index // n % len(fields)]
         if not math.isfinite(value) or (value < 0.0 and field in ("m", "v", "s")):
-            raise StateError(f"a tuner state whose {field} holds {value!r}; no tuner makes that, take an older checkpoint")
+            raise StateError(f"the tuner state has {field} = {value!r}, which is not possible; use an older checkpoint")
