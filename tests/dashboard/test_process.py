@@ -123,7 +123,7 @@ def test_a_taken_port_is_refused_if_it_was_asked_for(explicit: bool, tmp_path: P
         (["--http", "unix:/x"], 1, "MALFORMED_ADDRESS"),
         (["--http", "127.0.0.1:0", "--store", "sqlite:///:memory:"], 1, "STORE_IN_MEMORY"),
         (["--webhook", "example.org"], 2, "expected an http:// or https:// URL"),
-        (["--http", "off", "--webhook", "http://127.0.0.1:1"], 2, "drop --http off"),
+        (["--http", "off", "--webhook", "http://127.0.0.1:1"], 2, "remove --http off"),
     ],
 )
 def test_what_can_not_be_served_is_said_at_the_start(
