@@ -147,7 +147,7 @@ def test_the_chart_is_saved_as_png(open_page: Open, tmp_path: Path) -> None:
     expect(page.locator(".legend li")).to_have_count(2)
     page.get_by_title("Download").click()
     with page.expect_download() as download:
-        page.get_by_role("button", name="This chart, PNG").click()
+        page.get_by_role("button", name="This chart as PNG").click()
     path = tmp_path / "chart.png"
     download.value.save_as(path)
     head = path.read_bytes()[:24]

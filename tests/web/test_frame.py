@@ -20,7 +20,7 @@ def test_dark_as_the_system_and_as_chosen(open_page: Open) -> None:
     page = open_page(color_scheme="dark")
     expect(page.locator(".row.run").first).to_be_visible()
     assert brightness(page) < 60
-    page.get_by_role("button", name="Light colours").click()
+    page.get_by_role("button", name="Light colors").click()
     assert brightness(page) > 200
     page.reload()
     expect(page.locator(".row.run").first).to_be_visible()

@@ -30,7 +30,7 @@ def test_all_series_with_the_events_on_them(open_page: Open) -> None:
 
 def test_skipped_and_held_steps_are_counted(open_page: Open) -> None:
     page = open_page("#/run/zoo:broken")
-    expect(page.locator(".mark-key")).to_contain_text("2 steps not finite, skipped")
+    expect(page.locator(".mark-key")).to_contain_text("2 non-finite steps skipped")
     expect(page.locator(".mark-key")).to_contain_text("3 steps held")
 
 
@@ -96,5 +96,5 @@ def test_two_runs_and_what_is_different(open_page: Open) -> None:
     diff = page.locator(".diff tbody tr")
     expect(diff.filter(has_text="label batch")).to_contain_text("512")
     expect(diff.filter(has_text="label opt")).to_have_count(0)
-    page.get_by_label("also what is alike").check()
+    page.get_by_label("show equal rows too").check()
     expect(diff.filter(has_text="label opt")).to_contain_text("adamw")

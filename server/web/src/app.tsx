@@ -1,4 +1,4 @@
-/** The frame around every page: where one is, whether what one sees is live. */
+/** The frame around every page: where you are, and whether what you see is live. */
 
 import { useEffect, useRef } from "preact/hooks";
 import { connection, now, retryNow, runs, server } from "./data/live";
@@ -53,7 +53,7 @@ function Header() {
         class="ghost"
         onClick={toggleTheme}
         title={dark.value ? "Light (t)" : "Dark (t)"}
-        aria-label={dark.value ? "Light colours" : "Dark colours"}
+        aria-label={dark.value ? "Light colors" : "Dark colors"}
       >
         <Icon name={dark.value ? "sun" : "moon"} />
       </button>
@@ -72,7 +72,7 @@ function Header() {
   );
 }
 
-/** Said loudly, because everything below it is old. */
+/** A prominent warning, because everything below it is out of date. */
 function Banner() {
   const state = connection.value;
   if (state.state !== "lost") return <Trouble />;
@@ -83,8 +83,8 @@ function Banner() {
       <Icon name="alert" />
       <span>
         <b>Not connected since {moment(state.since)}.</b> {state.message}{" "}
-        {runs.value.size > 0 && `What you see is as of then. `}Trainings go on without it.{" "}
-        {seconds > 1 ? "Trying again by itself." : "Trying again."}
+        {runs.value.size > 0 && "What you see is from that time. "}Training continues without the server.{" "}
+        {seconds > 1 ? "The page will try again." : "Trying again."}
       </span>
       <button type="button" class="button" onClick={retryNow}>
         Try now
@@ -93,7 +93,7 @@ function Banner() {
   );
 }
 
-/** The page is connected, and its server can't read the store. */
+/** The page is connected, but its server can't read the store. */
 function Trouble() {
   const trouble = server.value?.trouble;
   if (!trouble) return null;
@@ -101,7 +101,7 @@ function Trouble() {
     <div class="banner" role="alert">
       <Icon name="alert" />
       <span>
-        <b>What you see may be old.</b> {trouble}. The server tries again by itself; its log says more.
+        <b>What you see may be out of date:</b> {trouble}. The server keeps trying; see its log.
       </span>
     </div>
   );
@@ -113,7 +113,7 @@ const SEARCH: readonly (readonly [string, string])[] = [
   ["batch=256", "a label; also status=, project=, needs="],
   ["opt~adam|lion", "a regular expression over a label"],
   ["S<1e-6", "a value: S, step, lr, base_lr, age>5min, rewinds"],
-  ["-word", "not; batch!=256 as well"],
+  ["-word", "runs without it; also batch!=256"],
 ];
 
 function Help() {
@@ -135,7 +135,7 @@ function Help() {
         <List
           title="Search"
           items={SEARCH}
-          note="Words are joined by “and”. Drag on a chart to zoom, double-click to leave it. The address holds the whole view: share it."
+          note="A run must match all words. Drag on a chart to zoom in, double-click to zoom out. The address holds the whole view, so you can share the link."
         />
       </div>
       <button type="button" class="button" onClick={close}>

@@ -1,4 +1,4 @@
-/** One key, one thing; the list is what ? shows. */
+/** What each key does; ? shows the list. */
 
 import { runs } from "./data/live";
 import { toggleTheme } from "./theme";
@@ -19,13 +19,13 @@ export const KEYS: readonly (readonly [string, string])[] = [
   ["/", "search"],
   ["j  k", "next, previous run"],
   ["Enter", "open the run"],
-  ["x", "put it on the chart, or take it off"],
+  ["x", "add the run to the chart, or remove it"],
   ["p", "pin it to the top, or unpin"],
   ["c", "compare the selected runs"],
-  ["n", "only those that need somebody, or all"],
+  ["n", "show only runs that need attention, or all"],
   ["[  ]", "previous, next run, on a run's page"],
-  ["0", "all steps: out of the zoom"],
-  ["l", "log or linear"],
+  ["0", "zoom out to all steps"],
+  ["l", "log or linear axis"],
   ["t", "light or dark"],
   ["Escape", "back, or leave the search"],
   ["?", "this list"],
@@ -109,7 +109,7 @@ function move(by: 1 | -1): boolean {
   return true;
 }
 
-/** On a run's page: the run beside it in the table. */
+/** On a run's page: opens the next or previous run of the table. */
 function beside(by: 1 | -1): boolean {
   if (view.value.page !== "run") return false;
   const at = shownRows.value.indexOf(view.value.run);

@@ -1,4 +1,4 @@
-/** Light or dark: the system's choice, or the reader's. Canvases ask here for their colours. */
+/** Light or dark: the system's choice, or the reader's. Canvases get their colors here. */
 
 import { effect, signal } from "@preact/signals";
 
@@ -7,7 +7,7 @@ const KEY = "mechanicd.theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
 
 export const theme = signal<Theme>("system");
-/** Which one is on screen; canvases are drawn anew when it changes. */
+/** Which one is on the screen; canvases are redrawn when it changes. */
 export const dark = signal(system.matches);
 
 export function followTheme(): void {
@@ -42,13 +42,13 @@ function write(value: string): void {
   try {
     localStorage.setItem(KEY, value);
   } catch {
-    // storage is off: the choice lasts as long as the page
+    // storage is disabled: the choice lasts as long as the page
   }
 }
 
 const colours = new Map<string, string>();
 
-/** What a custom property of the style sheet is now: `colour("--ink")`. */
+/** The current value of a custom property of the style sheet: `colour("--ink")`. */
 export function colour(property: string): string {
   let found = colours.get(property);
   if (found === undefined) {

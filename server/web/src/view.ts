@@ -11,24 +11,24 @@ export interface View {
   readonly page: "overview" | "run" | "compare";
   /** The run of the page "run". */
   readonly run: string;
-  /** Those of the page "compare". */
+  /** The runs of the page "compare". */
   readonly runs: readonly string[];
   readonly query: string;
   readonly sort: Sort;
   readonly group: string;
-  /** Values of `group` whose rows are folded away. */
+  /** Values of `group` whose rows are collapsed. */
   readonly closed: readonly string[];
   readonly selected: readonly string[];
   readonly pinned: readonly string[];
   readonly bands: boolean;
   readonly series: Series;
   readonly x: XAxis;
-  /** null: log for what is positive by nature, asinh for what has a sign. */
+  /** null: log for series that are positive by nature, asinh for series with a sign. */
   readonly y: YAxis | null;
   readonly smooth: number;
   readonly x0: number | null;
   readonly x1: number | null;
-  /** A scale group of the run page, null: the largest. */
+  /** The scale group on the run's page; null: the largest S. */
   readonly scale: number | null;
   readonly branch: number;
 }
@@ -62,7 +62,7 @@ const names = (text: string | null): string[] => (text ? text.split(",").filter(
 const among = <T extends string>(text: string | null, all: readonly T[], otherwise: T): T =>
   all.includes(text as T) ? (text as T) : otherwise;
 
-/** What an address shows. What can't be read is left out: an old address still opens. */
+/** The view of an address. Parts that can't be read are ignored, so old addresses still work. */
 export function parseView(hash: string): View {
   const [path = "", search = ""] = hash.replace(/^#?\/?/, "").split(/\?(.*)/s);
   const said = new URLSearchParams(search);
@@ -99,7 +99,7 @@ function decode(text: string): string {
   }
 }
 
-/** The address of a view; what is as by default is not in it. */
+/** The address of a view, without what is at its default. */
 export function formatView(view: View): string {
   const path = view.page === "run" ? `/run/${encode(toShort(view.run))}` : view.page === "compare" ? "/compare" : "/";
   const said: [string, string][] = [];
@@ -155,7 +155,7 @@ export function followAddress(): void {
   read();
 }
 
-/** The address of a run's page, with the way it is looked at kept. */
+/** The address of a run's page, with the current axes and zoom. */
 export const runAddress = (name: string): string =>
   formatView({ ...view.value, page: "run", run: name, x0: null, x1: null, scale: null, branch: 0, runs: [] });
 

@@ -1,4 +1,4 @@
-/** One chart: uPlot gives axes, cursor and zoom; curves are drawn here, with their extremes. */
+/** One chart: uPlot draws axes, cursor and zoom; we draw the curves, with their extremes. */
 
 import type { Signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
@@ -22,7 +22,7 @@ export interface ChartProps {
   readonly x0: number | null;
   readonly x1: number | null;
   readonly height: number;
-  /** The curve or band that is looked at: the others stand back. */
+  /** The curve or band under the pointer; the others fade. */
   readonly highlight?: string | null;
   /** Charts with the same key share the cursor. */
   readonly sync?: string;
@@ -114,7 +114,7 @@ function measure(props: ChartProps): Drawn {
   };
 }
 
-/** uPlot draws nothing of this; it holds the scales to it. */
+/** uPlot doesn't draw this data; it only fits the scales to it. */
 const dummy = (drawn: Drawn): uPlot.AlignedData => [
   [drawn.reach.low, drawn.reach.high],
   [drawn.range.low, drawn.range.high],
@@ -244,7 +244,7 @@ function exactSpan(seconds: number): string {
   return `${Number((seconds / 86400).toFixed(2))} d`;
 }
 
-/** Where values are on uPlot's canvas now: one multiplication a value instead of a call into uPlot. */
+/** Maps values to uPlot's canvas: one multiplication per value instead of a call into uPlot. */
 function projection(u: uPlot, drawn: Drawn): Projection {
   const { left, top, width, height } = u.bbox;
   const { low, high } = drawn.reach;
@@ -293,7 +293,7 @@ function draw(u: uPlot, drawn: Drawn): void {
   context.restore();
 }
 
-/** What the cursor's x is called: "step 12,345", "2 h", "14:03:12". */
+/** A label for the cursor's x: "step 12,345", "2 h", "14:03:12". */
 export function cursorLabel(x: XAxis, value: number): string {
   if (x === "step") return `step ${Math.round(value).toLocaleString("en")}`;
   return x === "time" ? moment(value) : span(value * 1000);

@@ -1,4 +1,4 @@
-/** S of every scale group over the steps: a row a group, light is small, dark is large, on a log scale. */
+/** S of every scale group over the steps: one row per group, from light (small) to dark (large), on a log scale. */
 
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { HeatmapReply } from "../data/types";
@@ -7,7 +7,7 @@ import { colour, dark } from "../theme";
 
 interface Props {
   readonly data: HeatmapReply;
-  /** How many scale groups there are; where there are very many, a row is some neighbours. */
+  /** How many scale groups there are; if there are very many, a row stands for several neighbors. */
   readonly groups: number;
   readonly chosen: number | null;
   readonly onChoose: (group: number | null) => void;
@@ -94,7 +94,7 @@ export function Heatmap({ data, groups: all, chosen: chosenGroup, onChoose }: Pr
         <output>
           {seen
             ? `${data.groups[seen.group]} · steps ${count(data.first[seen.column]!)}–${count(data.last[seen.column]!)} · S ${number(data.S[seen.group]?.[seen.column], 3)}`
-            : "a row is a scale group; click one for its curve"}
+            : "each row is a scale group; click one to see its curve"}
         </output>
       </div>
     </div>
@@ -117,7 +117,7 @@ function bounds(data: HeatmapReply): [number, number] {
   return high - low < 1 ? [low - 0.5, high + 0.5] : [low, high];
 }
 
-/** Blends of the style sheet's five stops, so that light and dark each have their own. */
+/** 256 colors between the style sheet's five stops, which differ between light and dark. */
 function ramp(): Uint8ClampedArray {
   const strip = new OffscreenCanvas(256, 1);
   const context = strip.getContext("2d")!;
@@ -138,7 +138,7 @@ function paintCells(canvas: HTMLCanvasElement, data: HeatmapReply, low: number, 
   for (let row = 0; row < tall; row += 1) {
     for (let column = 0; column < wide; column += 1) {
       const value = data.S[row]?.[column];
-      if (value === null || value === undefined || !(value > 0)) continue; // see-through: S is 0, or not known
+      if (value === null || value === undefined || !(value > 0)) continue; // transparent: S is 0 or not known
       const place = Math.round(((Math.log10(value) - low) / (high - low)) * 255);
       const to = 4 * (row * wide + column);
       image.data.set(colours.subarray(4 * place, 4 * place + 3), to);

@@ -8,7 +8,7 @@ import type { Columns } from "../data/types";
 export interface Geometry {
   /** x, y of the line's corners; NaN where it is broken. */
   readonly line: Float64Array;
-  /** x, y of the max, y of the min, a column each; NaN where the column has no value that can be drawn. */
+  /** x, y of the max and y of the min of each column; NaN if the column has no value that can be drawn. */
   readonly bars: Float64Array;
   /** x of columns that have a value ≤ 0 on a log axis: marked at the lower edge. */
   readonly below: number[];
@@ -20,7 +20,7 @@ export interface Geometry {
 export interface Projection {
   readonly x: (value: number) => number;
   readonly y: (value: number) => number;
-  /** Log: only positive values have a place. */
+  /** A log axis can show only positive values. */
   readonly log: boolean;
   /** y of the lower edge. */
   readonly floor: number;

@@ -1,4 +1,4 @@
-/** Puts curves, bands and marks on a canvas: the only place that strokes. */
+/** Paints curves, bands and marks on a canvas; all drawing is here. */
 
 import type { Columns } from "../data/types";
 import { colour } from "../theme";
@@ -10,7 +10,7 @@ export interface Curve {
   readonly label: string;
   readonly ink: Ink;
   readonly columns: Columns;
-  /** Its extremes are those of the scale groups: a band is drawn from the smallest to the largest. */
+  /** Its extremes are those over the scale groups: a band is drawn from the smallest to the largest. */
   readonly spread?: boolean;
   /** Drawn thin and pale, as an abandoned branch. */
   readonly pale?: boolean;
@@ -21,7 +21,7 @@ export interface Band {
   readonly label: string;
   readonly ink: Ink;
   readonly x: readonly number[];
-  /** Low quantile, median, high quantile; each a value a column. */
+  /** Low quantile, median and high quantile, with one value per column each. */
   readonly q: readonly (readonly (number | null)[])[];
 }
 
@@ -37,7 +37,7 @@ export interface Box {
   readonly height: number;
 }
 
-/** A curve on the canvas; returns what could not be drawn as it is. */
+/** Draws a curve on the canvas; returns what could not be drawn. */
 export function paintCurve(
   context: CanvasRenderingContext2D,
   curve: Curve,
@@ -100,7 +100,7 @@ function strokeLine(
   context.setLineDash([]);
 }
 
-/** A bar a column from max to min; those shorter than a pixel are the line itself. */
+/** One bar per column, from max to min; a bar shorter than a pixel is covered by the line. */
 function strokeBars(context: CanvasRenderingContext2D, bars: Float64Array, ratio: number): void {
   context.lineWidth = Math.max(1, ratio);
   context.beginPath();
@@ -186,7 +186,7 @@ export function paintBand(
   );
 }
 
-/** Events as hairlines with a head; the list beside the chart says what they are. */
+/** Events as thin lines with a head; the list next to the chart explains them. */
 export function paintMarks(
   context: CanvasRenderingContext2D,
   marks: readonly Mark[],
@@ -222,7 +222,7 @@ export function eventColour(kind: string): string {
   return "--event-session";
 }
 
-/** Steps that were not finite (crosses) and held (dashes), along the upper edge; in the ink of their run where there are several. */
+/** Non-finite (crosses) and held (dashes) steps, along the upper edge; in the color of their run if there are several. */
 export function paintRug(
   context: CanvasRenderingContext2D,
   shape: Geometry,

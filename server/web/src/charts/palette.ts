@@ -1,4 +1,4 @@
-/** A run keeps its colour as long as it is on screen. Eight hues that colour-blind readers can tell apart, then dashes. */
+/** A run keeps its color as long as it is on the screen. Eight hues that color-blind readers can tell apart, then dashes. */
 
 export const HUES = 8;
 
@@ -15,7 +15,7 @@ export const ink = (slot: number): Ink => ({
   dash: DASHES[Math.floor(slot / HUES) % DASHES.length]!,
 });
 
-/** Names to slots: who has one keeps it, newcomers get the lowest free ones. */
+/** Assigns a slot to each name: those that have one keep it, new ones get the lowest free slots. */
 export function assign(names: readonly string[], before: ReadonlyMap<string, number>): Map<string, number> {
   const slots = new Map<string, number>();
   const taken = new Set<number>();

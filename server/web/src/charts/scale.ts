@@ -13,7 +13,7 @@ const EMPTY: Record<YAxis, Range> = {
   asinh: { low: -1, high: 1 },
 };
 
-/** A range that shows all extremes, with air; on a log axis only what is positive counts. */
+/** A range that shows all extremes, with a margin; on a log axis only positive values count. */
 export function fit(extremes: Iterable<number>, kind: YAxis): Range {
   let low = Number.POSITIVE_INFINITY;
   let high = Number.NEGATIVE_INFINITY;
@@ -31,7 +31,7 @@ export function fit(extremes: Iterable<number>, kind: YAxis): Range {
   return { low: low - air, high: high + air };
 }
 
-/** Below this size an asinh axis is linear: the scale of the smaller values that are there. */
+/** Below this size an asinh axis is linear; it is the scale of the smaller values. */
 export function asinhThreshold(extremes: Iterable<number>): number {
   let largest = 0;
   const sizes: number[] = [];

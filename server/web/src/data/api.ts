@@ -1,4 +1,4 @@
-/** One function a route of /api/v1. Every failure is an ApiError that says what to do. */
+/** One function per route of /api/v1. Every failure is an ApiError that says what to do. */
 
 import type {
   BandGroup,
@@ -42,7 +42,7 @@ async function call<T>(path: string, signal?: AbortSignal, body?: unknown): Prom
   }
   if (reply.ok) return (await reply.json()) as T;
   const said = (await reply.json().catch(() => null)) as { error?: { reason?: string; message?: string } } | null;
-  const fallback = `The server answered ${reply.status} ${reply.statusText}. Its log says more.`;
+  const fallback = `The server answered ${reply.status} ${reply.statusText}. See its log.`;
   throw new ApiError(said?.error?.reason ?? `HTTP_${reply.status}`, said?.error?.message ?? fallback);
 }
 

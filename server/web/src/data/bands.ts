@@ -1,11 +1,11 @@
-/** Quantile bands of groups of runs, fetched again at a zoom, and now and then while their runs train. */
+/** Quantile bands of groups of runs, fetched again after a zoom, and periodically while their runs train. */
 
 import { useEffect, useState } from "preact/hooks";
 import * as api from "./api";
 import { touched } from "./live";
 import type { BandGroup, SeriesAsk } from "./types";
 
-/** ms between two looks; the server rests at least REST times as long as it worked. */
+/** ms between two requests; the server rests at least REST times as long as it worked. */
 const PACE = 5000;
 const REST = 10;
 const COLUMNS = 200;

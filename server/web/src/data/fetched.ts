@@ -1,4 +1,4 @@
-/** An answer of the server as state of a component: what is there, what went wrong. */
+/** An answer of the server as the state of a component: the value, or the error. */
 
 import { useEffect, useState } from "preact/hooks";
 import { ApiError } from "./api";
@@ -8,7 +8,7 @@ export interface Fetched<T> {
   readonly error: ApiError | null;
 }
 
-/** Asks again when `key` changes; keeps showing the former answer until then. Empty key: does not ask. */
+/** Asks again when `key` changes, and keeps the previous answer until the new one is there. Does not ask if the key is empty. */
 export function useFetched<T>(key: string, ask: (signal: AbortSignal) => Promise<T>): Fetched<T> {
   const [state, setState] = useState<Fetched<T>>({ value: null, error: null });
   useEffect(() => {

@@ -1,4 +1,4 @@
-/** All runs, kept up to date by server-sent events; says when it is not. */
+/** All runs, kept up to date by server-sent events; `connection` says whether they are. */
 
 import { batch, computed, signal } from "@preact/signals";
 import * as api from "./api";
@@ -12,15 +12,15 @@ export type Connection =
 export const connection = signal<Connection>({ state: "loading" });
 export const server = signal<ServerInfo | null>(null);
 export const runs = signal<ReadonlyMap<string, RunItem>>(new Map());
-/** Names whose run has moved, with every change; charts follow it. */
+/** The names of the runs that changed last; charts follow it. */
 export const touched = signal<readonly string[]>([]);
-/** The server's clock, moved on once a second. */
+/** The server's clock, updated once a second. */
 export const now = signal(Date.now());
 export const anyRuns = computed(() => runs.value.size > 0);
 
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 15_000;
-/** The server says something every 10 s; the page can't hear comments, so after this it asks. */
+/** The server sends a comment every 10 s, but EventSource hides comments; so after this time the page asks. */
 const QUIET = 15_000;
 
 let source: EventSource | null = null;

@@ -11,7 +11,7 @@ export interface Sort {
 
 const text = new Intl.Collator("en", { numeric: true }).compare;
 
-/** Unknown values come last, whichever way it goes. */
+/** Unknown values come last in either direction. */
 function known(a: number | null, b: number | null, sign: number): number {
   if (a === b) return 0;
   if (a === null) return 1;
@@ -37,16 +37,16 @@ export function compareRuns(sort: Sort): (a: RunItem, b: RunItem) => number {
   return (a, b) => chosen(a, b) || byName(a, b);
 }
 
-/** 0: all is well. 1: nobody hears of it. 2: S does what it should not. */
+/** 0: no alert. 1: the run is silent or cut off. 2: an alert about S. */
 function urgency(run: RunItem): number {
   if (run.needs.length === 0) return 0;
   return run.needs.some((need) => KINDS.includes(need.kind)) ? 2 : 1;
 }
 
-/** What S does says more than that nobody hears of it, which the status says as well. */
+/** Alerts about S come first: that a run is silent is in its status as well. */
 const KINDS = ["non_finite", "collapsed", "running_away", "stuck", "oscillating"];
 
-/** A run's needs, the telling ones first. */
+/** A run's alerts, the most important first. */
 export function byWeight(needs: readonly Need[]): Need[] {
   const weight = (need: Need): number => (KINDS.indexOf(need.kind) + KINDS.length + 1) % (KINDS.length + 1);
   return [...needs].sort((a, b) => weight(a) - weight(b));
@@ -64,7 +64,7 @@ export function groupValue(run: RunItem, key: string): string {
   return run.labels[key] ?? NO_VALUE;
 }
 
-/** Value of `key` → its runs, values in their natural order, those without last. */
+/** Value of `key` → its runs. Values are in their natural order; runs without one come last. */
 export function groupRuns(runs: readonly RunItem[], key: string): Map<string, RunItem[]> {
   const groups = new Map<string, RunItem[]>();
   for (const run of runs) {
@@ -103,7 +103,7 @@ export function layOut(
   return rows;
 }
 
-/** Label key → value → how many runs; keys that are alike for all runs come last. */
+/** Label key → value → number of runs; keys with one value for all runs come last. */
 export function facets(runs: Iterable<RunItem>): Map<string, Map<string, number>> {
   const all = new Map<string, Map<string, number>>();
   for (const run of runs) {

@@ -43,7 +43,7 @@ export function parseQuery(text: string): Query {
   return { matches: (run, now) => predicates.every((holds) => holds(run, now)), problem: null };
 }
 
-/** Split at blanks that are in no "quotes" and in no /expression/. */
+/** Splits at blanks outside of "quotes" and /expressions/. */
 export function words(text: string): string[] {
   const found = text.match(/[-!]?\/(?:\\.|[^/\\])*\/i?(?=\s|$)|(?:"[^"]*"|[^\s"])+|"[^"]*$/gs) ?? [];
   return found;
@@ -95,7 +95,7 @@ function compare(key: string, operator: string, value: string): Predicate {
     return (run) => strings(run).some((text) => pattern.test(text));
   }
   if (key === "status" && !STATUSES.some((status) => status === value.toLowerCase())) {
-    throw new Error(`No status "${value}". There are ${STATUSES.join(", ")}.`);
+    throw new Error(`Unknown status "${value}". Choose one of ${STATUSES.join(", ")}.`);
   }
   if (key === "needs" && (value === "any" || value === "none")) {
     const wanted = (value === "any") === (operator === "=");
@@ -146,7 +146,7 @@ const TESTS: Record<string, (a: number, b: number) => boolean> = {
   "!=": (a, b) => a !== b,
 };
 
-/** The query with a word put in, or taken out where it was in. */
+/** The query with a word added, or removed if it was there. */
 export function toggleWord(text: string, word: string): string {
   const all = words(text);
   const rest = all.filter((one) => one !== word);
@@ -155,7 +155,7 @@ export function toggleWord(text: string, word: string): string {
 
 export const hasWord = (text: string, word: string): boolean => words(text).includes(word);
 
-/** `key=value`, in quotes where it must be; as an expression where there are quotes in it. */
+/** `key=value`, quoted if necessary; a regular expression if the value contains quotes. */
 export function labelWord(key: string, value: string): string {
   if (!value.includes('"')) return /\s/.test(value) || value === "" ? `${key}="${value}"` : `${key}=${value}`;
   const plain = value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");

@@ -1,11 +1,11 @@
-/** The columns of the curves on screen: fetched at a zoom, moved on at the tail while runs train. */
+/** The columns of the curves on the screen: fetched after a zoom, extended at the tail while runs train. */
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import * as api from "./api";
 import { runs, touched } from "./live";
 import type { Columns, SeriesAsk, SeriesRun } from "./types";
 
-/** ms between two looks at the tail. */
+/** ms between two requests for the tail. */
 const PACE = 500;
 
 export interface Lines {
@@ -35,7 +35,7 @@ export function splice(columns: Columns, tail: Columns): Columns {
   };
 }
 
-/** Whether a column of `tail` takes more steps together than any of `columns` does. Pure. */
+/** Whether a column of `tail` covers more steps than any of `columns`. Pure. */
 export function coarser(tail: Columns, columns: Columns): boolean {
   return widest(tail) > widest(columns);
 }
@@ -114,7 +114,7 @@ export function useSeries(names: readonly string[], ask: SeriesAsk | null): Line
   return state;
 }
 
-/** The lines of `batch` with what has come since: only the tail is asked for, all of it now and then. */
+/** The lines of `batch` with their new steps: usually only the tail is fetched, and now and then everything. */
 async function moveOn(
   batch: readonly string[],
   lines: ReadonlyMap<string, SeriesRun>,
@@ -159,7 +159,7 @@ async function fetchTails(tails: readonly Tail[], ask: SeriesAsk, signal: AbortS
   const columns = Math.min(ask.columns, Math.max(...tails.map((tail) => tail.columns)));
   const lines = new Map(tails.map((tail) => [tail.line.name, tail.line]));
   const found = await api.series([...lines.keys()], { ...ask, x0: from, columns }, signal);
-  // A run can have gone further than the live row said, and then its tail has too few columns.
+  // A run may be further than its live row says; then its tail has too few columns.
   const behind = found.filter((tail) => !tail.missing && coarser(tail.columns, lines.get(tail.name)!.columns));
   const names = behind.map((tail) => tail.name);
   const whole = names.length ? await api.series(names, ask, signal) : [];

@@ -1,4 +1,4 @@
-/** Sparklines of the rows in view, and of no others: asked for in one request, again when a run has moved. */
+/** Sparklines of the rows in view only, fetched in one request, and again when a run has new steps. */
 
 import { signal } from "@preact/signals";
 import * as api from "./api";
@@ -6,7 +6,7 @@ import { runs, touched } from "./live";
 import type { Spark } from "./types";
 
 const MOST = 100;
-/** ms a sparkline lives while its run trains. */
+/** ms after which the sparkline of a training run is fetched again. */
 const FRESH = 5000;
 
 export const sparks = signal<ReadonlyMap<string, Spark>>(new Map());
@@ -22,7 +22,7 @@ let busy = false;
 let timer: ReturnType<typeof setTimeout> | undefined;
 let due = Number.POSITIVE_INFINITY;
 
-/** The table tells which runs it shows. */
+/** Called by the table with the runs that it shows. */
 export function want(names: readonly string[]): void {
   inView = names;
   later(60);
@@ -30,7 +30,7 @@ export function want(names: readonly string[]): void {
 
 touched.subscribe(() => later(1000));
 
-/** Looks after `wait` ms; a look that is due earlier stays. */
+/** Refreshes after `wait` ms, unless a refresh is due earlier. */
 function later(wait: number): void {
   const at = Date.now() + wait;
   if (at >= due) return;

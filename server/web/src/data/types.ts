@@ -1,4 +1,4 @@
-/** What the server says, as in its /api/v1. Times are ms since 1970; `null` is "not known", or NaN in a series. */
+/** The types of /api/v1. Times are ms since 1970; `null` is "not known", or NaN in a series. */
 
 export const STATUSES = ["running", "silent", "preempted", "failed", "finished"] as const;
 export type Status = (typeof STATUSES)[number];
@@ -34,7 +34,7 @@ export interface ServerInfo {
   readonly version: string;
   readonly started: number;
   readonly store: string;
-  /** Why what is shown may be old, in words; "" where it is not. */
+  /** Why the page may be out of date, in words; "" if it is current. */
   readonly trouble?: string;
 }
 
@@ -52,14 +52,14 @@ export interface RunsDelta {
 }
 
 export const SERIES = {
-  S: { title: "S", says: "the scale that multiplies Δ, largest of the groups", signed: false },
+  S: { title: "S", says: "the scale that multiplies Δ; the largest of the groups", signed: false },
   effective_lr: { title: "effective lr", says: "S · BASE's learning rate", signed: false },
   base_lr: { title: "BASE lr", says: "BASE's learning rate, from its schedule", signed: false },
-  h: { title: "h", says: "what the tuner is fed at each step", signed: true },
+  h: { title: "h", says: "the tuner's input at each step", signed: true },
   grad_norm: { title: "gradient norm", says: "of g, after your clipping", signed: false },
   param_norm: { title: "parameter norm", says: "of all parameters", signed: false },
-  delta_dot_g: { title: "⟨Δ, g⟩", says: "negative where going further along Δ would help", signed: true },
-  delta_dot_x: { title: "⟨Δ, x⟩", says: "how far Δ and the parameters point the same way", signed: true },
+  delta_dot_g: { title: "⟨Δ, g⟩", says: "negative where a step along Δ reduces the loss", signed: true },
+  delta_dot_x: { title: "⟨Δ, x⟩", says: "positive where Δ and the parameters point the same way", signed: true },
 } as const;
 export type Series = keyof typeof SERIES;
 export type XAxis = "step" | "relative" | "time";

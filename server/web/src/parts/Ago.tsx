@@ -1,4 +1,4 @@
-/** How long ago a moment was, moving by itself. */
+/** How long ago a moment was; updates itself. */
 
 import { now } from "../data/live";
 import { age, moment, NONE } from "../format";

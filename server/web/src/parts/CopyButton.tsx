@@ -1,4 +1,4 @@
-/** Copies a text, and says so. */
+/** Copies a text, and confirms it. */
 
 import { useState } from "preact/hooks";
 import { Icon } from "./icons";
@@ -26,7 +26,7 @@ export function CopyButton({ text }: { text: string }) {
       onClick={() =>
         copy(text).then(
           () => tell("Copied"),
-          () => tell("Select it by hand"),
+          () => tell("Please copy by hand"),
         )
       }
     >

@@ -22,7 +22,7 @@ interface Props {
   readonly entries: readonly Entry[];
   readonly cursor: Signal<number | null>;
   readonly x: XAxis;
-  /** Told which entry the pointer is on. */
+  /** Called with the entry under the pointer. */
   readonly onLook?: (id: string | null) => void;
   readonly onRemove?: ((id: string) => void) | undefined;
 }
@@ -63,7 +63,7 @@ export function Legend({ entries, cursor, x, onLook, onRemove }: Props) {
   );
 }
 
-/** One value, or the extremes of the column under the cursor where they differ. */
+/** One value, or both extremes of the column under the cursor if they differ. */
 function valueAt(columns: Columns | null, at: number | null): string {
   if (!columns || columns.x.length === 0) return NONE;
   if (at === null) return number(columns.end.at(-1), 3);

@@ -1,4 +1,4 @@
-/** A run's name in little room: its last part says which one of a sweep it is, so the middle gives way. */
+/** A run's name in little space: the middle is cut, because the last part tells the runs of a sweep apart. */
 
 export function RunName({ run }: { run: string }) {
   const cut = run.lastIndexOf("/");

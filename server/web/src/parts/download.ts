@@ -1,4 +1,4 @@
-/** Saves what is on screen, or what the store has. */
+/** Saves what is on the screen, or what the store has. */
 
 import type uPlot from "uplot";
 import { exportAddress } from "../data/api";
@@ -21,7 +21,7 @@ const fileName = (text: string): string => text.replace(/[^A-Za-z0-9._-]+/g, "_"
 export const saveRun = (name: string, format: "csv" | "json", branch = 0): void =>
   save(exportAddress(name, format, branch), `${fileName(toShort(name))}.${format}`);
 
-/** The chart with its title and legend, as wide as on screen, at the screen's own sharpness or twice. */
+/** The chart with its title and legend, in the size and resolution of the screen. */
 export function savePng(plot: uPlot, title: string, entries: readonly Entry[]): void {
   const ratio = devicePixelRatio;
   const source = plot.ctx.canvas;

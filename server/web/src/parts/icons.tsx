@@ -1,4 +1,4 @@
-/** Shapes beside colours: a status is told apart without either. */
+/** Statuses differ in shape as well as in color. */
 
 import type { Status } from "../data/types";
 

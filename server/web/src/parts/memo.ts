@@ -1,4 +1,4 @@
-/** A component that is drawn anew only when one of its properties is another; preact/compat would be the only other thing in it. */
+/** A component that is drawn again only when one of its properties changes; it saves us preact/compat. */
 
 import { Component, type ComponentType, type FunctionComponent, h } from "preact";
 

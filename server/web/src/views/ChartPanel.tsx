@@ -18,7 +18,7 @@ import { Menu } from "../parts/Menu";
 import { runAddress, show, view, type YAxis, yAxis } from "../view";
 import { compare, resetZoom, toggleSelected } from "./actions";
 
-/** Names (or group values) with a colour each, which they keep while they stay. */
+/** A color for each name (or group value), which it keeps while it is shown. */
 export function useInks(names: readonly string[]): ReadonlyMap<string, Ink> {
   const slots = useRef<Map<string, number>>(new Map());
   return useMemo(() => {
@@ -27,7 +27,7 @@ export function useInks(names: readonly string[]): ReadonlyMap<string, Ink> {
   }, [names.join(",")]);
 }
 
-/** Requests are made in steps of this many pixels, so that a window that is dragged asks seldom. */
+/** Widths are rounded to this many pixels, so that resizing a window causes few requests. */
 const GRAIN = 100;
 export const roundPixels = (pixels: number): number =>
   Math.min(4000, Math.max(GRAIN, Math.ceil(pixels / GRAIN) * GRAIN));
@@ -41,7 +41,7 @@ export interface Groups {
 interface Props {
   readonly names: readonly string[];
   readonly inks: ReadonlyMap<string, Ink>;
-  /** Chosen by hand, so that they can be taken off. */
+  /** Whether the runs were selected by hand, so that they can be removed. */
   readonly chosen: boolean;
   readonly groups: Groups | null;
   readonly height: number;
@@ -113,11 +113,11 @@ export function ChartPanel({ names, inks, chosen, groups, height, says }: Props)
             onWidth={setWidth}
           />
           {names.length === 0 && !asBands && (
-            <p class="chart-note">No run to draw. Select one in the table with x, or empty the search.</p>
+            <p class="chart-note">No run to show. Select one in the table with x, or clear the search.</p>
           )}
           {error && <p class="chart-note bad">{error}</p>}
           <p class="grain">
-            {asBands ? "median, and the band from the 10th to the 90th percentile" : grain(curves, lines.lines, y)}
+            {asBands ? "median, with a band from the 10th to the 90th percentile" : grain(curves, lines.lines, y)}
           </p>
         </div>
         <aside class="legend-box">
@@ -135,9 +135,9 @@ export function ChartPanel({ names, inks, chosen, groups, height, says }: Props)
   );
 }
 
-export const X_TITLES: Record<XAxis, string> = { step: "step", relative: "time since its start", time: "time of day" };
+export const X_TITLES: Record<XAxis, string> = { step: "step", relative: "time since the start", time: "time of day" };
 
-/** Steps are whole: a zoom shows those that it touches. */
+/** Rounds a zoom: it shows every step that it touches. */
 export const zoomed = (x: XAxis, x0: number, x1: number): { x0: number; x1: number } =>
   x === "step"
     ? { x0: Math.max(1, Math.floor(x0)), x1: Math.max(2, Math.ceil(x1)) }
@@ -204,7 +204,7 @@ const bandEntries = (answer: BandAnswer, groups: Groups): Entry[] =>
     };
   });
 
-/** What a column on screen stands for, and what the axis can't show. */
+/** What a column on the screen shows, and what the axis can't show. */
 export function grain(curves: readonly Curve[], lines: ReadonlyMap<string, SeriesRun>, y: YAxis): string {
   let widest = 1;
   let hidden = 0;
@@ -219,8 +219,8 @@ export function grain(curves: readonly Curve[], lines: ReadonlyMap<string, Serie
     ? " · bands reach from the smallest scale group to the largest"
     : "";
   const exact = curves.every((curve) => lines.get(curve.id)?.exact ?? widest === 1);
-  const what = exact ? "every step" : `min, max and last of up to ${plural(widest, "step")} a column`;
-  const below = hidden ? ` · ▾ ${plural(hidden, "column")} with values ≤ 0, which a log axis has no place for` : "";
+  const what = exact ? "every step" : `min, max and last of up to ${plural(widest, "step")} per column`;
+  const below = hidden ? ` · ▾ ${plural(hidden, "column")} with values ≤ 0, which a log axis can't show` : "";
   return what + spread + below;
 }
 
@@ -239,7 +239,7 @@ function SaveMenu({
   return (
     <Menu label={<Icon name="down" />} title="Download" class="right">
       <button type="button" onClick={() => plot.current && savePng(plot.current, title, entries)}>
-        This chart, PNG
+        This chart as PNG
       </button>
       {(["csv", "json"] as const).map((format) => (
         <button
@@ -248,7 +248,7 @@ function SaveMenu({
           disabled={all.length === 0}
           onClick={() => all.forEach((name) => void saveRun(name, format))}
         >
-          Every step of {plural(all.length, "run")}, {format.toUpperCase()}
+          Every step of {plural(all.length, "run")} as {format.toUpperCase()}
         </button>
       ))}
     </Menu>
@@ -307,7 +307,7 @@ export function AxisControls({ y }: { y: YAxis }) {
         all={{ log: "log", linear: "lin", asinh: "±log" }}
         onChange={(next) => show({ y: next })}
       />
-      <label class="slider" title="Exponential smoothing; the raw curve stays as a ghost">
+      <label class="slider" title="Exponential smoothing; the raw curve stays visible">
         smooth
         <input
           type="range"

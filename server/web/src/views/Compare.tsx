@@ -1,4 +1,4 @@
-/** Two runs (or a few): their curves on one chart, and what is different about them. */
+/** Two runs (or a few): their curves on one chart, and how they differ. */
 
 import { useState } from "preact/hooks";
 import * as api from "../data/api";
@@ -24,8 +24,8 @@ export function Compare() {
   if (names.length < 2) {
     return (
       <main class="lonely">
-        <h1>Compare what?</h1>
-        <p>Select two runs in the table with x, then press c.</p>
+        <h1>Nothing to compare</h1>
+        <p>Select at least two runs in the table with x, then press c.</p>
         <a class="button" href={overviewAddress()}>
           All runs
         </a>
@@ -45,14 +45,14 @@ export function Compare() {
       <ChartPanel names={names} inks={inks} chosen={false} groups={null} height={320} says={`${names.length} runs`} />
       <section class="panel" aria-label="Differences">
         <div class="panel-head">
-          <h2>What is different</h2>
+          <h2>Differences</h2>
           <label class="tick">
             <input
               type="checkbox"
               checked={!onlyDifferent}
               onChange={(event) => setOnlyDifferent(!event.currentTarget.checked)}
             />
-            also what is alike
+            show equal rows too
           </label>
         </div>
         {error && <p class="bad pad">{error.message}</p>}
@@ -82,7 +82,7 @@ export function Compare() {
               ))}
               {value && onlyDifferent && different.length === 0 && (
                 <tr>
-                  <td colSpan={names.length + 1}>Nothing but their names.</td>
+                  <td colSpan={names.length + 1}>Only their names differ.</td>
                 </tr>
               )}
             </tbody>
@@ -99,7 +99,7 @@ interface DiffRow {
   readonly different: boolean;
 }
 
-/** What runs are and have come to, a row a thing; labels and configuration by name. Pure. */
+/** One row for each fact about the runs, then one for each label and setting. Pure. */
 export function table(details: readonly RunDetail[]): DiffRow[] {
   const row = (name: string, read: (detail: RunDetail) => string): DiffRow => {
     const values = details.map(read);

@@ -1,4 +1,4 @@
-/** Names and values, as they are. */
+/** A list of names and values. */
 
 import { NONE, tick } from "../format";
 

@@ -1,4 +1,4 @@
-/** Which runs are alive, what S does in each, which one needs me. */
+/** Which runs are alive, what S is doing in each, and which ones need attention. */
 
 import { useMemo } from "preact/hooks";
 import { connection, now, runs } from "../data/live";
@@ -15,7 +15,7 @@ import { shownRows } from "./actions";
 import { ChartPanel, useInks } from "./ChartPanel";
 import { LabelChip, Table, words } from "./Table";
 
-/** Without a selection the chart shows the first runs of the table, so that it is never empty. */
+/** Without a selection the chart shows this many runs of the table, so that it is never empty. */
 const FIRST = 8;
 const MOST_GROUPS = 16;
 
@@ -83,7 +83,7 @@ export function Overview() {
 
 const NO_INKS = new Map();
 
-/** The runs that need somebody, with the reason in words; nothing of it when all is well. */
+/** The runs that need attention, with the reason in words; a short line if there are none. */
 function Attention({ runs: all }: { runs: readonly RunItem[] }) {
   const needy = all.filter((run) => run.needs.length > 0).sort(compareRuns({ key: "needs", down: false }));
   const alive = all.filter((run) => run.status === "running").length;
@@ -112,7 +112,7 @@ function Attention({ runs: all }: { runs: readonly RunItem[] }) {
       </div>
       {needy.length === 0 ? (
         <p class="well">
-          <Icon name="check" /> {alive ? "Nobody needs you." : "Nothing is running, and nobody needs you."}
+          <Icon name="check" /> {alive ? "No run needs you." : "Nothing is running, and no run needs you."}
         </p>
       ) : (
         <ul class="needs">
@@ -173,7 +173,7 @@ function Toolbar({ all, matching, problem }: { all: readonly RunItem[]; matching
       </div>
       <Menu label="Labels" title="Filter by label">
         {labels.size === 0 && (
-          <p>No run has a label. Give them where you make the optimizer: labels={'{"batch": "256"}'}</p>
+          <p>No run has labels. Set them when you create the optimizer: labels={'{"batch": "256"}'}</p>
         )}
         {[...labels].map(([key, values]) => (
           <div class="facet" key={key}>
@@ -233,13 +233,13 @@ function NoRuns() {
   return (
     <main class="lonely">
       <h1>No runs yet</h1>
-      <p>A run appears here with its first step. Wrap an optimizer, and train:</p>
+      <p>A run appears here when it takes its first step. Wrap an optimizer and train:</p>
       <div class="code">
         <pre>{FIRST_RUN}</pre>
         <CopyButton text={FIRST_RUN} />
       </div>
       <p>
-        Or look at a small fleet of real trainings: <code>mechanicd demo</code>
+        Or watch a small fleet of real training runs: <code>mechanicd demo</code>
       </p>
     </main>
   );

@@ -1,4 +1,4 @@
-/** One run: what it does now, all its series on one time axis with the events on it, what it is, how to go on with it. */
+/** One run: its current state, all its series on one axis with its events, its configuration, and how to resume it. */
 
 import { type Signal, useSignal } from "@preact/signals";
 import { useMemo, useRef, useState } from "preact/hooks";
@@ -38,7 +38,7 @@ const SMALL: readonly Series[] = [
 export function RunPage() {
   const { run: name } = view.value;
   const live = runs.value.get(name);
-  // Events, branches and sessions change seldom: with these, not with every step.
+  // Events, branches and sessions change rarely, so they are fetched when these facts change, not at every step.
   const needs = live?.needs.map((need) => need.kind).join();
   const key = `${name} ${live?.sessions} ${live?.rewinds} ${live?.status} ${needs} ${Math.floor(Date.now() / 60_000)}`;
   const { value: detail, error } = useFetched(key, (signal) => api.run(name, signal));
@@ -68,7 +68,7 @@ function Loaded({ detail, run }: { detail: RunDetail; run: RunItem }) {
           <section class="panel" aria-label="All series">
             <div class="panel-head">
               <h2>All series</h2>
-              <span class="says">one cursor, one zoom</span>
+              <span class="says">with a shared cursor and zoom</span>
             </div>
             <div class="multiples">
               {SMALL.map((series) => (
@@ -188,7 +188,7 @@ function MainChart({ detail, run, cursor, width, onWidth }: MainProps) {
     ? [
         {
           id: run.name,
-          label: group ?? (run.groups > 1 ? "largest of the groups" : "S"),
+          label: group ?? (run.groups > 1 ? "largest of all groups" : "S"),
           ink: ink(0),
           columns: line.columns,
         },
@@ -230,13 +230,13 @@ function MainChart({ detail, run, cursor, width, onWidth }: MainProps) {
               type="button"
               onClick={() => plot.current && savePng(plot.current, `${title} over ${X_TITLES[shown.x]}`, entries)}
             >
-              This chart, PNG
+              This chart as PNG
             </button>
             <button type="button" onClick={() => saveRun(run.name, "csv", shown.branch)}>
-              Every step, CSV
+              Every step as CSV
             </button>
             <button type="button" onClick={() => saveRun(run.name, "json", shown.branch)}>
-              Every step, JSON
+              Every step as JSON
             </button>
           </Menu>
         </div>
@@ -260,9 +260,7 @@ function MainChart({ detail, run, cursor, width, onWidth }: MainProps) {
           onWidth={onWidth}
         />
         {error && <p class="chart-note bad">{error}</p>}
-        {line && line.columns.x.length === 0 && (
-          <p class="chart-note">No steps here yet. The first one will show by itself.</p>
-        )}
+        {line && line.columns.x.length === 0 && <p class="chart-note">No steps yet. The first one will appear here.</p>}
         <p class="grain">{line ? grain(curves.slice(-1), lines, y) : ""}</p>
       </div>
       <div class="run-legend">
@@ -273,7 +271,7 @@ function MainChart({ detail, run, cursor, width, onWidth }: MainProps) {
   );
 }
 
-/** Curves of the steps that rewinds gave up. */
+/** Curves of the steps that rewinds abandoned. */
 function useBranches(detail: RunDetail, name: string, width: number): Curve[] {
   const { x, x0, x1, scale, branch } = view.value;
   const others = detail.branches.filter((one) => one.branch !== branch).slice(0, 8);
@@ -307,7 +305,7 @@ function MarkKey({ marks, line }: { marks: readonly Mark[]; line: SeriesRun | un
       ))}
       {skipped > 0 && (
         <li>
-          <b class="bad">×</b> {plural(skipped, "step")} not finite, skipped
+          <b class="bad">×</b> {plural(skipped, "non-finite step")} skipped
         </li>
       )}
       {held > 0 && (

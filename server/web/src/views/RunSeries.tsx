@@ -16,13 +16,13 @@ import { show, view } from "../view";
 import { resetZoom } from "./actions";
 import { roundPixels, zoomed } from "./ChartPanel";
 
-/** What the view shows of a series of its run. */
+/** The request for a series of the run, with the view's axis, zoom, group and branch. */
 export const askOf = (series: Series, pixels: number): SeriesAsk => {
   const { x, x0, x1, scale, branch } = view.value;
   return { series, group: scale, branch, x, x0, x1, columns: roundPixels(pixels) };
 };
 
-/** Events on the axis that is shown; a step's own place is looked up in the columns. */
+/** The events, placed on the current axis; the columns say where a step is. */
 export function useMarks(detail: RunDetail, line: SeriesRun | undefined, x: string): Mark[] {
   return useMemo(
     () =>
@@ -56,7 +56,7 @@ export function Layers({ run, width }: { run: RunItem; width: number }) {
       <div class="panel-head">
         <h2>S by scale group</h2>
         <span class="says">
-          {plural(run.groups, "group")}, largest in each column{x === "step" ? "" : "; by step, all of them"}
+          {plural(run.groups, "group")}, largest S in each column{x === "step" ? "" : "; over all steps"}
         </span>
       </div>
       {value && (
@@ -115,7 +115,9 @@ export function Small({ series, run, detail }: { series: Series; run: RunItem; d
       />
       {missing && (
         <p class="chart-note">
-          {series === "base_lr" || series === "effective_lr" ? "The trainer sends no BASE lr." : "No values."}
+          {series === "base_lr" || series === "effective_lr"
+            ? "The trainer doesn't send BASE's learning rate."
+            : "No values."}
         </p>
       )}
       {error && <p class="chart-note bad">{error}</p>}

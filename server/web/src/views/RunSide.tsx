@@ -1,4 +1,4 @@
-/** Beside a run's charts: how to go on with it, what happened to it, what it gave up. */
+/** Next to a run's charts: how to resume it, its events, and its branches. */
 
 import { eventColour } from "../charts/paint";
 import type { RunDetail, RunEvent, RunItem } from "../data/types";
@@ -7,7 +7,7 @@ import { CopyButton } from "../parts/CopyButton";
 import { show } from "../view";
 import { words } from "./Table";
 
-/** Shows the steps around one. */
+/** Zooms to the steps around one. */
 export function lookAt(run: RunItem, step: number): void {
   const half = Math.max(50, Math.round(run.step * 0.02));
   show({ x: "step", x0: Math.max(1, step - half), x1: Math.max(2, step + half) }, "push");
@@ -24,8 +24,8 @@ export function Resume({ detail }: { detail: RunDetail }) {
         <pre>{detail.resume}</pre>
       ) : (
         <p class="pad">
-          How this run was started is not known. Start it again with the same run name, and with its last checkpoint: it
-          goes on at that step.
+          The command that started this run is not known. Start it again with the same run name and its last checkpoint;
+          it continues from that step.
         </p>
       )}
     </section>
@@ -53,7 +53,7 @@ export function Events({ events, run }: { events: readonly RunEvent[]; run: RunI
             </div>
           </li>
         ))}
-        {events.length === 0 && <li class="pad">None are recorded: this run is from an older version of the store.</li>}
+        {events.length === 0 && <li class="pad">No events: this run comes from an older version of the store.</li>}
       </ol>
     </section>
   );
@@ -64,7 +64,7 @@ export function Branches({ detail, branch }: { detail: RunDetail; branch: number
     <section class="panel branches">
       <div class="panel-head">
         <h2>Branches</h2>
-        <span class="says">steps given up at a rewind stay</span>
+        <span class="says">a rewind keeps the abandoned steps</span>
       </div>
       <ul>
         {detail.branches.map((one) => (

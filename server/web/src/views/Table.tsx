@@ -1,4 +1,4 @@
-/** The runs: only the rows in view exist, so 1,000 are as quick as ten. */
+/** The table of runs: only the rows in view exist, so 1,000 runs are as fast as ten. */
 
 import { computed } from "@preact/signals";
 import type { ComponentChildren } from "preact";
@@ -21,7 +21,7 @@ import { focused, selectAll, toggleClosed, togglePinned, toggleSelected } from "
 
 const OVERSCAN = 8;
 
-/** The project is said where there are several. */
+/** The number of projects; names show theirs if there are several. */
 const projects = computed(() => new Set([...runs.value.values()].map((run) => run.project)).size);
 
 interface Props {
@@ -284,7 +284,7 @@ const RunRow = memo(function RunRow({ run, pinned, chosen, active, ink, spark, q
   );
 });
 
-/** The keyboard's row has the focus, unless somebody types or is in a menu. */
+/** Whether the keyboard's row may take the focus: not while the user types or is in a menu. */
 function mayTakeFocus(): boolean {
   const at = document.activeElement;
   return at === null || at === document.body || at.closest(".table") !== null;
@@ -308,7 +308,7 @@ export function LabelChip({
     <button
       type="button"
       class={`chip ${hasWord(query, word) ? "on" : ""}`}
-      title={`${name}=${value}: show only these`}
+      title={`Show only runs with ${name}=${value}`}
       onClick={() => show({ query: toggleWord(query, word) })}
     >
       <span>{name}</span>

@@ -1,10 +1,10 @@
-/** What rows, keys and menus do to the view. */
+/** How rows, keys and menus change the view. */
 
 import { signal } from "@preact/signals";
 import type { RunItem } from "../data/types";
 import { compareAddress, runAddress, show, view } from "../view";
 
-/** The row that the keyboard is on. */
+/** The row that the keyboard has selected. */
 export const focused = signal<string | null>(null);
 export const helpOpen = signal(false);
 /** Names of the rows of the table, in order: where j and k go. */
