@@ -2,9 +2,9 @@
 
 From a clone, with clients/ on the path (an editable install puts it there): `python -m experiments list|data|run|merge|report`.
 
-`_catalogue` is the declarative list: tasks, arms, and the experiments that they make up. `_sources`, over `texts` and
-`_packages`, reads the packages and writes the prepared sets that `_data` loads. `_problems` and `_models` make them trainable,
-`_arms` makes the optimizers, and `_train` is one training. `_plan` says what is left to do, `_runner` keeps a pool of
-trainings at work, `_results` keeps what came of them. From the results alone, `_judge` decides who won, `_comparison` gathers
-the rows, `_claims` marks what the paper says, beside `_paper`'s own figures, and `_report` with `_plots` writes the page.
+`_catalogue` is the declarative list of tasks, arms and experiments. `_sources`, with `texts` and `_packages`, reads packages
+and writes the prepared sets that `_data` loads. `_problems` and `_models` turn them into losses and models, `_arms` creates the
+optimizers, and `_train` runs one training. `_plan` lists what is left to do, `_runner` keeps a pool of processes training, and
+`_results` stores the results. From the results alone, `_judge` decides who won, `_comparison` collects the rows, `_claims`
+marks the paper's claims (its figures are in `_paper`), and `_report` with `_plots` writes the report.
 """

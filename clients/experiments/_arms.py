@@ -35,7 +35,7 @@ BASES: Final[Mapping[str, Callable[..., torch.optim.Optimizer]]] = {
 
 @dataclass(frozen=True)
 class Where:
-    """The server of mechanized trainings: its address, or None for a tuner in the process, and their project."""
+    """The server of mechanized trainings (None: a tuner in the process), and their project."""
 
     target: str | None
     project: str
@@ -46,10 +46,10 @@ class Tuned:
     """An optimizer, ready to step.
 
     Attributes:
-        optimizer: what steps.
-        scale: what multiplies BASE's updates at lr 1 by now, as the method has found it; one per scale group.
+        optimizer: the optimizer.
+        scale: the current factor of BASE's updates at lr 1 that the method has found; one per scale group.
         scheduled: whether the schedule drives its lr.
-        resumable: whether its state_dict brings it back to the bit.
+        resumable: whether its state_dict restores it exactly.
     """
 
     optimizer: torch.optim.Optimizer
@@ -117,7 +117,7 @@ def _prodigy(training: Training, params: Params, options: dict[str, Any], _: Any
 
 
 def _schedulefree(training: Training, params: Params, options: dict[str, Any], _: Any, __: Where) -> Tuned:
-    """At its package's own learning rate: it does without a schedule, not without a rate."""
+    """At its package's default learning rate: it needs no schedule, but it needs a rate."""
     import schedulefree
 
     kinds = {"sgd": schedulefree.SGDScheduleFree, "adamw": schedulefree.AdamWScheduleFree}
@@ -139,7 +139,7 @@ _METHODS: Final[Mapping[str, Callable[..., Tuned]]] = {
 
 
 def averaged(optimizer: torch.optim.Optimizer, on: bool) -> bool:
-    """Puts the averaged parameters in place to be looked at, or those to train on; whether it has both, as schedule-free."""
+    """Switches to the averaged parameters, or back. Returns whether the optimizer has both, as schedule-free does."""
     switch = getattr(optimizer, "eval" if on else "train", None)
     if switch is not None:
         switch()

@@ -1,4 +1,4 @@
-"""What is trained: tasks, arms, and the experiments that they make up. Everything here is a list; nothing runs.
+"""The list of what is trained: tasks, arms, and the experiments made of them. This module only declares; it runs nothing.
 
 A row is a task with a BASE. An arm is a way to set the row's learning rate: one value of a sweep, MECHANIC with some settings,
 or a peer. All arms of a row share data, model, batches, steps, schedule and clipping.
@@ -17,7 +17,7 @@ WARMUP: Final = 0.05  # of all steps
 
 
 def schedule(step: int, steps: int) -> float:
-    """What multiplies the learning rate at a step, counted from 0: a linear rise, then a linear fall towards 0."""
+    """The factor of the learning rate at a step, counted from 0: a linear warm-up, then a linear decay towards 0."""
     warmup = max(1, round(WARMUP * steps))
     return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
@@ -30,12 +30,12 @@ class Task:
         name: family and name, "logistic/letter".
         data: the prepared set.
         model: its name in `_models`, with its sizes.
-        batch: examples (or windows of text) a step.
+        batch: examples (or windows of text) per step.
         steps: optimizer steps, the same for every arm.
-        metric: what selects and what is reported: accuracy in percent, or loss in nats a token.
+        metric: used to select and to report: accuracy in percent, or loss in nats per token.
         dropout: its probability in the model.
-        clip: gradients are clipped to this norm; 0 for not at all.
-        evaluated: how many examples (or windows) of val and of test are looked at, at most.
+        clip: gradients are clipped to this norm; 0: no clipping.
+        evaluated: how many examples (or windows) of the validation and the test set are used, at most.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Arm:
         return "--".join([self.method, *(f"{key}-{value}" for key, value in self.settings)])
 
     def applies(self, base: str) -> bool:
-        """Whether the method's package has a form for this BASE."""
+        """Whether the method's package supports this BASE."""
         return base in PEERS.get(self.method, (base,))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A task with a BASE: what the arms are compared on."""
+    """A task with a BASE. The arms are compared on it."""
 
     task: Task
     base: str
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Training:
-    """One optimizer, one seed; all of a row, an arm and a seed.
+    """One training run: a row, an arm and a seed.
 
     Attributes:
         start: the S that a warm start begins with, once it is known; it is another training's result, so no part of the spec.
@@ -102,7 +102,7 @@ class Training:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """All that decides its outcome, as JSON has it."""
+        """Everything that decides its outcome, ready for JSON."""
         task = asdict(self.row.task)
         return {**task, "base": self.row.base, "arm": self.arm.name, "seed": self.seed}
 
@@ -115,7 +115,7 @@ class Training:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the server is told of the run."""
+        """The run's labels on the server."""
         task = self.row.task
         named = {"task": task.name, "base": self.row.base, "model": task.model, "batch": task.batch, "seed": self.seed}
         return {key: str(value) for key, value in {**named, **dict(self.arm.settings)}.items()}
@@ -145,7 +145,7 @@ class Experiment:
     sweep_seeds: tuple[int, ...] = SEEDS
 
     def trainings(self) -> Iterator[Training]:
-        """All of them, but for what `widened` adds to the sweeps."""
+        """All trainings, except those that `widened` adds to the sweeps."""
         for row in self.rows:
             if self.sweep:
                 yield from (Training(row, sweep(rate), seed) for rate in start_of_sweep(row) for seed in self.sweep_seeds)
@@ -162,7 +162,7 @@ PEERS: Final[Mapping[str, tuple[str, ...]]] = {
     "prodigy": ("adamw",),
     "schedulefree": ("sgd", "adamw"),
 }
-"""Which BASEs each peer has a form of; the other methods take any."""
+"""The BASEs that each peer supports; the other methods take any."""
 
 MECHANIC: Final = Arm("mechanic")
 PEER_ARMS: Final = (*map(Arm, PEERS), Arm("mechanic-pytorch"))
@@ -203,13 +203,13 @@ def rate(exponent: int) -> float:
 
 
 def start_of_sweep(row: Row) -> tuple[float, ...]:
-    """Five rates around what the BASE is usually given."""
+    """Five rates around the usual one for the BASE."""
     first = _FIRST_RATES[row.task.family, row.base]
     return tuple(map(rate, range(first, first + _RATES)))
 
 
 def widened(rates: Iterable[float], best: float) -> float | None:
-    """The rate to try next where the best is at an edge of those tried; None where it is not, or the sweep is wide enough."""
+    """The next rate to try if the best is at an edge of those tried; None if it is not, or if the sweep is wide enough."""
     every = [rate(exponent) for exponent in range(-20, 9)]
     places = sorted(every.index(tried) for tried in rates)
     place = every.index(best)
@@ -296,12 +296,12 @@ FULL: Final = (
         "scale", "S against batch size and model size", "Figures 1 and 3", SCALE_ROWS, (MECHANIC,), sweep_seeds=SEEDS[:1]
     ),
     Experiment("ablations", "BASE's lr, s_init, λ, n", "Tables 3 to 6", ABLATED_ROWS, ABLATION_ARMS, sweep=False),
-    Experiment("groups", "one S, one a param group, one a tensor", "section 5's question", MAIN_ROWS, GROUP_ARMS, sweep=False),
+    Experiment("groups", "one S for all, per group, per tensor", "section 5's question", MAIN_ROWS, GROUP_ARMS, sweep=False),
     Experiment("options", "the authors' later form, a larger s_init", "none", MAIN_ROWS, OPTION_ARMS, sweep=False),
     Experiment("starts", "a warm start", "none", MAIN_ROWS, (WARM_ARM,), sweep=False),
     Experiment(
         "tensor-starts",
-        "a larger s_init with an S a tensor; not on fine-tunings",
+        "a larger s_init with one S per tensor; not for fine-tuning",
         "none",
         tuple(row for row in MAIN_ROWS if row not in FINETUNE_ROWS),
         (TENSOR_START_ARM,),

@@ -1,4 +1,4 @@
-"""The paper's qualitative claims, each confirmed, not confirmed or unclear here, by a rule that is said. Pure."""
+"""The paper's qualitative claims, each confirmed, not confirmed or unclear here, by a rule that the report states. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ _T: Final = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.36
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, what was seen here, and by which rule it was marked.
+    """What the paper says, the result here, and the rule for the mark.
 
     Attributes:
-        plot: the name of its figure on the page.
+        plot: the name of its figure in the report.
     """
 
     says: str
@@ -83,7 +83,7 @@ def _ahead_of_dadaptation(rows: Sequence[Compared]) -> Claim:
         "it is ahead of D-adaptation",
         mark,
         seen,
-        "confirmed where it wins on most problems, not where it loses on most",
+        "confirmed if it wins on most problems, not confirmed if it loses on most",
         "gaps",
     )
 
@@ -92,7 +92,7 @@ def _ahead_of_dadaptation(rows: Sequence[Compared]) -> Claim:
 
 
 def cell(experiment: Experiment, size: str, batch: int, records: Mapping[str, Record]) -> Outcome | None:
-    """MECHANIC on Brown with a model's size and a batch."""
+    """MECHANIC on Brown with a model size and a batch size."""
     for row in experiment.rows:
         if row.task.model == f"decoder-{size}" and row.task.batch == batch:
             return _judge.outcome(row, MECHANIC, experiment.seeds, records)
@@ -118,8 +118,8 @@ def _falls_with_size(experiment: Experiment, records: Mapping[str, Record]) -> C
 
 
 def _trend(says: str, ends: str, pairs: Sequence[tuple[str, Outcome | None, Outcome | None]], sign: float) -> Claim:
-    """Whether log S moves in a direction from the first of each pair to the second, by more than its noise."""
-    rule = f"log S of {ends} differ, at 95 % over the seeds, in this direction for each"
+    """Whether log S changes in one direction from the first of each pair to the second, by more than its noise."""
+    rule = f"for every row, log S of the {ends} differs in this direction, at 95 % over the seeds"
     signs, seen = [], []
     for name, first, second in pairs:
         if first is None or second is None or min(len(first.scales), len(second.scales)) < 2:
@@ -139,14 +139,14 @@ def _trend(says: str, ends: str, pairs: Sequence[tuple[str, Outcome | None, Outc
 
 
 def ablation(experiment: Experiment, row: Row, setting: str, records: Mapping[str, Record]) -> dict[Setting, Outcome | None]:
-    """What each value of a setting came to on a row."""
+    """The outcome of each value of a setting on a row."""
     return {
         value: _judge.outcome(row, ablated(setting, value), experiment.seeds, records) for value in ABLATIONS[setting]
     }  # fmt: skip
 
 
 def _against_default(experiment: Experiment, setting: str, records: Mapping[str, Record]) -> tuple[list[str], str]:
-    """Verdicts of all other values against the default, on all rows; and in words."""
+    """The verdicts on all other values against the default, on all rows; and the same in words."""
     verdicts: list[str] = []
     seen: list[str] = []
     for row in experiment.rows:
@@ -178,7 +178,7 @@ def _six_is_best(experiment: Experiment, records: Mapping[str, Record]) -> Claim
         mark = "not confirmed"
     elif "loss" in verdicts and not set(verdicts) - {"tie", "loss"}:
         mark = "confirmed"
-    rule = "no other n wins over 6 on either row, and one loses; unclear where all tie"
+    rule = "no other n wins over 6 on either row, and at least one loses; unclear if all tie"
     return Claim("n = 6 is best", mark, seen, rule, "ablations")
 
 
@@ -193,13 +193,13 @@ def _less_variance(experiment: Experiment, records: Mapping[str, Record]) -> Cla
         without += (zero.spread / unit) ** 2
         with_it += (default.spread / unit) ** 2
         freedom += len(default.values) - 1
-    rule = "the variance over the seeds, relative to the mean, added over the rows, is smaller with λ = 0.01 than 0 (F, 95 %)"
+    rule = "the variance over the seeds, relative to the mean, summed over the rows, is smaller with λ = 0.01 than 0 (F, 95 %)"
     says = "λ reduces the variance of results"
     if not freedom or not with_it or not without:
         return Claim(says, "unclear", "no results", rule, "ablations")
     ratio, bound = without / with_it, _F.get(freedom, 39.0)
     mark: Mark = "confirmed" if ratio > bound else "not confirmed" if ratio < 1.0 / bound else "unclear"
-    return Claim(says, mark, f"variance without ÷ with: {ratio:.2g}; beyond {bound:.3g} it would be clear", rule, "ablations")
+    return Claim(says, mark, f"variance without ÷ with: {ratio:.2g}; confirmed above {bound:.3g}", rule, "ablations")
 
 
 def _decay_on_vision(rows: Sequence[Compared]) -> Claim:
@@ -222,11 +222,11 @@ def _worse_with_dropout(rows: Sequence[Compared]) -> Claim:
             gaps.setdefault((row.row.task.data, row.row.base), {})[row.row.task.dropout] = gap
     changes = {key: by[0.1] - by[0.0] for key, by in gaps.items() if {0.0, 0.1} <= set(by)}
     says = "it does worse with dropout"
-    rule = "its gap to the sweep is worse with dropout 0.1 than with 0, on the mean over the pairs of rows (t, 95 %)"
+    rule = "the mean gap to the sweep, over the pairs of rows, is worse with dropout 0.1 than with 0 (t, 95 %)"
     if len(changes) < 2:
         return Claim(says, "unclear", "no results", rule, "gaps")
     mean = fmean(changes.values())
     within = _T[len(changes) - 1] * stdev(changes.values()) / math.sqrt(len(changes))
     mark: Mark = "unclear" if abs(mean) <= within else "confirmed" if mean < 0 else "not confirmed"
     each = "; ".join(f"{data}/{base} {change:+.2f}" for (data, base), change in changes.items())
-    return Claim(says, mark, f"gap changes by {mean:+.2f} ± {within:.2f} points ({each})", rule, "gaps")
+    return Claim(says, mark, f"the gap changes by {mean:+.2f} ± {within:.2f} points ({each})", rule, "gaps")

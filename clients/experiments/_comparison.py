@@ -1,4 +1,4 @@
-"""The rows of the main experiments with all that was compared on them. Pure."""
+"""The rows of the main experiments, with every method that was compared on them. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ TITLES: Final[Mapping[str, str]] = {
     "prodigy": "Prodigy",
     "schedulefree": "schedule-free",
     "mechanic-pytorch": "mechanic-pytorch",
-    "mechanic--scale_groups-param_group": "MECHANIC, an S a param group",
-    "mechanic--scale_groups-tensor": "MECHANIC, an S a tensor",
+    "mechanic--scale_groups-param_group": "MECHANIC, one S per param group",
+    "mechanic--scale_groups-tensor": "MECHANIC, one S per tensor",
     "mechanic--convention-optax": "MECHANIC, convention optax",
     "mechanic--s_init-0.0001": "MECHANIC, s_init = 1e-4",
-    "mechanic--scale_groups-tensor--s_init-0.0001": "MECHANIC, an S a tensor, s_init = 1e-4",
+    "mechanic--scale_groups-tensor--s_init-0.0001": "MECHANIC, one S per tensor, s_init = 1e-4",
     "mechanic--warm_start-next-seed": "MECHANIC, warm start",
     "mechanic--s_decay-0.1": "MECHANIC, λ = 0.1",
 }
@@ -28,7 +28,7 @@ TITLES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """A row, the best of its sweep, and the arms that have results; `expected` is how many seeds each should have."""
+    """A row, the best of its sweep, and the arms that have results; each should have `expected` seeds."""
 
     experiment: str
     row: Row
@@ -37,7 +37,7 @@ class Compared:
     expected: int
 
     def verdict(self, arm: Arm, other: Arm | None = None) -> Verdict | None:
-        """Of an arm against the best of the sweep, or another arm; None where one of them is not there."""
+        """The verdict on an arm against the best of the sweep, or against another arm; None if one of them has no result."""
         one, two = self.arms.get(arm), self.best if other is None else self.arms.get(other)
         return None if one is None or two is None else _judge.verdict(one, two)
 
@@ -55,7 +55,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Count:
-    """Wins, ties, losses, and what can't be told."""
+    """Wins, ties, losses, and comparisons that can't be judged."""
 
     win: int = 0
     tie: int = 0
@@ -68,12 +68,12 @@ class Count:
 
     @property
     def as_good(self) -> float:
-        """The share of wins and ties in percent; NaN where nothing was judged."""
+        """The share of wins and ties in percent; NaN if nothing was judged."""
         return 100.0 * (self.win + self.tie) / self.judged if self.judged else float("nan")
 
 
 def compare(experiments: Sequence[Experiment], records: Mapping[str, Record]) -> list[Compared]:
-    """All rows of the experiments that sweep all seeds, whether they have results or not."""
+    """All rows of the experiments that sweep all seeds, with or without results."""
     rows = []
     for experiment in experiments:
         if experiment.sweep and experiment.name != "scale":
@@ -92,7 +92,7 @@ def count(rows: Sequence[Compared], arm: Arm, other: Arm | None = None) -> Count
 
 
 def ramp(outcome: Outcome) -> float | None:
-    """The share of the steps that S took to half of what it was over the second half of the training; the mean over seeds."""
+    """The share of the steps until S reached half of its median over the second half of the training; the mean over seeds."""
     shares = []
     for record in outcome.records:
         points = [(step, scale or 0.0) for step, scale, _ in record["curve"]]

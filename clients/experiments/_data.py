@@ -1,4 +1,4 @@
-"""The prepared sets: an .npz file each, in one folder outside the repository; it can be carried to a machine without network.
+"""The prepared sets: one .npz file each, in a folder outside the repository that can be copied to a machine without network.
 
 Whoever prepares them needs the packages; whoever trains needs the folder alone. `python -m experiments data` writes it.
 """
@@ -16,7 +16,7 @@ VARIABLE: Final = "MECHANICD_EXPERIMENTS_DATA"
 
 
 class DataMissing(Exception):
-    """A set is not there; says what to do."""
+    """A set is missing. The message says what to do."""
 
 
 def default_folder() -> Path:
@@ -26,12 +26,12 @@ def default_folder() -> Path:
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Where a set lies, or is to lie."""
+    """The path of a set, whether or not it exists."""
     return folder / f"{name}.npz"
 
 
 def save(folder: Path, name: str, arrays: Arrays) -> None:
-    """Writes a set whole or not at all."""
+    """Writes a set atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{name}.unfinished.npz"
     np.savez_compressed(unfinished, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own option

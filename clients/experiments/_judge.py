@@ -1,11 +1,13 @@
 """Who won: the best rate of a sweep, means and spreads, and wins, ties and losses by one rule. Pure.
 
-The rate is selected by the mean over the seeds of the metric on val, equal ones by the loss there; what is reported is test.
+The rate is selected by the mean over the seeds of the metric on the validation set; ties are decided by the loss there. The
+report shows the metric on the test set.
 
-The rule: the difference d of two means over n₁ and n₂ seeds is a tie where |d| ≤ √(t²·(s₁²/n₁ + s₂²/n₂) + 1.96²·q). The first
-part is chance in the seeds: s is the spread over them, t Student's two-sided 95 % quantile for n₁+n₂−2 degrees of freedom. The
-second is chance in which N examples the test set has, for an accuracy: q is the variance over them of (how often the one names
-an example) − (how often the other does), divided by N. For a loss, q = 0. A training that diverged loses to any that did not.
+The rule: the difference d of two means over n₁ and n₂ seeds is a tie if |d| ≤ √(t²·(s₁²/n₁ + s₂²/n₂) + 1.96²·q). The first
+term is the noise of the seeds: s is the standard deviation over them, and t is Student's two-sided 95 % quantile for n₁+n₂−2
+degrees of freedom. The second is the noise of a test set with N examples. For an accuracy, q is the variance over the examples
+of (how often one method classifies an example correctly) − (how often the other does), divided by N. For a loss, q = 0. A run
+that diverged loses to any that did not.
 """
 
 import math
@@ -27,13 +29,13 @@ _QUANTILES: Final = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365,
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm came to on a row.
+    """The outcome of an arm on a row.
 
     Attributes:
-        arm: the arm; of a sweep the one that was selected.
-        values: the metric on test, one a seed; ∞ on the wrong side where it diverged.
-        scales: S (or d, or lr) at the end, one a seed.
-        records: what it was made from.
+        arm: the arm; for a sweep, the one that was selected.
+        values: the metric on the test set, one per seed; infinitely bad if the run diverged.
+        scales: S (or d, or lr) at the end, one per seed.
+        records: the results that it was computed from.
     """
 
     arm: Arm
@@ -48,19 +50,19 @@ class Outcome:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over the seeds; NaN of a single one or a diverged one."""
+        """The standard deviation over the seeds; NaN if there is only one or one diverged."""
         finite = all(map(math.isfinite, self.values))
         return stdev(self.values) if finite and len(self.values) > 1 else math.nan
 
     @property
     def scale(self) -> float:
-        """The geometric mean over the seeds; NaN where there is none."""
+        """The geometric mean over the seeds; NaN if no S is above 0."""
         positive = [scale for scale in self.scales if scale > 0]
         return math.exp(fmean(map(math.log, positive))) if positive else math.nan
 
 
 def outcome(row: Row, arm: Arm, seeds: Iterable[int], records: Mapping[str, Record]) -> Outcome | None:
-    """What an arm came to, of as many of the seeds as have ended; None where none has."""
+    """The outcome of an arm over the seeds that have ended; None if none has."""
     found = [record for seed in seeds if (record := current(Training(row, arm, seed), records)) is not None]
     if not found:
         return None
@@ -71,9 +73,9 @@ def outcome(row: Row, arm: Arm, seeds: Iterable[int], records: Mapping[str, Reco
 
 
 def rates(row: Row, seeds: Sequence[int], records: Mapping[str, Record]) -> tuple[float, ...]:
-    """The rates of the sweep: five, and as many more as it takes for the best to have one on either side.
+    """The rates of the sweep: five, and more until the best one has a neighbor on either side.
 
-    It goes on only from a sweep that has ended, so the last one may still have to be trained.
+    The sweep is extended only after all its rates have ended, so the last rate may not be trained yet.
     """
     tried = list(start_of_sweep(row))
     while all(_complete(row, rate, seeds, records) for rate in tried):
@@ -86,7 +88,7 @@ def rates(row: Row, seeds: Sequence[int], records: Mapping[str, Record]) -> tupl
 
 
 def selected(row: Row, tried: Iterable[float], seeds: Sequence[int], records: Mapping[str, Record]) -> float | None:
-    """The best rate on val; None where none has ended."""
+    """The best rate on the validation set; None if none has ended."""
     scored: list[tuple[float, float, float]] = []
     for rate in tried:
         found = [record for seed in seeds if (record := current(Training(row, sweep(rate), seed), records)) is not None]
@@ -99,7 +101,7 @@ def selected(row: Row, tried: Iterable[float], seeds: Sequence[int], records: Ma
 
 
 def best_of_sweep(row: Row, seeds: Sequence[int], records: Mapping[str, Record]) -> Outcome | None:
-    """What the selected rate came to on test."""
+    """The outcome of the selected rate."""
     rate = selected(row, rates(row, seeds, records), seeds, records)
     return None if rate is None else outcome(row, sweep(rate), seeds, records)
 
@@ -112,7 +114,7 @@ def difference(one: Outcome, other: Outcome) -> float:
 
 
 def noise(one: Outcome, other: Outcome) -> float:
-    """The largest difference that is a tie; NaN where a spread can't be told."""
+    """The largest difference that is a tie; NaN if a spread is not known."""
     freedom = len(one.values) + len(other.values) - 2
     quantile = _QUANTILES.get(freedom, 1.96) if freedom >= min(_QUANTILES) else math.nan
     seeds = one.spread**2 / len(one.values) + other.spread**2 / len(other.values)
@@ -128,7 +130,7 @@ def _chance_of_test(one: Outcome, other: Outcome) -> float:
 
 
 def _named(outcome: Outcome) -> NDArray[np.float64]:
-    """How often each example of the test set is named: the share of the seeds."""
+    """For each example of the test set, the share of the seeds that classify it correctly."""
     flags = [decode(record["right"], record["test"]["count"]) for record in outcome.records]
     share: NDArray[np.float64] = np.mean(flags, axis=0, dtype=np.float64)
     return share

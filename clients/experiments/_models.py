@@ -1,4 +1,4 @@
-"""The models, by the names that tasks give them. Sizes stand in the name: "decoder-64x2" is 64 wide and 2 layers deep."""
+"""The models, by the names in the tasks. A name includes its size: "decoder-64x2" is 64 wide and 2 layers deep."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -30,7 +30,7 @@ def mlp(_: Task, arrays: Arrays) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Two 3 × 3 convolutions beside a way around them."""
+    """A residual block with two 3 × 3 convolutions."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def resnet(_: Task, arrays: Arrays) -> nn.Module:
 
 
 class Embedding(nn.Module):
-    """Tokens and places to vectors; the tokens' table is that of the output, too."""
+    """Embeds tokens and positions; the table of the tokens is also the output layer's."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -177,18 +177,18 @@ _BUILDERS: Final[Mapping[str, Callable[[Task, Arrays], nn.Module]]] = {
 
 
 def build(task: Task, arrays: Arrays, pretrained: Callable[[], Arrays]) -> nn.Module:
-    """The task's model, initialised from torch's random state; `pretrained` gives MiniLM's weights where they are needed."""
+    """The task's model, initialized from torch's random state. `pretrained` gives MiniLM's weights if they are needed."""
     name = task.model.partition("-")[0]
     return Classifier(arrays, pretrained(), task.dropout) if name == "minilm" else _BUILDERS[name](task, arrays)
 
 
 def count(model: nn.Module) -> int:
-    """How many parameters it has."""
+    """The number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two param groups: matrices and kernels, and the vectors (biases, norms)."""
+    """Two param groups: matrices and kernels in one, vectors (biases, norms) in the other."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": params} for params in (matrices, vectors) if params]

@@ -11,17 +11,17 @@ from experiments._catalogue import Experiment, Row, Training, sweep
 from experiments._results import Record, current
 
 _STEP_SECONDS: Final = {"logistic": 4e-4, "vision": 5e-3, "language": 2e-2, "translation": 6e-2, "finetune": 4e-1}
-"""A guess at a processor's time for a step, until there is a measured one."""
+"""A guess of the time for a step on one core, used until a step is measured."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The i-th of n parts of the rows. All of a row stays together, since a sweep is widened by its own results.
+    """The i-th of n parts of the rows. A row is never split, because its sweep is widened by its own results.
 
     Attributes:
         i: which part, from 1.
-        n: how many there are.
-        tasks: patterns; only rows whose task has a name like one of them. Empty for all.
+        n: the number of parts.
+        tasks: patterns; only rows whose task name matches one of them. Empty: all rows.
     """
 
     i: int = 1
@@ -42,7 +42,7 @@ class Shard:
 
 
 def trainings(experiments: Iterable[Experiment], records: Mapping[str, Record], shard: Shard = Shard()) -> list[Training]:
-    """All trainings, each once, ended or not; sweeps as wide as the records make them."""
+    """All trainings, each once, ended or not. The records decide how wide the sweeps are."""
     every: dict[str, Training] = {}
     for experiment in experiments:
         every.update((training.key, training) for training in experiment.trainings())
@@ -52,7 +52,7 @@ def trainings(experiments: Iterable[Experiment], records: Mapping[str, Record], 
 
 
 def swept(experiments: Iterable[Experiment], row: Row, records: Mapping[str, Record]) -> Iterator[Training]:
-    """The trainings of a row's sweep, as wide as the records make it."""
+    """The trainings of a row's sweep. The records decide how wide it is."""
     for experiment in experiments:
         if experiment.sweep and row in experiment.rows:
             for rate in _judge.rates(row, experiment.sweep_seeds, records):
@@ -60,14 +60,14 @@ def swept(experiments: Iterable[Experiment], row: Row, records: Mapping[str, Rec
 
 
 def pending(every: Sequence[Training], records: Mapping[str, Record]) -> list[Training]:
-    """Those without a record, by seed, so that a run cut short has all problems rather than all seeds; long ones first."""
+    """The trainings without a record, in order of seed, so that an interrupted run covers all problems; long ones first."""
     left = [training for training in every if current(training, records) is None]
     seconds = Guess(records)
     return sorted(left, key=lambda training: (training.seed, -seconds(training), training.key))
 
 
 def started(training: Training, records: Mapping[str, Record]) -> Training | None:
-    """The training with what it needs of others, or None while that is not there."""
+    """The training with what it needs from others, or None while that is missing."""
     if training.source is None:
         return training
     record = current(training.source, records)

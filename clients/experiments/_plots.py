@@ -1,4 +1,4 @@
-"""The page's pictures: matplotlib, saved as PNG with few colours, so that a page of them stays small."""
+"""The report's plots: matplotlib, saved as PNG with few colors, so that they stay small."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ _ARMS: Final = {MECHANIC: "C3", **{arm: f"C{i}" for arm, i in zip(PEER_ARMS, (0,
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """As PNG of few colours, and the same bytes for the same picture."""
+    """Saves a PNG with few colors; the same figure always gives the same bytes."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=_DPI, bbox_inches="tight", format="png")
     picture = Image.open(drawn).convert("RGB").quantize(_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
@@ -39,13 +39,13 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 
 def _legend(axes: Any, **style: Any) -> None:
-    """A legend, where there is anything to say."""
+    """Adds a legend if anything has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**style)
 
 
 def scales(rows: Sequence[Compared], path: Path) -> None:
-    """S that MECHANIC found against the best rate of the sweep."""
+    """The S that MECHANIC found, against the best rate of the sweep."""
     figure, (axes,) = _figure(1, 1, 6.4, 5.2)
     points = [(row, row.best.scale, row.arms[MECHANIC].scale) for row in rows if row.best is not None and MECHANIC in row.arms]
     for row, best, found in points:
@@ -66,7 +66,7 @@ def scales(rows: Sequence[Compared], path: Path) -> None:
 
 
 def gaps(rows: Sequence[Compared], path: Path) -> None:
-    """How far each method is from the best of the sweep, row by row; one panel an experiment and metric."""
+    """How far each method is from the best of the sweep, row by row; one panel per experiment and metric."""
     panels: dict[str, list[Compared]] = {}
     for row in rows:
         unit = "points of accuracy" if row.row.task.metric == "accuracy" else "nats"
@@ -100,7 +100,7 @@ def gaps(rows: Sequence[Compared], path: Path) -> None:
 
 
 def curves(rows: Sequence[Compared], path: Path) -> None:
-    """Training loss, and S, over the steps: the rows that are no logistic regressions, one seed each, and some that are."""
+    """Training loss over the steps, one seed each: all rows but the logistic regressions, and some of those."""
     chosen = [row for row in rows if row.experiment != "logistic"] + [row for row in rows if row.experiment == "logistic"][:6]
     columns = 4
     lines = max(1, math.ceil(len(chosen) / columns))
@@ -143,7 +143,7 @@ def over_scale(experiment: Experiment, records: Mapping[str, Record], path: Path
         axes.set_title(title, fontsize=8)
         axes.tick_params(labelsize=6, which="both")
         _legend(axes, fontsize=6)
-    figure.suptitle("S over the steps, mean of the seeds: by batch size (above), by model size (below)", fontsize=9)
+    figure.suptitle("S over the steps, mean over the seeds: by batch size (top), by model size (bottom)", fontsize=9)
     _save(figure, path)
 
 
@@ -154,7 +154,7 @@ def _mean_scale(records: Iterable[Record]) -> tuple[list[int], list[float]]:
 
 
 def ablations(experiment: Experiment, records: Mapping[str, Record], path: Path) -> None:
-    """The metric over the values of each setting; a line a row, a bar for the spread."""
+    """The metric over the values of each setting: one line per row, with error bars."""
     figure, all_axes = _figure(len(experiment.rows), len(ABLATIONS), 11.0, 2.2 * len(experiment.rows))
     pairs = [(row, setting) for row in experiment.rows for setting in ABLATIONS]
     for axes, (row, setting) in zip(all_axes, pairs, strict=True):
@@ -170,7 +170,7 @@ def ablations(experiment: Experiment, records: Mapping[str, Record], path: Path)
 
 
 def ramps(rows: Sequence[Compared], path: Path) -> None:
-    """Whether MECHANIC loses where S takes long to come up, and what an S a group changes."""
+    """Whether MECHANIC loses where S rises slowly, and what one S per tensor changes."""
     figure, (left, right) = _figure(1, 2, 10.0, 3.8)
     for row in rows:
         outcome, gap = row.arms.get(MECHANIC), row.gap(MECHANIC)
@@ -183,10 +183,10 @@ def ramps(rows: Sequence[Compared], path: Path) -> None:
         other = row.gap(GROUP_ARMS[-1])
         if other is not None and math.isfinite(other):
             right.plot(gap, other, _BASES[row.row.base], color=colour, alpha=0.75)
-    left.set_xlabel("% of the steps until S has half of its later value", fontsize=8)
+    left.set_xlabel("% of the steps until S reaches half of its later value", fontsize=8)
     left.set_ylabel("MECHANIC − best of sweep", fontsize=8)
     right.set_xlabel("one S: MECHANIC − best of sweep", fontsize=8)
-    right.set_ylabel("an S a tensor: MECHANIC − best of sweep", fontsize=8)
+    right.set_ylabel("one S per tensor: MECHANIC − best of sweep", fontsize=8)
     right.axline((0.0, 0.0), slope=1.0, color="0.6", linewidth=1)
     for axes in (left, right):
         axes.set_yscale("symlog", linthresh=1.0)

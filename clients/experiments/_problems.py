@@ -1,4 +1,4 @@
-"""A task on its data: the loss of each step's batch, and how well the model does on what was held out.
+"""A task with its data: the loss of each step's batch, and the model's score on held-out data.
 
 A batch is a pure function of (seed, step), so a resumed training meets the very same ones.
 """
@@ -25,7 +25,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model does on what was held out.
+    """The score of a model on held-out data.
 
     Attributes:
         loss: the mean, in nats.
@@ -73,14 +73,14 @@ class Problem:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Lets batch norms see what parameters that were not trained on make of some batches."""
+        """Updates the statistics of batch norms for parameters that were not trained on, with some batches."""
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             for step in range(1, _SETTLE + 1):
                 self.loss(step)
 
     @torch.no_grad()
     def evaluate(self, part: str, most: int) -> Score:
-        """The model on "val" or "test", on as many of its examples as `most`."""
+        """The model's score on up to `most` examples of "val" or "test"."""
         self.model.eval()
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         right = []
@@ -99,7 +99,7 @@ class Problem:
         return self.model(x), y
 
     def _batch(self, step: int) -> Pair:
-        """Each epoch is a fresh order of all examples."""
+        """Each epoch shuffles all examples anew."""
         x, y = self._tensors["x_train"], self._tensors["y_train"]
         size = min(self._task.batch, len(y))
         epoch, place = divmod(step - 1, len(y) // size)
@@ -115,7 +115,7 @@ class Problem:
 
 
 class Shifted(Problem):
-    """Pictures that move a little in each batch."""
+    """Images, shifted a little at random in each batch."""
 
     def _batch(self, step: int) -> Pair:
         x, y = super()._batch(step)
@@ -130,7 +130,7 @@ class Shifted(Problem):
 
 
 class Language(Problem):
-    """Windows of a stream of tokens, each token told from those before it."""
+    """Windows of a stream of tokens; each token is predicted from those before it."""
 
     def _answer(self, x: Tensor, y: Tensor) -> Pair:
         return self.model(x).flatten(0, 1), y.flatten()
@@ -149,7 +149,7 @@ class Language(Problem):
 
 
 class Translation(Problem):
-    """Verses, each Spanish token told from the English verse and the tokens before it."""
+    """Verses; each Spanish token is predicted from the English verse and the tokens before it."""
 
     _ignored = 0
 
@@ -158,7 +158,7 @@ class Translation(Problem):
 
 
 def _widened(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Bytes as numbers from −1 to 1, tokens as indices; all else as it is."""
+    """Converts bytes to numbers from −1 to 1 and tokens to indices; everything else is unchanged."""
     if values.dtype == np.uint8:
         return values.astype(np.float32) / 127.5 - 1.0
     return values.astype(np.int64) if values.dtype == np.uint16 else values

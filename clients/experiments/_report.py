@@ -1,4 +1,4 @@
-"""The page: one Markdown file and its pictures, from the results alone. Nothing is left out: what has no result is a dash."""
+"""The report: one Markdown file and its plots, made only from the results. A missing result appears as a dash."""
 
 import math
 from collections import Counter
@@ -29,28 +29,30 @@ from experiments._results import Record, current
 _SIGNS: Final = {"win": "▲", "tie": "=", "loss": "▼", "unclear": "?"}
 _TABLE_ARMS: Final = (MECHANIC, *PEER_ARMS)
 _OTHER_ARMS: Final = (*GROUP_ARMS, *OPTION_ARMS, *START_ARMS)
-_MENDING_ARMS: Final = _OTHER_ARMS[1:]  # an S a param group changes little where there are two
+_MENDING_ARMS: Final = _OTHER_ARMS[1:]  # one S per param group changes little, because there are only two groups
 _SHORT: Final = {arm: TITLES[arm.name].removeprefix("MECHANIC, ") for arm in _OTHER_ARMS}
 
 Lines = list[str]
 
 _RULES: Final = f"""\
-- Every method has the same data, model, batches, steps, clipping, weight decay and schedule: a linear rise over the first
-  {WARMUP:.0%} of the steps, then a linear fall to 0. MECHANIC, mechanic-pytorch, D-adaptation and Prodigy run at learning
-  rate 1 with their defaults (Prodigy with `safeguard_warmup` and bias correction, as its authors advise for a warm-up).
-  Schedule-free has the rise only, and its package's own learning rate; batch norms see 50 batches with its averages before
-  they are tested.
-- Sweeps: five rates, half a decade apart, and more at an edge until the best has one on either side. The rate is selected
-  by the mean metric on val, equal ones by the loss there. What is reported is test, at the last step.
-- Win, tie, loss: the difference d of two means over n₁ and n₂ seeds is a tie where |d| ≤ √(t²·(s₁²/n₁ + s₂²/n₂) + 1.96²·q).
-  The first part is chance in the seeds: s is the spread over them, t Student's 95 % quantile for n₁+n₂−2 degrees of
-  freedom. The second is chance in which N examples the test set has, for an accuracy: q is the variance over them of (how
-  often the one names an example) − (how often the other does), divided by N; for a loss q = 0. A diverged training loses. ▲
-  win, = tie, ▼ loss, ? can't be told (a single seed), all against the best of the sweep."""
+- **Methods.** Every method has the same data, model, batches, steps, clipping, weight decay and schedule: a linear warm-up
+  over the first {WARMUP:.0%} of the steps, then a linear decay to 0. MECHANIC, mechanic-pytorch, D-adaptation and Prodigy run
+  at learning rate 1 with their defaults (Prodigy with `safeguard_warmup` and bias correction, as its authors advise for a
+  warm-up). Schedule-free has only the warm-up, and its package's default learning rate; before it is tested, batch norms see
+  50 batches with its averaged parameters.
+- **Sweeps.** A sweep has five rates, half a decade apart. It is extended at an edge until the best rate has a neighbor on
+  either side. The rate is selected by the mean metric on the validation set; ties are decided by the validation loss. The
+  report shows the metric on the test set at the last step.
+- **Win, tie, loss.** The difference d of two means over n₁ and n₂ seeds is a tie if
+  |d| ≤ √(t²·(s₁²/n₁ + s₂²/n₂) + 1.96²·q). The first term is the noise of the seeds: s is the standard deviation over them,
+  and t is Student's 95 % quantile for n₁+n₂−2 degrees of freedom. The second term is the noise of a test set with N examples.
+  For an accuracy, q is the variance over the examples of (how often one method classifies an example correctly) − (how often
+  the other does), divided by N; for a loss, q = 0. A run that diverged loses.
+- **Signs.** ▲ is a win, = a tie, ▼ a loss, ? can't be judged (a single seed), all against the best of the sweep."""
 
 
 def write(folder: Path, records: Mapping[str, Record], experiments: Sequence[Experiment], quick: bool) -> Path:
-    """Writes README.md and its pictures into a folder; the page's path."""
+    """Writes README.md and its plots into a folder. Returns the path of README.md."""
     folder.mkdir(parents=True, exist_ok=True)
     by_name = {experiment.name: experiment for experiment in experiments}
     rows = compare(experiments, records)
@@ -89,23 +91,26 @@ def _head(rows: Sequence[Compared], claims: Sequence[_claims.Claim], quick: bool
     marks = Counter(claim.mark for claim in claims)
     lines = ["# Is it worth having?", ""]
     if quick:
-        lines += ["**Made with `--quick`: one seed, few steps. It shows that all works, and says nothing of the methods.**", ""]
+        lines += [
+            "**Made with `--quick`: one seed, few steps. It shows that everything works, and says nothing about the methods.**",
+            "",
+        ]
     return [
         *lines,
         f"The experiments of {_paper.SOURCE}, at small scale,",
-        "on real data that ships inside packages, since the paper's own data can't be had offline. Where a figure of the paper",
-        "stands beside ours, it is for orientation: data, models and budgets differ.",
+        "on real data that ships inside packages, because the paper's own data is not available offline. The paper's figures",
+        "are shown for orientation only: data, models and budgets differ.",
         "",
         f"- Against the best of a sweep, MECHANIC wins on {found.win}, ties on {found.tie} and loses on {found.loss} of "
-        f"{len(rows)} problems" + (f" ({found.unclear} can't be told)" if found.unclear else "") + f": as good on "
+        f"{len(rows)} problems" + (f" ({found.unclear} can't be judged)" if found.unclear else "") + f". It is as good on "
         f"{_number(found.as_good, '.0f')} % (aim: 80 %).",
-        f"- Against D-adaptation it wins on {against.win}, ties on {against.tie}, loses on {against.loss}.",
-        "- With other settings, as good as the best of the sweep (a warm start is s_init = the S with which the same problem's",
-        "  run of another seed had ended; the last two were added once the others' results were seen, the first of them not on",
-        "  the fine-tunings):",
+        f"- Against D-adaptation it wins on {against.win}, ties on {against.tie} and loses on {against.loss}.",
+        "- With other settings it is as good as the best of the sweep on the shares below. A warm start sets s_init to the",
+        "  final S of the same problem with another seed. The last two settings were added after the results of the others had",
+        "  been seen; the first of these two was not used for fine-tuning.",
         *_options_counted(rows),
         f"- Of the paper's {len(claims)} claims, {marks['confirmed']} are confirmed here, {marks['not confirmed']} are not, "
-        f"{marks['unclear']} are unclear.",
+        f"and {marks['unclear']} are unclear.",
         "",
         "![wins, ties, losses](counts.png)",
         "",
@@ -115,7 +120,7 @@ def _head(rows: Sequence[Compared], claims: Sequence[_claims.Claim], quick: bool
 
 
 def _options_counted(rows: Sequence[Compared]) -> Lines:
-    """Each option, and how often it is as good."""
+    """For each option, how often it is as good as the best of the sweep."""
     counts = [(arm, count(rows, arm)) for arm in _OTHER_ARMS]
     return [
         f"  - {_SHORT[arm]}: {_number(found.as_good, '.0f')} % of {found.judged} ({found.win} wins, {found.loss} losses)"
@@ -135,15 +140,15 @@ def _conditions(records: Mapping[str, Record], experiments: Sequence[Experiment]
     return [
         "## Conditions",
         "",
-        f"- {len(ended)} of {len(every)} trainings, {hours:.1f} hours of training in all"
-        + (f", {', '.join(days)}" if days else ""),
-        f"- Seeds {', '.join(map(str, seeds))}: they move the model's start and the order of the batches.",
-        "- Each training had one thread:",
+        f"- {len(ended)} of {len(every)} training runs have ended, after {hours:.1f} hours of training in all"
+        + (f" ({', '.join(days)})." if days else "."),
+        f"- Seeds {', '.join(map(str, seeds))} determine the model's initialization and the order of the batches.",
+        "- Each run had one thread:",
         *(f"  - {number} on {machine}" for machine, number in machines.most_common()),
-        f"- Of {len(machines_of)} problems, the scale experiment's among them, {sum(n > 1 for n in machines_of.values())} were "
+        f"- Of {len(machines_of)} problems, including the scale experiment's, {sum(n > 1 for n in machines_of.values())} were "
         "trained on more than one of these machines, whose sums differ in the last bits.",
         *_RULES.splitlines(),
-        "- Trainings by experiment, shared ones trained once: "
+        "- Runs by experiment (a run that several experiments share is trained once): "
         + ", ".join(f"{name} {number}" for name, number in each.items()),
         "",
     ]
@@ -154,8 +159,8 @@ def _first_table(rows: Sequence[Compared], by_name: Mapping[str, Experiment]) ->
     lines = [
         "## All problems",
         "",
-        "Test accuracy in percent (higher is better) or test loss in nats a token (lower is better), mean ± spread over the "
-        "seeds.",
+        "Test accuracy in percent (higher is better) or test loss in nats per token (lower is better), as mean ± standard "
+        "deviation over the seeds.",
         "",
     ]
     for name in dict.fromkeys(row.experiment for row in rows):
@@ -189,16 +194,16 @@ def _cell(row: Compared, arm: Arm) -> str:
 def _counted(rows: Sequence[Compared]) -> Lines:
     arms = (*_TABLE_ARMS, *_OTHER_ARMS, DECAY_ARM)
     lines = ["## Counts", "", "Against the best of the sweep, by the rule above:", ""]
-    lines += [_row(["method", "wins", "ties", "losses", "can't be told", "as good on"]), _row(["---"] * 6)]
+    lines += [_row(["method", "wins", "ties", "losses", "can't be judged", "as good on"]), _row(["---"] * 6)]
     for arm in arms:
         found = count(rows, arm)
         lines.append(_row([TITLES[arm.name], *map(str, _four(found)), f"{_number(found.as_good, '.0f')} %"]))
     lines += ["", "MECHANIC against each peer:", ""]
-    lines += [_row(["peer", "wins", "ties", "losses", "can't be told"]), _row(["---"] * 5)]
+    lines += [_row(["peer", "wins", "ties", "losses", "can't be judged"]), _row(["---"] * 5)]
     for arm in PEER_ARMS:
         lines.append(_row([TITLES[arm.name], *map(str, _four(count(rows, MECHANIC, arm)))]))
     lines += ["", "MECHANIC against the best of the sweep, by experiment:", ""]
-    lines += [_row(["experiment", "wins", "ties", "losses", "can't be told"]), _row(["---"] * 5)]
+    lines += [_row(["experiment", "wins", "ties", "losses", "can't be judged"]), _row(["---"] * 5)]
     for name in dict.fromkeys(row.experiment for row in rows):
         of_it = [row for row in rows if row.experiment == name]
         lines.append(_row([name, *map(str, _four(count(of_it, MECHANIC)))]))
@@ -213,7 +218,7 @@ def _said_claims(claims: Sequence[_claims.Claim]) -> Lines:
     lines = [
         "## The paper's claims",
         "",
-        _row(["the paper says", "here", "what was seen", "rule", "figure"]),
+        _row(["the paper says", "here", "result", "rule", "figure"]),
         _row(["---"] * 5),
     ]
     lines += [
@@ -228,7 +233,7 @@ def _scale_table(experiment: Experiment, records: Mapping[str, Record]) -> Lines
         "",
         f"*The paper:* {_paper.FIGURES['scale']}",
         "",
-        "S at the end (geometric mean of the seeds; best rate of a sweep with one seed in brackets):",
+        "S at the end (geometric mean over the seeds; in parentheses the best rate of a sweep with one seed):",
         "",
         _row(["model", *(f"batch {batch}" for batch in BATCHES)]),
         _row(["---"] * (1 + len(BATCHES))),
@@ -271,7 +276,7 @@ def _ablation_tables(experiment: Experiment, records: Mapping[str, Record]) -> L
 def _groups(rows: Sequence[Compared]) -> Lines:
     arms = (MECHANIC, *_OTHER_ARMS)
     lines = [
-        "## An S a group, and options",
+        "## One S per group, and other options",
         "",
         f"*The paper:* {_paper.FIGURES['groups']}",
         "",
@@ -284,8 +289,8 @@ def _groups(rows: Sequence[Compared]) -> Lines:
             outcome, verdict = row.arms.get(arm), row.verdict(arm, MECHANIC)
             cells.append("–" if outcome is None else f"{_value(outcome)} {_SIGNS.get(verdict or '', '')}".rstrip())
         lines.append(_row([row.row.name, *cells]))
-    lines += ["", "Signs of the first column are against the best of the sweep, of the others against MECHANIC with one S:", ""]
-    lines += [_row(["", "wins", "ties", "losses", "can't be told"]), _row(["---"] * 5)]
+    lines += ["", "The signs of the first column are against the best of the sweep, those of the others against MECHANIC with"]
+    lines += ["one S:", "", _row(["", "wins", "ties", "losses", "can't be judged"]), _row(["---"] * 5)]
     for arm in arms[1:]:
         lines.append(_row([TITLES[arm.name], *map(str, _four(count(rows, arm, MECHANIC)))]))
     return [*lines, ""]
@@ -295,7 +300,7 @@ def _why(rows: Sequence[Compared]) -> Lines:
     lines = [
         "## Where it loses, and why",
         "",
-        "Ramp: the share of the steps until S has half of what it is over the second half of the training.",
+        "Ramp: the share of the steps until S reaches half of its median over the second half of the training.",
         "",
         _row(
             [
@@ -329,7 +334,7 @@ def _why(rows: Sequence[Compared]) -> Lines:
         )
     mended = [(arm, Counter(row.verdict(arm) for row in losses)) for arm in _OTHER_ARMS]
     kept = [f"{_SHORT[arm]} {found['tie'] + found['win']}" for arm, found in mended]
-    lines += ["", f"Of these {len(losses)}, won or tied by an option: {'; '.join(kept)}."]
+    lines += ["", f"Of these {len(losses)}, each option wins or ties on: {'; '.join(kept)}."]
     families = dict.fromkeys(row.row.task.family for row in rows)
     summary = [_row(["family", "median ramp", "median S ÷ best rate", "problems"]), _row(["---"] * 4)]
     for family in families:
@@ -357,12 +362,12 @@ def _missing(experiments: Sequence[Experiment], records: Mapping[str, Record]) -
         for training in every
         if (record := current(training, records)) is not None and record["diverged"] and training.arm.method != "sweep"
     )
-    lines = ["## What is not here", ""]
+    lines = ["## What is missing", ""]
     if missing:
-        lines += [f"- {sum(missing.values())} trainings have no result yet: " + _list(missing)]
+        lines += [f"- {sum(missing.values())} runs have no result yet: " + _list(missing)]
     else:
-        lines += ["- Every training of the list has a result."]
-    lines += ["- Diverged, sweeps apart: " + (_list(diverged) if diverged else "none")]
+        lines += ["- Every run of the list has a result."]
+    lines += ["- Runs that diverged, other than in sweeps: " + (_list(diverged) if diverged else "none")]
     return lines
 
 

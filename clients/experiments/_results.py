@@ -1,4 +1,4 @@
-"""What came of the trainings: a JSON object a line, added as each one ends, so an interrupt loses none that had ended."""
+"""The results: one JSON object per line, added when a training ends, so that an interruption loses no finished one."""
 
 import gzip
 import json
@@ -16,11 +16,11 @@ Record = dict[str, Any]
 
 
 class ResultsUnreadable(Exception):
-    """A results file holds something else; says where."""
+    """A results file contains something else. The message says where."""
 
 
 def read(path: Path) -> dict[str, Record]:
-    """The records by key, the last one of each; the file may be gzipped. A last line that a kill has torn is left out.
+    """The records by key, the last one of each. The file may be gzipped. A last line that was cut off by a kill is ignored.
 
     Raises:
         ResultsUnreadable: a line is no record.
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Record]:
 
 
 class Log:
-    """A results file to add to; a last line that a kill has torn is cut off first."""
+    """A results file to add to. A last line that was cut off by a kill is removed first."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class Log:
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
     def add(self, record: Record) -> None:
-        """Adds a record, on disk when it returns."""
+        """Adds a record; it is on disk when this returns."""
         self._file.write(json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -61,7 +61,7 @@ class Log:
 
 
 def merge(into: Path, sources: Iterable[Path]) -> int:
-    """Adds what the sources have and `into` lacks; how many records that were.
+    """Adds to `into` what it lacks of the sources. Returns the number of records added.
 
     Raises:
         ResultsUnreadable: a file is none of results.
@@ -78,7 +78,7 @@ def merge(into: Path, sources: Iterable[Path]) -> int:
 
 
 def encode(flags: NDArray[np.bool_]) -> str:
-    """Flags as hexadecimal digits, four each."""
+    """Flags as hexadecimal digits, four flags per digit."""
     return np.packbits(flags).tobytes().hex()
 
 
@@ -88,13 +88,13 @@ def decode(digits: str, count: int) -> NDArray[np.bool_]:
 
 
 def current(training: Training, records: Mapping[str, Record]) -> Record | None:
-    """The training's record, if it is of the list as it stands now."""
+    """The training's record, if it has the training's current spec."""
     record = records.get(training.key)
     return record if record is not None and record["spec"] == training.spec else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """Number, text, and whether it ends as a line does."""
+    """Each line's number, its text, and whether it ends with a newline."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():

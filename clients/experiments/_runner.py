@@ -1,4 +1,4 @@
-"""Keeps a pool of trainings at work until all have ended, time is up, or somebody stops it."""
+"""Keeps a pool of processes training until everything has ended, the time is up, or somebody stops it."""
 
 import logging
 import multiprocessing
@@ -22,26 +22,26 @@ from experiments._results import Record
 
 logger = logging.getLogger("mechanicd.experiments")
 
-HEAVY: Final = ("minilm", "translator", "decoder-128x4")  # with `--device auto` on the GPU; for other models it does not pay
+HEAVY: Final = ("minilm", "translator", "decoder-128x4")  # `--device auto` puts these on the GPU; others gain nothing there
 _TICK: Final = 0.2
 _TELL_SECONDS: Final = 1.0
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class RunFailed(Exception):
-    """Trainings failed; says which, and how."""
+    """Trainings failed. The message says which, and why."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every training of a run shares.
+    """What all trainings share.
 
     Attributes:
         data: the folder of the prepared sets.
-        work: where checkpoints go.
-        target: the server, or None for tuners in the trainings' own processes.
-        project: the runs' project on it.
-        workers: processes by device.
+        work: the folder for checkpoints.
+        target: the server, or None for tuners inside the training processes.
+        project: the project of the runs on the server.
+        workers: the number of processes by device.
     """
 
     data: Path
@@ -51,7 +51,7 @@ class Setup:
     workers: Mapping[str, int]
 
     def device(self, training: Training) -> str:
-        """Where a training runs."""
+        """The device of a training."""
         if len(self.workers) == 1:
             return next(iter(self.workers))
         return "cuda" if training.row.task.model.startswith(HEAVY) else "cpu"
@@ -59,12 +59,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        done: trainings that have ended, in this run and before.
-        total: trainings in all, as far as is known: a sweep may widen.
-        left_s: the guessed seconds to the end.
+        done: trainings that have ended, now and earlier.
+        total: all trainings known so far; a sweep may still widen.
+        left_s: an estimate of the remaining seconds.
         last: the training that has just ended.
     """
 
@@ -87,15 +87,15 @@ def run(
 
     Args:
         experiments: what to train.
-        results: the file that has and gets the results.
-        setup: where and how.
-        shard: which part of it.
-        deadline: a time of the monotonic clock at which to stop; trainings under way keep a checkpoint.
-        check: called often; what it raises stops the run in the same way.
-        tell: is told how far it is.
+        results: the file of results; new ones are added to it.
+        setup: where and how to train.
+        shard: which part to train.
+        deadline: a time of the monotonic clock at which to stop; unfinished trainings keep a checkpoint.
+        check: called often; an exception that it raises stops the run in the same way.
+        tell: called with the progress.
 
     Raises:
-        RunFailed: trainings failed, and have no result; the others went on.
+        RunFailed: some trainings failed and have no result; the others were trained.
     """
     records = _results.read(results) if results.exists() else {}
     every = {training.key: training for training in _plan.trainings(experiments, records, shard)}
@@ -135,7 +135,7 @@ def run(
 
 
 def _startable(trainings: Iterable[Training], records: Mapping[str, Record]) -> list[Training]:
-    """Those that wait for no other, with what they need of it."""
+    """The trainings that don't have to wait for another, with what they need from it."""
     every = [_plan.started(training, records) for training in trainings]
     return [training for training in every if training is not None]
 
@@ -150,7 +150,7 @@ def _progress(total: int, left: Collection[Training], records: Mapping[str, Reco
 
 
 class _Pool:
-    """Processes by device. Leaving it stops the trainings under way, which keep their checkpoints."""
+    """Processes by device. Leaving the context stops unfinished trainings, which keep their checkpoints."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -178,7 +178,7 @@ class _Pool:
                 self.futures[self._executors[self.setup.device(training)].submit(_train, training)] = training
 
     def ended(self) -> list[tuple[Training, Record | Exception]]:
-        """What has ended within a moment, and how."""
+        """The trainings that have ended, with their results. Waits only a moment."""
         done, _ = wait(self.futures, _TICK, FIRST_COMPLETED)
         ended: list[tuple[Training, Record | Exception]] = []
         for future in done:
@@ -195,7 +195,7 @@ class _Pool:
 
 
 class _one_thread_each:
-    """Processes that start meanwhile use one thread each: the pool is what is parallel."""
+    """Processes that start within the context use one thread each, because the pool itself is parallel."""
 
     def __enter__(self) -> None:
         self._before = {name: os.environ.get(name) for name in _THREADS}
@@ -215,7 +215,7 @@ _here: dict[str, Any] = {}
 
 
 def _begin(setup: Setup, device: str, stop: Event) -> None:
-    """The process's start: Ctrl-C is for the runner to hear, and the process ends where the runner has gone."""
+    """Prepares a process: it ignores Ctrl-C, which the runner handles, and it ends when the runner does."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -256,7 +256,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def machine(device: str) -> str:
-    """What a training ran on, in words."""
+    """A description of the machine."""
     import torch
 
     if device == "cuda":

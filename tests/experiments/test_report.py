@@ -1,4 +1,4 @@
-"""The report says what the results file says, and leaves nothing out."""
+"""The report contains everything in the results file."""
 
 import re
 from collections.abc import Callable
@@ -72,13 +72,13 @@ def test_only_rows_that_could_be_judged_are_counted(page: str) -> None:
     assert "MECHANIC wins on 0, ties on 1 and loses on 0 of 54 problems" in page
     assert "| MECHANIC | 0 | 1 | 0 | 0 | 100 % |" in page
     assert "| D-adaptation | 0 | 0 | 1 | 0 | 0 % |" in page
-    assert "Against D-adaptation it wins on 1, ties on 0, loses on 0." in page
+    assert "Against D-adaptation it wins on 1, ties on 0 and loses on 0." in page
 
 
 def test_the_page_says_what_is_missing(page: str, records: dict[str, Any]) -> None:
     total = len(_plan.trainings(FULL, records))
-    assert f"{len(records)} of {total} trainings" in page
-    assert f"{total - len(records)} trainings have no result yet" in page
+    assert f"{len(records)} of {total} training runs" in page
+    assert f"{total - len(records)} runs have no result yet" in page
     assert "a machine of the tests" in page
 
 
