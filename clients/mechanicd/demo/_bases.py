@@ -1,4 +1,4 @@
-"""The BASE optimizers of the demo, with the settings that the mechanized and the bare trainings share."""
+"""The BASE optimizers of the demo, with the settings that mechanized and plain training share."""
 
 from collections.abc import Callable, Iterable
 

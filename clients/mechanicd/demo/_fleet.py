@@ -1,4 +1,4 @@
-"""What the demo trains: a fleet of mechanized runs, and for each a sweep of the learning rate that a person would make."""
+"""What the demo trains: a fleet of mechanized runs, and for each the learning-rate sweep that a person would make."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 PROJECT = "demo"
 WARMUP = 0.05  # of all steps
 
-# Five values half a decade apart around what each BASE is usually given.
+# Five values, half a decade apart, around the usual one for each BASE.
 LEARNING_RATES = {
     "adamw": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "sgd": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
@@ -16,7 +16,7 @@ LEARNING_RATES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training but for its learning rate: the mechanized run and every value of its sweep share all of this."""
+    """A training run without its learning rate. The mechanized run and every value of its sweep share all of this."""
 
     model: str
     base: str
@@ -31,25 +31,25 @@ class Recipe:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the server is told of the run."""
+        """The run's labels on the server."""
         return {"model": self.model, "base": self.base, "batch": str(self.batch), "seed": str(self.seed)}
 
     @property
     def cost(self) -> float:
-        """A rough guess at the processor time, to start long trainings first."""
+        """A rough guess of the processor time, used to start long runs first."""
         return self.steps * (30 + self.batch) * (2.0 if self.model == "cnn" else 1.0)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """All trainings of a demo.
+    """Everything that a demo trains.
 
     Attributes:
-        recipes: one mechanized run each.
+        recipes: one for each mechanized run.
         learning_rates: the sweep's values for each BASE.
         victim: which of the recipes is killed midway.
         checkpoint_every: steps between two checkpoints.
-        report_every: steps between two reports of a training.
+        report_every: steps between two reports of a training process.
     """
 
     recipes: tuple[Recipe, ...]
@@ -60,7 +60,7 @@ class Fleet:
 
     @property
     def kill_at(self) -> int:
-        """The victim dies at its first report from here on: in the midst of its training, and well past a checkpoint."""
+        """The victim is killed at its first report at or after this step: midway, and well past a checkpoint."""
         checkpoint = self.victim.steps * 2 // 5 // self.checkpoint_every * self.checkpoint_every
         return checkpoint + self.checkpoint_every * 7 // 10
 
@@ -82,7 +82,7 @@ def full() -> Fleet:
 
 
 def quick() -> Fleet:
-    """Every part of the demo in seconds. Too few steps to judge any optimizer by."""
+    """Every part of the demo, in seconds. It has too few steps to judge an optimizer."""
     recipes = (
         Recipe("cnn", "lion", 64, 200),
         Recipe("mlp", "adamw", 32, 200),
@@ -93,6 +93,6 @@ def quick() -> Fleet:
 
 
 def schedule(step: int, steps: int) -> float:
-    """What multiplies the learning rate at a step, counted from 0: a linear rise, then a linear fall towards 0."""
+    """The factor of the learning rate at a step, counted from 0: a linear warm-up, then a linear decay towards 0."""
     warmup = max(1, round(WARMUP * steps))
     return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))

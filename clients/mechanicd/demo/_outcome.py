@@ -1,4 +1,4 @@
-"""How each mechanized run did beside the sweep that a person would have made."""
+"""How each mechanized run did, compared with the sweep that a person would have made."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,13 +12,13 @@ TOLERANCE: Final = 1.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run at its end. Without a sweep there is nothing to compare it with, and what compares is None."""
+    """A run at its end. Without a sweep, the properties that compare with it are None."""
 
     progress: Progress
 
     @property
     def best(self) -> Finished | None:
-        """The learning rate with the highest test accuracy; the smaller one where two are equal."""
+        """The learning rate with the highest test accuracy; the smaller one of two equal ones."""
         return max(self._by_rate(), key=lambda one: one.accuracy, default=None)
 
     @property

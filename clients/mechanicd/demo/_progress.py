@@ -1,4 +1,4 @@
-"""What the demo knows of each run, from what its trainings report."""
+"""What the demo knows about each run from the reports of its training processes."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ State = Literal["starting", "training", "killed", "resumed", "done"]
 
 @dataclass
 class Progress:
-    """A mechanized run, and the sweep beside it.
+    """A mechanized run, and its sweep.
 
     Attributes:
         peak: the largest S that was reported.
-        accuracy: on the test digits, in percent, when it was last looked at.
-        killed_at: the last step that was heard of before the kill.
+        accuracy: the last measured accuracy on the test digits, in percent.
+        killed_at: the last step reported before the kill.
         resumed_from: the checkpoint's step.
-        repeated: how many reports came a second time, from steps between the checkpoint and the kill.
+        repeated: how many reports came a second time, for steps between the checkpoint and the kill.
         differing: how many of those were not the same to the last bit.
-        sweep: what came of each learning rate, in the order of their end.
+        sweep: the result of each learning rate, in the order in which they ended.
     """
 
     recipe: Recipe
@@ -40,12 +40,12 @@ class Progress:
     _heard: dict[int, Stepped] = field(default_factory=dict, repr=False)
 
     def killed(self) -> None:
-        """Its process is gone."""
+        """Records that its process was killed."""
         self.state = "killed"
         self.killed_at = self.step
 
     def hear(self, report: Report) -> None:
-        """Takes in what a training said: the mechanized one, or (a `Finished` with a learning rate) one of the sweep."""
+        """Takes a report of the mechanized process, or (a `Finished` with a learning rate) of the sweep's."""
         match report:
             case Started():
                 self.step = report.step

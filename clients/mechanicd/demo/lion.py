@@ -1,4 +1,4 @@
-"""Lion as a plain torch.optim.Optimizer: MECHANIC wraps it like any other, and knows nothing of it."""
+"""Lion as a plain torch.optim.Optimizer. MECHANIC wraps it like any other."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,7 +18,7 @@ class Lion(torch.optim.Optimizer):
 
     Args:
         params: as for every optimizer.
-        lr: a third to a tenth of what AdamW would take.
+        lr: a third to a tenth of AdamW's.
         betas: (β₁, β₂).
         weight_decay: decoupled from the gradient.
     """

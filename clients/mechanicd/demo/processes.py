@@ -1,4 +1,4 @@
-"""The demo's processes: a server, and trainings that report by lines. Whatever ends the demo ends them first."""
+"""The demo's processes: a server, and training processes that report line by line. Whatever ends the demo ends them first."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ _READY: Final = re.compile(r"grpc=(\S+)(?:.* http=(\S+))?.*\n")
 
 
 class DemoError(Exception):
-    """The demo can't go on; says why and where to look."""
+    """The demo can't continue. The message says why and where to look."""
 
 
 class Stopped(BaseException):
@@ -33,7 +33,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Turns Ctrl-C, SIGTERM and a closed terminal into `Stopped`, raised by `check` alone, never amid a process's start."""
+    """Turns Ctrl-C, SIGTERM and a closed terminal into `Stopped`. Only `check` raises it, never the start of a process."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -50,13 +50,13 @@ class StopSignals:
         self._received = signum
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come."""
+        """Raises Stopped if a signal has arrived."""
         if self._received is not None:
             raise Stopped(self._received)
 
 
 def _spawn(command: Sequence[str], stdout: int, log: Path) -> subprocess.Popen[bytes]:
-    """A process in a session of its own, so that a Ctrl-C at the terminal reaches the demo alone."""
+    """Starts a process in a session of its own, so that a Ctrl-C in the terminal reaches only the demo."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with log.open("ab") as stderr:
         return subprocess.Popen(
@@ -70,7 +70,7 @@ def _spawn(command: Sequence[str], stdout: int, log: Path) -> subprocess.Popen[b
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> None:
-    """Waits for a process that was told to stop, and kills it where that takes too long."""
+    """Waits for a process that was told to stop, and kills it if that takes too long."""
     try:
         process.wait(max(0.0, seconds))
     except subprocess.TimeoutExpired:
@@ -86,14 +86,14 @@ def tail(log: Path, lines: int = 5) -> str:
 
 
 class Server:
-    """`mechanicd serve` on a free port, its store in a file.
+    """`mechanicd serve` on a free port, with its store in a file.
 
     Attributes:
-        target: where it listens.
-        page: where its page is, or "".
+        target: its address.
+        page: the address of its page, or "".
 
     Args:
-        http: where its page shall be; "off" for none, "" for the usual place, or another port where that is taken.
+        http: the address for its page; "off": no page; "": the default address, or another port if that one is taken.
     """
 
     def __init__(self, store_url: str, logs: Path, check: Callable[[], None], http: str = "off") -> None:
@@ -125,7 +125,7 @@ class Server:
             raise DemoError(f"the server ended with exit status {code}; see {self._log}\n{tail(self._log)}")
 
     def stop(self) -> None:
-        """Lets it drain."""
+        """Stops the server after it has drained."""
         self._process.terminate()
         _end(self._process)
 
@@ -143,7 +143,7 @@ class _Member:
 
 
 class Crew:
-    """Trainings at work, each a process with a name."""
+    """The running training processes, by name."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -154,11 +154,11 @@ class Crew:
         return len(self._members)
 
     def log(self, name: str) -> Path:
-        """Where a training's standard error goes."""
+        """The file for a process's standard error."""
         return self._logs / f"{name.replace('/', '-')}.log"
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Starts `python COMMAND` under a name that is free."""
+        """Starts `python COMMAND` under a name that is not in use."""
         process = _spawn(command, subprocess.PIPE, self.log(name))
         self._members[name] = _Member(process)
         assert process.stdout is not None
@@ -166,7 +166,7 @@ class Crew:
         self._selector.register(process.stdout, selectors.EVENT_READ, name)
 
     def listen(self, seconds: float) -> Iterator[tuple[str, str | int]]:
-        """What comes within some time: (name, line), and as the last of each name (name, exit status)."""
+        """Yields what arrives within some time: (name, line), and last for each name (name, exit status)."""
         for key, _ in self._selector.select(seconds):
             name: str = key.data
             member = self._members[name]
@@ -186,13 +186,13 @@ class Crew:
         return member.process.returncode
 
     def kill(self, name: str) -> int:
-        """Kills a training as a lost machine would; its process id. What it said before still comes, then its end."""
+        """Kills a process, as if its machine had failed, and returns its id. Its last lines still arrive, then its end."""
         process = self._members[name].process
         process.kill()
         return process.pid
 
     def stop(self) -> None:
-        """Tells all to stop, and waits until they have."""
+        """Tells all processes to stop, and waits until they have."""
         for member in self._members.values():
             member.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS

@@ -1,6 +1,6 @@
-"""float64 inside a program that is otherwise traced without it, with the bits that a host gets.
+"""float64 inside a program that is otherwise traced without it, with the same bits as on the host.
 
-What is kept between steps is kept as its bits, uint32 of shape (…, 2), which every tool takes for what it is.
+Between steps, float64 values are kept as their bits in uint32 arrays of shape (…, 2), which no tool converts to float32.
 """
 
 from typing import Any, Final
@@ -34,7 +34,7 @@ def from_bits(bits: jax.Array) -> jax.Array:
 
 
 def host_bits(values: Any) -> NDArray[np.uint32]:
-    """The same on the host, for whatever numpy takes."""
+    """`to_bits` on the host, for anything that numpy converts to an array."""
     array = np.ascontiguousarray(values, dtype=np.float64)
     return array.reshape(*array.shape, 1).view(BITS)
 
@@ -45,9 +45,9 @@ def host_values(bits: Any) -> NDArray[np.float64]:
 
 
 class Exact:
-    """Keeps a compiler from what changes bits: products fused with sums, divisions turned into products.
+    """Keeps a compiler from rewrites that change bits: fusing products with sums, turning divisions into products.
 
-    Each result passes through an exclusive or with a 0 that the compiler does not know to be one.
+    Each result passes through an exclusive or with a 0 whose value the compiler does not know.
 
     Args:
         step: an int32 that is never negative.

@@ -1,4 +1,4 @@
-"""Which parameters share one S, and what each such scale group is called."""
+"""Scale groups: which parameters share one S, and the name of each group."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import jax
 from mechanicd.client import InvalidArgument
 
 Labels = str | Callable[[Any], Any] | Any
-"""ALL, TENSOR, a tree of labels over the parameters (or over whole branches of them), or a function that gives one."""
+"""ALL, TENSOR, a tree of labels over the parameters (or over whole subtrees of them), or a function that returns a tree."""
 
 ALL, TENSOR = "all", "tensor"
 
@@ -19,8 +19,8 @@ class Groups:
     """The scale groups of a tree of parameters.
 
     Attributes:
-        names: of each group, as the server shows them.
-        index: per leaf of the parameters its group.
+        names: the name of each group, as the server shows it.
+        index: the group of each leaf of the parameters.
     """
 
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ def group(labels: Labels, params: Any) -> Groups:
     """The scale groups of the parameters.
 
     Raises:
-        InvalidArgument: INVALID_SETTING, where the labels do not fit the parameters, or there is no parameter.
+        InvalidArgument: INVALID_SETTING: the labels do not fit the parameters, or there are no parameters.
     """
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not paths:

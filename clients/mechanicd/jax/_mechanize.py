@@ -23,7 +23,7 @@ from mechanicd.jax._tuner import NOT_SUPPORTED
 from mechanicd.tuner import CONVENTIONS, Convention
 
 Report: TypeAlias = Literal["callback", "loop"]
-"""How the server hears of a step."""
+"""How the server learns of a step."""
 REPORTS: Final[tuple[Report, ...]] = get_args(Report)
 
 
@@ -56,15 +56,15 @@ def mechanize(
     Args:
         base: BASE, its learning rate usually 1.0 times a schedule.
         run: the run's name; required with a target.
-        target: the server's address; None runs the tuner in the program alone, with the same bits.
+        target: the server's address; None runs the tuner in the program only, with the same bits.
         project, labels, s_decay, betas, s_init, eps, convention, deadline: as in `mechanicd.torch.mechanize`.
         scale_groups: what shares one S: "all", "tensor", or labels as optax.multi_transform takes them.
-        delta_layout: what to keep beside x: "delta" (Δ), "delta+ref" (Δ and x_ref), or "ref" (x_ref alone; each step
+        delta_layout: what to keep in addition to x: "delta" (Δ), "delta+ref" (Δ and x_ref), or "ref" (only x_ref; each step
             recomputes Δ = (x − x_ref)/(S + ε), as the paper's line 8 and optax.contrib.mechanize do; for comparison, and only
-            for conventions in which S leaves 0 by itself). bfloat16 and float16 parameters need both; if any parameter is of
+            for conventions whose S starts above 0). bfloat16 and float16 parameters need both; if any parameter is of
             such a type, all keep both.
         max_scale: a cap on the S that places the parameters; None for no cap.
-        on_outage: "local" computes S on the device and reports to the server on the side; with "hold" and "raise" each step
+        on_outage: "local" computes S on the device and reports to the server without waiting; with "hold" and "raise" each step
             waits for the host.
         report: how steps reach the server: "callback" sends them from inside the program and needs no other change; "loop"
             needs `tx.report(state)` after each step, and keeps a GPU's queue full (a callback costs it about 2 ms a step).

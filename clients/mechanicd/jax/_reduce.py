@@ -1,4 +1,4 @@
-"""The four scalars of a step, in float64 from the first product on, whatever the dtypes: ⟨Δ,g⟩, ⟨Δ,x⟩, ‖g‖², ‖x‖² (§3.2)."""
+"""The four scalars of a step: ⟨Δ,g⟩, ⟨Δ,x⟩, ‖g‖², ‖x‖² (§3.2), in float64 from the first product on, for any dtype."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,7 +11,7 @@ from mechanicd.jax._groups import Groups
 from mechanicd.jax._tuner import Sums
 
 SMALL: Final = 2**14
-"""Leaves of fewer elements are put together first: on a GPU each reduction of its own costs a launch."""
+"""Leaves with fewer elements are concatenated first, because on a GPU each reduction costs a launch."""
 
 
 def reduce(groups: Groups, delta: Sequence[jax.Array], grads: Sequence[jax.Array], params: Sequence[jax.Array]) -> Sums:
@@ -35,10 +35,10 @@ def reduce(groups: Groups, delta: Sequence[jax.Array], grads: Sequence[jax.Array
 
 
 def _rows(D: jax.Array, g: jax.Array, x: jax.Array) -> list[jax.Array]:
-    """The four of each row of a leaf, in one pass over it.
+    """The four sums of each row of a leaf, in one pass over it.
 
-    One reduction of four operands is the form that XLA neither splits into four passes nor makes a matrix product of, for which
-    it would first write all three out in float64 (eight times slower on a CPU).
+    XLA neither splits one reduction of four operands into four passes nor turns it into a matrix product. For a matrix product
+    it would first write all three leaves out in float64 (eight times slower on a CPU).
     """
     D, g, x = (leaf.astype(jnp.float64) for leaf in (D, g, x))
     zero = jnp.float64(0.0)

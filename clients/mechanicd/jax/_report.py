@@ -47,7 +47,7 @@ def pack(step: jax.Array, told: jax.Array, tuner: jax.Array, sums: jax.Array, fo
 
 
 def packed_size(config: TunerConfig) -> int:
-    """How many uint32 words a packed step has."""
+    """The number of uint32 words of a packed step."""
     n, G = len(config.betas), len(config.scale_groups)
     return 2 + 10 * n * G + 8 * G + 2 * G
 

@@ -285,7 +285,7 @@ def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwis
 
 @jax.custom_batching.custom_vmap
 def _unbatched(values: jax.Array) -> jax.Array:
-    """The identity, but it raises under vmap: one run cannot be many trainings."""
+    """The identity, but it raises under vmap, because one run can't be many copies of a training."""
     return values
 
 

@@ -1,4 +1,4 @@
-"""The page's process: `python -m mechanicd.dashboard FD`. FD listens; stdin tells how, then what the server counts.
+"""The page's process: `python -m mechanicd.dashboard FD`. FD is the socket; stdin has the configuration, then the counts.
 
 It ends when its stdin does, so it never outlives the server, however that ends.
 """
@@ -21,11 +21,11 @@ from mechanicd.dashboard._config import PageConfig
 
 _LONGEST_LINE = 2**24
 _NICE = 5
-"""Where cores are few the trainers' steps go before the curves."""
+"""If there are few cores, the trainers' steps have priority over the curves."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which leaves the signals to `_main`."""
+    """A uvicorn server that leaves signals to `_main`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -69,13 +69,13 @@ def main() -> None:
     if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
         sys.exit("error: this is not a command; `mechanicd serve` starts this process: run that instead [NOT_A_COMMAND]")
     os.nice(_NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; this process ends with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C; this process ends with it
     logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel("WARNING")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
     logging.shutdown()
-    os._exit(0)  # a thread that waits for a store or a webhook holds up nobody
+    os._exit(0)  # a thread that waits for a store or a webhook must not delay the end
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _MOST_BYTES: Final = 2**20
 
 
 class Child:
-    """What the page's process has: the table of runs and who keeps it, curves, live streams. A context that runs the watch."""
+    """The parts of the page's process: the table of runs and its poller, the curves, the live streams. A context that polls."""
 
     def __init__(self, config: PageConfig) -> None:
         self.config = config
@@ -65,11 +65,11 @@ class Child:
             reader.close()
 
     def told(self, counts: Mapping[str, Any]) -> None:
-        """What the serving process counts now."""
+        """Takes the new counts of the serving process."""
         self._counts, self._counted = counts, monotonic()
 
     def facts(self) -> Facts:
-        """What /metrics tells."""
+        """The facts for /metrics."""
         return Facts(
             version=self._version,
             counts=self._counts,
@@ -80,7 +80,7 @@ class Child:
         )
 
     def end(self) -> None:
-        """Live streams end, so that the process can."""
+        """Ends the live streams, so that the process can end."""
         self.live.stop()
 
     def whole(self, filter_: str = "", project: str | None = None) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Child:
         }
 
     def named(self, names: Sequence[str]) -> list[Named]:
-        """The rows of runs by their full names; None where there is no such run."""
+        """The rows of runs by their full names; None if a run does not exist."""
         return [(name, self.table.row(name)) for name in names]
 
     def row(self, name: str) -> RunRow:
@@ -158,7 +158,7 @@ def make_app(child: Child) -> Starlette:
         name = f"{row.project}_{row.run}.{asked.format}".replace("/", "_")
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
         portions = export(Reader(child.config.store, "export"), row, asked)
-        first = await anext(portions, "")  # a store that is away is told before the answer has begun
+        first = await anext(portions, "")  # so that a StoreError comes before the answer has begun
         return StreamingResponse(_chained(first, portions), media_type=MEDIA_TYPES[asked.format], headers=headers)
 
     async def healthz(_: Request) -> Response:

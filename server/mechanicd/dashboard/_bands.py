@@ -1,4 +1,4 @@
-"""Quantile bands: how the runs of a group spread at each point of the x axis. Pure."""
+"""Quantile bands: the spread of the runs of a group at each point of the x axis. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from mechanicd.dashboard._series import Floats
 
 Curve = tuple[Floats, Floats]
-"""x in order, and the value at each."""
+"""Increasing x, and the value at each."""
 
 
 def grid(curves: Sequence[Curve], x0: float | None, x1: float | None, points: int) -> Floats:
-    """Where on the x axis all groups are looked at: evenly from x0 to x1, by default as far as the curves reach."""
+    """The points of the x axis for all groups: even steps from x0 to x1, by default over the range of the curves."""
     begins, ends = ([x[at] for x, _ in curves if len(x)] for at in (0, -1))
     if not begins:
         return np.empty(0)
@@ -22,10 +22,10 @@ def grid(curves: Sequence[Curve], x0: float | None, x1: float | None, points: in
 
 
 def quantiles(curves: Sequence[Curve], points: Floats, wanted: Sequence[float]) -> dict[str, Any]:
-    """Quantiles over the curves at each point; a curve counts from its begin to its end, with its last value up to there.
+    """Quantiles over the curves at each point. A curve counts from its start to its end, with its last value up to the point.
 
     Returns:
-        {"q": float64 (quantiles, points), NaN where no curve counts; "n": how many count, a point}
+        {"q": float64 (quantiles, points), NaN where no curve counts; "n": the number of curves that count at each point}
     """
     values = np.full((len(curves), len(points)), np.nan)
     for row, (x, y) in zip(values, curves, strict=True):

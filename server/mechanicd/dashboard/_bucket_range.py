@@ -1,4 +1,4 @@
-"""From a stretch of the x axis to the buckets of the store that show it."""
+"""Finds the buckets of the store for a range of the x axis."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from mechanicd.store import SERIES, Buckets, Store, SummaryRequest
 END: Final = 2**62
 _ROUNDS: Final = 12
 _BYTES: Final = 64 * 2**20
-"""Of buckets in memory at once; they are turned into columns before the next ones are read."""
+"""The most bytes of buckets in memory at once; they become columns before the next ones are read."""
 
 
 @dataclass(slots=True)
@@ -20,11 +20,11 @@ class Zoom:
     """One run's part of a request.
 
     Attributes:
-        x0, x1: bounds on the axis, None for none.
-        columns: how many are wanted at most.
+        x0, x1: bounds on the axis; None: no bound.
+        columns: the most columns wanted.
         end: the last step of the branch.
-        first, last: the steps that are looked at now.
-        buckets: what was found; None before, and when its turn is over.
+        first, last: the steps to read next.
+        buckets: the buckets found; None before, and after they were used.
     """
 
     run: RunRow
@@ -48,16 +48,16 @@ class Zoom:
 
     @property
     def most(self) -> int:
-        """How many buckets to ask for, so that whole ones make between half of the columns and all of them.
+        """How many buckets to ask for, so that whole buckets give between half of the columns and all of them.
 
-        The levels of the pyramid are 4 times as wide each, but the lowest: it is 16 steps.
+        Each level of the pyramid is 4 times as wide as the one below; the lowest is 16 steps wide.
         """
         fine = 8 * self.columns
         wanted = fine if min(self.last, self.end) - self.first < fine else 2 * self.columns
         return max(16, min(wanted, _BYTES // bucket_bytes(self.run)))
 
     def take(self, buckets: Buckets) -> None:
-        """What the store gave for first…last: done, or nearer."""
+        """Takes what the store has for first…last, and finishes or narrows the range."""
         met = self.axis.meets(buckets, self.x0, self.x1)
         self.buckets = buckets = buckets if met.all() else buckets[met]
         if not len(buckets):
@@ -75,7 +75,7 @@ def bucket_bytes(run: RunRow) -> int:
 
 
 def fill(store: Store, zooms: Sequence[Zoom]) -> Iterator[Zoom]:
-    """Reads the buckets of each, some runs at a time, and gives them in order, done."""
+    """Reads the buckets of each run, some runs at a time, and yields the finished ones in order."""
     for batch in _batches(zooms):
         for _ in range(_ROUNDS):
             left = [zoom for zoom in batch if not zoom.done]

@@ -1,4 +1,4 @@
-"""What the child is told on the first line of its stdin. A database's password is in it, so it is in no command line."""
+"""The child's configuration, the first line of its stdin. It may hold a database password, so it is on no command line."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -12,15 +12,15 @@ class PageConfig:
     """How to serve the page.
 
     Attributes:
-        store: URL of the store, which is only read.
-        silence: when a run that is held counts as silent.
-        guarded: refuse requests for another host than this machine (a foreign page that calls itself so by DNS).
-        grpc: where trainers connect, for the commands that the page shows.
-        metrics_per_run: whether /metrics tells of each run.
-        log_level: how much to say on stderr.
-        webhook: where to POST what runs need; "" nowhere.
-        told: what the webhook has been told of already: (run, kind of need).
-        started: when the server was started, ns since 1970.
+        store: the URL of the store, which is opened read-only.
+        silence: when a running run counts as silent.
+        guarded: refuse requests whose Host header is not this machine (DNS rebinding).
+        grpc: the addresses for trainers, for the commands that the page shows.
+        metrics_per_run: whether /metrics has each run by name.
+        log_level: the level of the log on stderr.
+        webhook: the URL to POST alerts to; "": none.
+        told: the alerts that the webhook has already sent: (run, kind).
+        started: the start of the server, ns since 1970.
     """
 
     store: str
@@ -34,12 +34,12 @@ class PageConfig:
     started: int = 0
 
     def to_line(self) -> bytes:
-        """One line of JSON."""
+        """The configuration as one line of JSON."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
-        """The reverse of `to_line`."""
+        """The inverse of `to_line`."""
         given = json.loads(line)
         given["silence"] = Silence(**given["silence"])
         given["grpc"] = tuple(given["grpc"])

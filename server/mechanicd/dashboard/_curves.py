@@ -1,4 +1,4 @@
-"""Answers about curves: what the store has of some runs, as columns. Everything here runs on the store's thread."""
+"""Curves: what the store has of some runs, as columns. Everything here runs on the store's thread."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ Named = tuple[str, RunRow | None]
 
 
 class Curves:
-    """Remembers where each run begins, which does not change while one session holds it."""
+    """Caches the first step of each run, which does not change while one session holds it."""
 
     def __init__(self) -> None:
         self._spans: dict[tuple[int, int, int], _Span] = {}
@@ -78,7 +78,7 @@ class Curves:
         raise AssertionError("one in, one out")
 
     def branches(self, store: Store, run: RunRow) -> list[dict[str, int]]:
-        """The run's own history, and what was given up at each rewind."""
+        """The run's current history, and the steps abandoned by each rewind."""
         found = []
         for branch in range(run.rewinds + 1):
             self._learn(store, [run], branch)
@@ -100,12 +100,12 @@ class Curves:
         yield from zip(zooms, fill(store, list(zooms.values())), strict=True)
 
     def _span(self, run: RunRow, branch: int) -> "_Span":
-        """Where a branch begins and ends, once it was learnt."""
+        """The cached start and end of a branch."""
         span = self._spans.get((run.id, branch, run.epoch), _Span(0, 0, 0))
         return span._replace(last=run.last_step) if span.first and not branch else span
 
     def _learn(self, store: Store, runs: Sequence[RunRow], branch: int) -> None:
-        """Finds out where branches begin of which it is not known yet; where the run's own ends, its row says."""
+        """Looks up where branches begin, if that is not cached. The end of the current history is in the run's row."""
         new = [run for run in runs if (run.id, branch, run.epoch) not in self._spans]
         found = store.summaries([SummaryRequest(run, branch, 1, END, 1) for run in new]) if new else []
         for run, buckets in zip(new, found, strict=True):
@@ -118,7 +118,7 @@ class Curves:
 
 
 class _Span(NamedTuple):
-    """The first and the last step of a branch, and the time of the first, ns since 1970; all 0 where it has none."""
+    """The first and the last step of a branch, and the time of the first, ns since 1970; all 0 if it has no step."""
 
     first: int
     last: int

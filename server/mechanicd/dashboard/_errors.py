@@ -1,4 +1,4 @@
-"""What the page's API refuses: {"error": {"reason", "message"}} with a status of HTTP."""
+"""The errors of the page's API: {"error": {"reason", "message"}} with an HTTP status."""
 
 import logging
 from typing import Any, Final
@@ -36,7 +36,7 @@ class ApiError(Exception):
 
 
 class Json(Response):
-    """JSON from plain values and numpy arrays; what is not finite is null."""
+    """JSON from plain values and numpy arrays; non-finite numbers become null."""
 
     media_type = "application/json"
 
@@ -50,7 +50,7 @@ def encode(content: Any) -> bytes:
 
 
 def error_body(reason: str, message: str) -> dict[str, Any]:
-    """The one form of errors."""
+    """The body of every error."""
     return {"error": {"reason": reason, "message": message}}
 
 

@@ -1,4 +1,4 @@
-"""A run's exact steps as they are asked for: read a portion at a time, while the ones before are on their way."""
+"""The export of a run's exact steps: one portion is read while the ones before it are being sent."""
 
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -15,10 +15,10 @@ _VALUES = 20_000
 
 
 async def export(reader: Reader, run: RunRow, request: ExportRequest) -> AsyncIterator[str]:
-    """The text, a portion at a time. A connection of its own: a long history holds nobody up.
+    """The text, a portion at a time. It has its own connection, so a long history delays nobody else.
 
     Raises:
-        StoreError: before the first portion, or later, where the rest can't be read any more.
+        StoreError: before the first portion, or later if the rest can no longer be read.
     """
     try:
         portions: Iterator[str] | None = None

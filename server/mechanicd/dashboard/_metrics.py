@@ -1,4 +1,4 @@
-"""/metrics: what the serving process counts, and what the table of runs says, as Prometheus text."""
+"""/metrics: the counts of the serving process and facts about the runs, as Prometheus text."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

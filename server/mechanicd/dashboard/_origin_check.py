@@ -1,4 +1,4 @@
-"""What every request passes: a page of another site may not read this one by calling itself by its address."""
+"""A check of every request against DNS rebinding: a foreign page must not read this one under a name that resolves to it."""
 
 from collections.abc import MutableMapping
 from typing import Any, Final
@@ -20,7 +20,7 @@ _HEADERS: Final = {
 
 
 class Guard:
-    """Refuses foreign hosts, and adds the headers that keep a browser from doing what the page doesn't need.
+    """Refuses foreign hosts, and adds headers that forbid the browser what the page doesn't need.
 
     Args:
         hosts: whether the Host header must name this machine.

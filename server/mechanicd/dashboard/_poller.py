@@ -18,7 +18,7 @@ _RETRY_SECONDS: Final = 0.5
 
 
 class Watch:
-    """The table, polled.
+    """Polls the store and updates the table.
 
     Attributes:
         table: the runs as last read.
@@ -63,17 +63,17 @@ class Watch:
             await asyncio.sleep(POLL_SECONDS)
 
     async def begun(self) -> None:
-        """Waits until the store was read once, or could not be, so that nobody is shown an empty table for a full one."""
+        """Waits for the first attempt to read the store, so that nobody is shown an empty table by mistake."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), STALE_SECONDS)
 
     def wake(self) -> None:
-        """Lets those go on that wait in `change`."""
+        """Wakes those who wait in `change`."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def change(self, seconds: float) -> bool:
-        """Waits for the next change of the table; False where none came in this time."""
+        """Waits for the next change of the table; False if none came in time."""
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""The store as the page's process uses it: read only, away from the event loop, and allowed to be away for a while."""
+"""The store as the page's process uses it: read-only, outside of the event loop, and allowed to be unavailable for a while."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,11 +13,11 @@ ANSWER_SECONDS: Final = 30.0
 
 
 class Reader:
-    """One connection to the store, on a thread of its own; opened when first used, and again where that failed.
+    """One connection to the store, on a thread of its own. It is opened at the first use, and again after a failure.
 
     Args:
-        url: of the store.
-        name: of the thread.
+        url: the URL of the store.
+        name: the name of the thread.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -38,7 +38,7 @@ class Reader:
             raise StoreUnavailable(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
 
     def close(self) -> None:
-        """Releases the connection, without waiting for what is running: a store that is away may take its time."""
+        """Releases the connection without waiting for running calls, because an unavailable store may take long."""
         self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
 

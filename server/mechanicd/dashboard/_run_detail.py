@@ -1,4 +1,4 @@
-"""One run in full: its config, what happened to it, and how it is resumed."""
+"""One run in full: its config, its events, and how to resume it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ def detail(store: Store, curves: Curves, row: RunRow, item: Item, targets: Seque
     """The answer to GET /run. Runs on the store's thread.
 
     Args:
-        targets: where trainers connect.
+        targets: the addresses for trainers.
     """
     config = asdict(row.config)
     groups = config.pop("scale_groups")
@@ -33,7 +33,7 @@ def detail(store: Store, curves: Curves, row: RunRow, item: Item, targets: Seque
 
 
 def resume(row: RunRow, targets: Sequence[str]) -> str:
-    """What to type to go on with a run: its trainer's own command, or what its program has to say."""
+    """How to resume a run: the command of its trainer, or the call for its program."""
     if row.command:
         return row.command
     target = ",".join(target for target in targets if not target.startswith(("0.0.0.0:", "[::]:")))  # any of its addresses

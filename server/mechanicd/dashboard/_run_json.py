@@ -12,7 +12,7 @@ Item = dict[str, Any]
 
 
 def item(row: RunRow, needs: Sequence[Alert]) -> Item:
-    """A judged row with its needs as JSON: times in ms since 1970, durations in seconds."""
+    """A row and its alerts as JSON: times in ms since 1970, durations in seconds."""
     scale, lr = max(row.scale), row.stats.base_lr
     return {
         "name": str(names.RunName(row.project, row.run)),

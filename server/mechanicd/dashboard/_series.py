@@ -1,7 +1,7 @@
 """Curves for the screen, from the buckets of the store. Pure functions over numpy arrays.
 
-A column is some whole buckets of consecutive steps. Its min and max are the exact extremes of its steps, however many they
-are: what the screen shows of a run can't hide a spike.
+A column consists of whole buckets of consecutive steps. Its min and max are the exact extremes of its steps, however many
+there are, so the screen can't hide a spike.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ SERIES: Final[dict[str, tuple[str, Callable[[Floats], Floats] | None]]] = {
     "delta_dot_g": ("delta_dot_g", None),
     "delta_dot_x": ("delta_dot_x", None),
 }
-"""Each series of the page, the stored one that it comes from, and how; a way must keep the order of values."""
+"""Each series of the page: the stored series that it comes from, and a conversion, which must keep the order of values."""
 
 X_AXES: Final = ("step", "relative", "time")
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """How steps lie on the screen: by number, by seconds since the run's first step, or by ms since 1970.
+    """The x axis: by step number, by seconds since the run's first step, or by ms since 1970.
 
     Attributes:
         origin: the time of the run's first step, ns since 1970.
@@ -50,7 +50,7 @@ class Axis:
         return np.divide(times - origin, unit, dtype=np.float64)
 
     def meets(self, buckets: Buckets, x0: float | None, x1: float | None) -> NDArray[np.bool_]:
-        """Which buckets have a part within [x0, x1]; None is no bound."""
+        """Which buckets overlap [x0, x1]; None: no bound."""
         if self.kind == "step":
             first, last = buckets["first_step"], buckets["last_step"]
         else:
@@ -63,7 +63,7 @@ class Axis:
         return met
 
     def middle(self, first: Buckets, last: Buckets) -> Floats:
-        """Where columns stand: the middle of the buckets that they begin and end with. Never goes back."""
+        """The x of each column: the middle between its first and its last bucket. Never decreases."""
         if self.kind == "step":
             middle: Floats = (first["first_step"] + last["last_step"]) / 2.0
             return middle
@@ -95,10 +95,10 @@ class Columns:
 
 
 def extremes(buckets: Buckets, series: str, group: int | None) -> tuple[Floats, Floats, Floats]:
-    """Min, max and last of a series in each bucket.
+    """The min, max and last value of a series in each bucket.
 
     Args:
-        group: a scale group, or None for all: then the least of their minima, the largest of their maxima and last values.
+        group: a scale group, or None for all: then the least minimum, and the largest maximum and last value.
     """
     stored, way = SERIES[series]
     width = buckets.dtype["min"].shape[0]
@@ -114,9 +114,9 @@ def extremes(buckets: Buckets, series: str, group: int | None) -> tuple[Floats, 
 
 
 def starts_of(buckets: Buckets, most: int) -> Integers:
-    """Where columns begin among buckets: at most `most` columns, and about half as many at least where buckets suffice.
+    """The first bucket of each column: at most `most` columns, and at least about half as many if there are enough buckets.
 
-    Columns are cut at fixed steps, so those of a run that grows stay as they are until all of them double in width.
+    Columns are cut at fixed steps, so while a run grows they stay the same until all of them double in width.
     """
     if not len(buckets):
         return np.empty(0, np.int64)
@@ -153,10 +153,10 @@ def columns(buckets: Buckets, series: str, group: int | None, most: int, axis: A
 
 
 def heat(buckets: Buckets, names: tuple[str, ...], most: int, rows: int) -> dict[str, Any]:
-    """S of each scale group over steps: the largest of each column. More than `rows` groups are taken together by neighbours.
+    """S of each scale group over the steps: the largest in each column. Beyond `rows` groups, neighbors are merged.
 
     Returns:
-        {"first", "last": steps of each column, "groups": a name a row, "S": float64 (rows, columns)}
+        {"first", "last": steps of each column, "groups": the name of each row, "S": float64 (rows, columns)}
     """
     groups = len(names)
     starts = starts_of(buckets, most)

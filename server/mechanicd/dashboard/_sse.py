@@ -1,4 +1,4 @@
-"""Live events: what changed in the table since the moment that a viewer has seen, as server-sent events."""
+"""Live events: what changed in the table since a viewer's cursor, as server-sent events."""
 
 import asyncio
 import secrets
@@ -11,14 +11,14 @@ from mechanicd.dashboard._poller import Watch
 
 KEEP_ALIVE_SECONDS: Final = 10.0
 RETRY_MS: Final = 1000
-"""After this long a browser that lost the stream comes back."""
+"""How long a browser that lost the stream waits before it reconnects."""
 
 
 class Live:
-    """Streams for any number of viewers. A change is written once for all that are up to date.
+    """Streams for any number of viewers. A change is encoded once for all viewers that are up to date.
 
     Args:
-        whole: gives everything, for a viewer whose cursor is too old or of another process.
+        whole: returns everything, for a viewer whose cursor is too old or from another process.
     """
 
     def __init__(self, watch: Watch, whole: Callable[[], dict[str, Any]]) -> None:
@@ -31,7 +31,7 @@ class Live:
 
     @property
     def cursor(self) -> str:
-        """This moment, as viewers name it."""
+        """The cursor of the current state."""
         return f"{self._process}.{self._table.now}"
 
     def stop(self) -> None:
@@ -40,7 +40,7 @@ class Live:
         self._watch.wake()
 
     async def stream(self, cursor: str) -> AsyncIterator[bytes]:
-        """Events from a cursor on, without end."""
+        """An endless stream of events from a cursor on."""
         yield b"retry: %d\n\n" % RETRY_MS
         seen = self._moment(cursor)
         if seen is None:

@@ -27,7 +27,7 @@ or <a href="/api/v1/runs">the runs as JSON</a>.</p>
 
 
 def routes() -> list[BaseRoute]:
-    """`/` and what it loads."""
+    """The routes of `/` and of the files that it loads."""
 
     async def page(_: Request) -> Response:
         index = STATIC / "index.html"
@@ -39,7 +39,7 @@ def routes() -> list[BaseRoute]:
 
 
 class _Assets(StaticFiles):
-    """Their names carry a hash of what is in them."""
+    """Files whose names contain a hash of their content."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The serving process's side of the page: it binds, starts the child, feeds it, and starts it again when it ends."""
+"""The serving process's side of the page: it binds the socket, starts the child, feeds it, and restarts it when it ends."""
 
 import asyncio
 import contextlib
@@ -29,11 +29,11 @@ _WELL_SECONDS: Final = 60.0
 _END_SECONDS: Final = 3.0
 
 Snapshot = Callable[[], Mapping[str, Any]]
-"""What the serving process counts, as plain JSON values."""
+"""The counts of the serving process, as plain JSON values."""
 
 
 class PageError(Exception):
-    """The page can't be served as asked. `reason` is stable."""
+    """The page can't be served with these settings. `reason` is stable."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -71,10 +71,10 @@ class Page:
 
     @asynccontextmanager
     async def beside(self, grpc: Sequence[str], snapshot: Snapshot) -> AsyncIterator[str]:
-        """Serves the page until the end of the context, which gives its URL.
+        """Serves the page until the end of the context, and yields its URL.
 
         Args:
-            grpc: where trainers connect.
+            grpc: the addresses for trainers.
         """
         self._config = replace(self._config, grpc=tuple(grpc))
         try:
@@ -119,7 +119,7 @@ class Page:
             await asyncio.sleep(pause)
             try:
                 await self._start()
-            except OSError as error:  # no more processes, no more memory: later
+            except OSError as error:  # out of processes or memory: try again later
                 log.error("the page's process can't be started: %s", error)
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:

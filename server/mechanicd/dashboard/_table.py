@@ -1,7 +1,7 @@
-"""All runs as the page sees them, and since when each field of each is as it is.
+"""All runs as the page sees them, and when each of their fields last changed.
 
-Any earlier moment of this table is named by a number, so that what changed since then can be told to whoever saw it: nobody
-has to be kept in step, and a viewer that was away for a while gets one answer. No I/O, no clock.
+Any earlier state of this table has a number, so the table can give whoever saw that state what changed since then. No state is
+kept per viewer, and a viewer that was away for a while gets one answer. No I/O, no clock.
 """
 
 from collections import deque
@@ -14,9 +14,9 @@ from mechanicd.runs import Alert, RunRow, RunStatus, Silence, alerts, judged, sa
 
 MOST_GONE: Final = 1000
 _AGAIN: Final = 10**9
-"""A running run is judged again when this many ns have gone by; a silent one when its silence has grown by a tenth."""
+"""A running run is judged again after this many ns; a silent one when its silence has grown by a tenth."""
 _SAID: Final = 10**10
-"""Texts that only count the time on are news after so many ns."""
+"""A text in which only an elapsed time changes is sent again after this many ns."""
 
 
 @dataclass(slots=True)
@@ -36,9 +36,9 @@ class Table:
     """Runs by id.
 
     Attributes:
-        silence: when a run counts as silent.
-        now: the number of this moment; it grows with each change.
-        oldest: the earliest moment since which everything that changed is known.
+        silence: when a running run counts as silent.
+        now: the number of the current state; it grows with each change.
+        oldest: the earliest state since which all changes are known.
     """
 
     silence: Silence
@@ -49,11 +49,11 @@ class Table:
     _gone: deque[tuple[int, str]] = field(default_factory=deque)
 
     def revisions(self) -> dict[int, int]:
-        """The revision of each run as it was given."""
+        """The revision of each run when it was read."""
         return {id_: entry.row.revision for id_, entry in self._entries.items()}
 
     def row(self, name: str) -> RunRow | None:
-        """The run of this full name, judged."""
+        """The run with this full name, judged."""
         id_ = self._ids.get(name)
         return None if id_ is None else self._entries[id_].seen
 
@@ -67,11 +67,11 @@ class Table:
         return self._entries[id_].item
 
     def items(self) -> list[Item]:
-        """All runs, in no order."""
+        """All runs, in no particular order."""
         return [entry.item for entry in self._entries.values()]
 
     def update(self, rows: Iterable[RunRow], gone: Iterable[int], time: int) -> bool:
-        """Takes rows that changed and ids that are gone, and judges those whose time has come; whether anything changed.
+        """Takes changed rows and deleted ids, and judges the runs that are due. Returns whether anything changed.
 
         Args:
             time: ns since 1970.
@@ -94,7 +94,7 @@ class Table:
         return changed
 
     def since(self, moment: int) -> dict[str, list[Any]]:
-        """What is other than at `moment`: {"runs": items with the fields that changed, "gone": names}. `gone` goes first."""
+        """What changed since `moment`: {"runs": items with the changed fields, "gone": names}. Apply `gone` first."""
         runs = []
         for entry in self._entries.values():
             if entry.latest > moment:

@@ -1,4 +1,4 @@
-"""Tells a URL, once each, when a run begins to need somebody and when it no longer does. Nothing waits for it."""
+"""POSTs to a URL once when a run starts to need attention, and once when it no longer does. Nothing waits for it."""
 
 import asyncio
 import logging
@@ -25,17 +25,17 @@ TIMEOUT_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 60.0
 ATTEMPTS: Final = 12
-"""About nine minutes with the pauses."""
+"""With the pauses, about nine minutes."""
 MOST_WAITING: Final = 1000
 
 Key = tuple[str, str]
-"""A run's full name, and the kind of its need."""
+"""A run's full name, and the kind of the alert."""
 
 
 async def tell(config: PageConfig, watch: Watch) -> None:
-    """Tells `config.webhook` of the needs in the table until it is cancelled.
+    """Sends the alerts in the table to `config.webhook` until it is cancelled.
 
-    Whenever what has been told changes, the serving process hears of it on stdout, and gives it to the next process here.
+    It writes what it has sent to stdout. The serving process remembers that for the next page process.
     """
     webhook = Webhook(config.webhook, config.told)
     sending = asyncio.create_task(webhook.run(), name="webhook-sending")
@@ -52,9 +52,9 @@ async def tell(config: PageConfig, watch: Watch) -> None:
 
 
 def settled(items: Iterable[Item], age: int) -> list[Item]:
-    """The runs with those needs that count when the server has been there for `age` ns.
+    """The runs, with the alerts that count when the server has run for `age` ns.
 
-    After a while without a server every run looks silent or cut off, until its trainer has come back.
+    After a time without a server, every run looks silent or cut off until its trainer has come back.
     """
     if age >= SETTLE_SECONDS * 10**9:
         return list(items)
@@ -62,10 +62,10 @@ def settled(items: Iterable[Item], age: int) -> list[Item]:
 
 
 class Webhook:
-    """Sends one event at a time, in order, from a thread of its own; tries again with growing pauses.
+    """Sends one event at a time, in order, from a thread of its own; retries after growing pauses.
 
     Args:
-        url: where to POST.
+        url: the URL to POST to.
         told: the alerts that were sent already, so that a new process does not send them again.
     """
 
