@@ -44,7 +44,7 @@ def read() -> Digits:
 
 
 def split(images: Images, labels: Labels) -> Digits:
-    """Splits the digits, always in the same way: of each class, `TEST_PER_CLASS` random ones for testing, the rest for training."""
+    """Splits the digits, always the same way: of each class, `TEST_PER_CLASS` random ones to test on, the rest to train on."""
     random = np.random.default_rng(SPLIT_SEED)
     train, test = [], []
     for digit in range(CLASSES):
