@@ -5,10 +5,10 @@
     with connect("127.0.0.1:50051") as client, client.open_run("bert/seed0") as session:
         S = session.step(Reductions(delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq))
 
-`_errors` draws the tree of errors. `_session` is what a training loop uses, `_local` the session without a server and `_remote`
+`_errors` has the tree of errors. `_session` is what a training loop uses, `_local` the session without a server and `_remote`
 the one with a server: `_opening` opens it, `_connection` takes it through outages, and `_backlog` holds the steps that are not
 durable yet. `_scale_of` gives the S of a finished run, `_targets` picks a server, `_transport` is the wire, and
-`_signals` handles SIGTERM. `framework` is the door for adapters such as `mechanicd.torch`.
+`_signals` handles SIGTERM. `framework` is the entry point for adapters such as `mechanicd.torch`.
 """
 
 import os

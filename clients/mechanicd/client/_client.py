@@ -93,8 +93,8 @@ class Client:
             project: None takes MECHANICD_PROJECT, or "default".
             config: the tuner's settings; must equal the run's if it exists.
             labels: labels to find the run by; added to those it has.
-            start: where this training is: 0 for a new one (an older history is kept as a branch), a checkpoint's
-                `TunerState`, or None to resume wherever the server's run is.
+            start: where training starts: 0 from scratch (an older history is kept as a branch), a checkpoint's
+                `TunerState`, or None to continue from the server's last step.
             on_outage: while the server is unreachable, "local" continues with this process's own tuner and replays the steps
                 later; "hold" keeps the last S; "raise" raises ServerUnavailable.
             deadline: seconds that a step waits for its result before the server counts as unreachable.

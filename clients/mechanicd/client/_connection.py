@@ -10,11 +10,11 @@ Two threads meet here: the trainer's, and one reconnect thread for each outage. 
 is held only for moments, never during a call. The rule that no step is lost or sent twice rests on it:
 
 - The trainer appends a step to the backlog and puts it on the link in one hold of the lock (`send`).
-- The reconnect thread becomes `Connected` in one hold of the lock with the look that finds the whole backlog replayed
+- The reconnect thread becomes `Connected` in the same hold of the lock in which it finds the whole backlog replayed
   (`_replay`).
 
 So each step is either in the backlog before the switch, and the replay sends it, or it goes out on the new link after it.
-The trainer never waits for the reconnect thread but in `flush` and `close`, outside the lock.
+The trainer waits for the reconnect thread only in `flush` and `close`, outside the lock.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Ended:
     """No step follows. Final.
 
     Attributes:
-        error: what ended the session, raised by each later use; None where it was closed.
+        error: what ended the session, raised by each later use; None if it was closed.
     """
 
     error: MechanicdError | None
@@ -98,11 +98,11 @@ class Connection:
             raise self._state.error
 
     def wait(self, timeout: float) -> bool:
-        """Waits while the server is unreachable; whether it no longer is, or the session ended, in time."""
+        """Waits while the server is unreachable. Returns False if it still is when the time is up."""
         return self._settled.wait(timeout)
 
     def send(self, request: tuner_service_pb2.StepRequest, *, hold_if_disconnected: bool) -> Link | None:
-        """Keeps a step in the backlog and, if connected, sends it; the link that will answer, or None."""
+        """Adds a step to the backlog and, if connected, sends it. Returns the link that will answer, or None."""
         with self.lock:
             link = self._state.link if isinstance(self._state, Connected) else None
             if link is None and hold_if_disconnected:
@@ -192,7 +192,7 @@ class Connection:
             return
 
     def _reopen(self) -> int:
-        """Opens the session again; the last step that the server has of it."""
+        """Opens the session again. Returns the last step that the server has of it."""
         with self.lock:
             anchor = self.backlog.anchor
         if self.opener.session:
@@ -220,7 +220,7 @@ class Connection:
                     if not entries and self.backlog.last_step <= last_step:
                         if isinstance(self._state, Ended):
                             break
-                        self._enter(Connected(link))  # in the same hold of the lock as the look at the backlog
+                        self._enter(Connected(link))  # in the same hold of the lock as the check of the backlog
                         return replayed
                 if not entries:
                     time.sleep(0.0005)  # the trainer is between begin and finish: that step has no S to compare with yet
@@ -248,7 +248,7 @@ class Connection:
 
 
 def verify(result: tuner_service_pb2.StepResult, following: TunerState) -> None:
-    """Holds the server's answer to the tuner of this process.
+    """Compares the server's answer with the tuner of this process.
 
     Raises:
         ServerUnavailable: the server restarted, closed the session, or lost the run to another; reconnecting tells which.

@@ -1,4 +1,4 @@
-"""What can go wrong between a trainer and its tuner.
+"""The errors of the client.
 
     MechanicdError
     ├── InvalidArgument        an argument is not valid: a name, a setting, a number of groups (also a ValueError)
@@ -103,5 +103,5 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
 
 
 def from_reason(reason: str, message: str, metadata: Mapping[str, str] | None = None) -> MechanicdError:
-    """The error class that a reason stands for."""
+    """The error class for a reason."""
     return _BY_REASON.get(reason, MechanicdError)(reason, message, metadata)

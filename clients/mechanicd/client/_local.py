@@ -7,7 +7,7 @@ from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 
 class LocalSession(Session):
-    """What `target=None` gives: the same steps and the same bits, no server, no history."""
+    """The session for `target=None`: the same steps and the same bits, without server and history."""
 
     def __init__(self, config: TunerConfig, state: TunerState | None = None) -> None:
         super().__init__("", config, state or TunerState.initial(config))

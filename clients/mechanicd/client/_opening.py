@@ -14,7 +14,7 @@ CALL_SECONDS: Final = 5.0
 """Timeout of a unary call, and of one result of a replay."""
 
 Start = int | TunerState | None
-"""Where a training is: after a step (0 for a new one), at a checkpoint's state, or None for wherever the server's run is."""
+"""Where training starts: after a step (0: from scratch), at a checkpoint's state, or None: at the server's last step."""
 
 
 class Opener:
@@ -23,7 +23,7 @@ class Opener:
     Attributes:
         name: `projects/{project}/runs/{run}`.
         route: where the run's calls go.
-        session: the session's id, 0 before the server gave one.
+        session: the session's id; 0 before the server has given one.
     """
 
     def __init__(self, route: Route, request: tuner_service_pb2.OpenSessionRequest) -> None:

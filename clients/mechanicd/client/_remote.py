@@ -1,6 +1,6 @@
-"""A session whose tuner is the server's; an outage costs it nothing, as this process's own tuner gives the same bits.
+"""A session with a server. An outage costs it nothing, because this process's own tuner gives the same bits.
 
-Each step is taken twice: by the server, which keeps the history, and by this process's copy. So in an outage the copy goes on,
+Each step is taken twice: by the server, which keeps the history, and by this process's copy. In an outage the copy continues,
 the steps are kept, and a background thread replays them once the server is reachable again (`on_outage="local"`). For the same
 reason a step need not wait for its answer: the answer is compared when a later step begins.
 
@@ -34,10 +34,10 @@ from mechanicd.v1 import resources_pb2, tuner_service_pb2
 log = logging.getLogger("mechanicd.client")
 
 _CLOSE_SECONDS: Final = 10.0
-"""How long close() waits for an unreachable server: the steps that wait have no other place to go than this process."""
+"""How long close() waits for an unreachable server: the steps in the backlog are nowhere else."""
 _STORE_SECONDS: Final = 0.1
 _IN_FLIGHT: Final = 32
-"""Steps that may be in flight where none waits for its answer. Then each step waits for the one 32 before it."""
+"""The most steps in flight if no step waits for its answer: each step waits for the one 32 before it."""
 _STATUS: Final = {
     "finished": resources_pb2.RUN_STATUS_FINISHED,
     "failed": resources_pb2.RUN_STATUS_FAILED,
@@ -61,17 +61,17 @@ def open_session(
     client: str,
     command: str,
 ) -> "RemoteSession":
-    """Opens a run at its server, or without it where the outage policy and `start` allow that.
+    """Opens a run at its server, or without it if the outage policy and `start` allow that.
 
     Args:
         route: where the run's calls go.
         name: `projects/{project}/runs/{run}`.
-        start: where the training is: a step (0 for one that begins anew), a checkpoint's tuner state, or None for
-            wherever the server's run is.
+        start: where training starts: after a step (0: from scratch), at a checkpoint's tuner state, or None for
+            the server's last step.
         on_outage: while the server is unreachable, "local" continues with this process's own tuner and replays the steps
             later; "hold" keeps the last S; "raise" raises ServerUnavailable.
         deadline: seconds that a step waits for its result before the server counts as unreachable.
-        client, command: who this is and how it was started, for people who look at the run.
+        client, command: the name of this process and the command that started it, for people who look at the run.
 
     Raises:
         MechanicdError: what the server refuses. ServerUnavailable if it is unreachable and `on_outage` is "raise", or if only
@@ -125,7 +125,7 @@ class RemoteSession(Session):
 
     @property
     def connected(self) -> bool:
-        """Whether the server takes the steps as they come."""
+        """Whether the session is connected."""
         return isinstance(self._connection.state, Connected)
 
     @property

@@ -13,10 +13,10 @@ from mechanicd.tuner import TunerConfig, TunerState
 
 @dataclass
 class Run:
-    """What a run's session is opened with, and the session once it is open.
+    """The arguments with which a run's session is opened, and the session once it is open.
 
     Attributes:
-        name: the run's name without its project; may be "" where `target` is None.
+        name: the run's name without its project; may be "" if `target` is None.
         target: the server's address, or None for a tuner in this process.
         start: the tuner's state to open at; None for a new run.
         session: the session, open or closed; the state of a closed one can still be read.

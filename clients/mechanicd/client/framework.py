@@ -1,4 +1,4 @@
-"""The door for framework adapters: all that `mechanicd.torch` and `mechanicd.jax` need from the client beside its public names.
+"""The entry point for framework adapters: what `mechanicd.torch` and `mechanicd.jax` need besides the client's public names.
 
     settings = check_settings(run=run, target=target, …)    # in `mechanize`: every keyword that the adapters share
     session = settings.run.open(replace(settings.config, scale_groups=names))    # when the first step needs it

@@ -8,7 +8,7 @@ opt.step()
 
 _mechanize      the entry point: keywords and checks
 _optimizer      the public class `Mechanized`: properties, checkpoints, closing
-_step           one step, in three courses
+_step           one step, on one of three paths
 _passes         its two passes over the parameters, by `_reference` (any device) or `_triton` (CUDA kernels)
 _memory         what is kept of each parameter between two steps
 _async_device   steps that a CUDA device takes before the host does, with `_triton_tuner`

@@ -2,7 +2,7 @@
 
 The device runs the tuner itself (`_triton_tuner`) and places the parameters with its S. A report of each step follows to the
 host, which takes the same step with its session, at most `MAX_IN_FLIGHT` steps later or when somebody asks for S. Both tuners
-must come to the same bits; `_step.Stepper._async_step` is the course of one step.
+must give the same bits; `_step.Stepper._async_step` takes such a step.
 """
 
 import atexit
@@ -99,7 +99,7 @@ class AsyncDevice:
             return
         while self._in_flight:
             self._take_oldest()
-        # During the stretch only the device knew S. The other courses need to know where each parameter was placed.
+        # During the stretch only the device knew S. The other paths need to know where each parameter was placed.
         placed = self._memory.placed
         for S, group in zip(self._session.scales, self._active, strict=True):
             placed.update(dict.fromkeys(group, min(S, self._cap)))

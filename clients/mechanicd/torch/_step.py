@@ -1,4 +1,4 @@
-"""One optimizer step: in which order the sums, BASE, the tuner and the new parameters come, and who waits for whom.
+"""One optimizer step: the order of the sums, BASE, the tuner and the new parameters, and who waits for whom.
 
 A step is one turn of Algorithm 1's loop, in four parts:
 
@@ -8,7 +8,7 @@ A step is one turn of Algorithm 1's loop, in four parts:
     apply           Δ_{t+1} = Δ_t + u_t;  x_{t+1} = x_t + S_{t+1}·Δ_{t+1} − S_t·Δ_t              line 8 and the last
 
 h_t needs nothing that BASE computes, so the sums always come first, while x_t and g_t are still there, and BASE overlaps with
-the rest. Only `apply` needs both BASE and S_{t+1}. There are three courses, one method each:
+the rest. Only `apply` needs both BASE and S_{t+1}. There are three paths, one method each:
 
     _waiting_step   read, begin, BASE, finish, apply    any device, any BASE, closures, many processes
     _guarded_step   BASE, read, begin, finish, apply    one CUDA device with a fused BASE: the GPU is busy while the host waits
@@ -86,7 +86,7 @@ class Stepper:
         self.run = run if self.team is None or self.team.leads else replace(run, target=None)
 
     def _connect_parts(self) -> None:
-        """Makes what no copy of an optimizer can share with the original."""
+        """Creates what a copy of an optimizer can't share with the original."""
         self.passes = Passes(self.memory)
         self.shards = Shards()
         self.team = _distributed.team()
@@ -100,12 +100,12 @@ class Stepper:
         self.__dict__.update(state)
         self._connect_parts()
 
-    # ---- the step and its three courses
+    # ---- the step and its three paths
 
     def step(
         self, config: TunerConfig, max_scale: float | None, frozen: bool, loss: float | None, replay: Closure | None
     ) -> float | None:
-        """Takes one step, by the fastest course that fits it.
+        """Takes one step on the fastest path that fits it.
 
         Args:
             config: the tuner's settings; a session is opened with them if none is open.
@@ -114,7 +114,7 @@ class Stepper:
             replay: the closure for BASE; its first call returns `loss`.
 
         Returns:
-            What BASE returns; `loss` where the step did nothing.
+            What BASE returns; `loss` if the step did nothing.
         """
         run, base, cap = self.run, self._base, _cap(max_scale)
         is_first = run.state is None
@@ -130,7 +130,7 @@ class Stepper:
                 flag = self.passes.guard(base)
                 if flag is not None:
                     return self._async_step(self.async_device, flag)
-            # Something has changed. The other courses need the host's tuner to be where the device's is.
+            # Something has changed. The other paths need the host's tuner to be where the device's is.
             self.settle()
             self.async_device = None
 
@@ -152,7 +152,7 @@ class Stepper:
         return self._waiting_step(step, loss, replay)
 
     def _waiting_step(self, step: _Step, loss: float | None, replay: Closure | None) -> float | None:
-        """The host waits for the sums before BASE runs, so it can skip BASE where they are not finite."""
+        """The host waits for the sums before BASE runs, so it can skip BASE if they are not finite."""
         passes, base, team = self.passes, self._base, self.team
         # 1. The sums leave for the server before BASE starts: the round trip takes place while BASE works.
         try:
@@ -181,7 +181,7 @@ class Stepper:
             self._finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
             raise
         _reference.restore(others, saved)
-        # 4. S_{t+1}. Where there is none, x_t comes back, and Δ has not moved yet.
+        # 4. S_{t+1}. If there is none, x_t is restored; Δ has not changed yet.
         try:
             scales = tuner_step.finish()
         except BaseException:
@@ -191,10 +191,10 @@ class Stepper:
         return result
 
     def _guarded_step(self, step: _Step, flag: Tensor, next_async: bool) -> float | None:
-        """BASE is enqueued before the host has the sums; the device tells it to do nothing where they are not finite.
+        """BASE is enqueued before the host has the sums; a flag on the device tells it to do nothing if they are not finite.
 
         Args:
-            flag: on the device, not 0 where a sum is not finite.
+            flag: on the device; not 0 if a sum is not finite.
             next_async: whether the next step may leave the tuner to the device as well.
         """
         passes = self.passes
@@ -212,7 +212,7 @@ class Stepper:
             passes.drop()
             tuner_step.finish()
             return None
-        # 3. As in the waiting course.
+        # 3. As in `_waiting_step`.
         try:
             scales = tuner_step.finish()
         except BaseException:
@@ -247,10 +247,10 @@ class Stepper:
             raise
         return result
 
-    # ---- what the courses share
+    # ---- what the paths share
 
     def _base_step_unless(self, flag: Tensor) -> float | None:
-        """BASE's step, which does nothing where the flag on the device is set: the way GradScaler tells a fused optimizer."""
+        """BASE's step. It does nothing if the flag on the device is set; GradScaler tells a fused optimizer in the same way."""
         base: Any = self._base
         base.grad_scale, base.found_inf = None, flag
         try:
@@ -289,7 +289,7 @@ class Stepper:
                 raise
 
     def restart(self, memory: Memory, state: TunerState) -> None:
-        """Goes on from a checkpoint: the session is closed, and the next step opens one at `state`."""
+        """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
         self.passes = Passes(memory)
         self.run.restart(state)

@@ -1,4 +1,4 @@
-"""The program: its commands, each imported only when it is asked for."""
+"""The program: its commands, each imported only when it is used."""
 
 import importlib
 import sys

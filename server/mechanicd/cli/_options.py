@@ -1,4 +1,4 @@
-"""What the commands on runs share: the options that find the server and the run, and error reporting."""
+"""Shared by the commands on runs: the options that find the server and the run, and error reporting."""
 
 import functools
 import sys
@@ -87,7 +87,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def full_name(project: str, run: str) -> str:
-    """What was typed, as `projects/{project}/runs/{run}`.
+    """The full name of a run, `projects/{project}/runs/{run}`, from the options.
 
     Raises:
         MalformedName: MALFORMED_NAME.

@@ -26,7 +26,7 @@ class RunRow:
 
     (`epoch`, `session`, `last_step`) is what a commit is conditional on: a writer that does not know them has lost the run.
     `epoch` grows whenever a session or a server takes hold of the run, `session_count` with each new session alone.
-    `interval` is the usual time between two steps in nanoseconds, 0 where it is not known yet. `command` is how the last
+    `interval` is the usual time between two steps in nanoseconds, 0 if it is not known yet. `command` is how the last
     session's trainer was started. `revision` grows whenever anything else here changes.
     """
 

@@ -38,11 +38,11 @@ class RunStats:
     """The statistics of a run after its last step.
 
     Attributes:
-        since: they tell of the steps after this one: a rewind and an adopted state begin anew.
+        since: they cover the steps after this one; a rewind or an adopted state starts them over.
         base_lr: BASE's learning rate, the last that was sent.
         tuned, non_finite, held: how many steps there were of each outcome.
         non_finite_step: the last non-finite step; 0: none.
-        non_finite_streak, held_streak: how many of the last steps, without a break, were so.
+        non_finite_streak, held_streak: how many steps in a row, up to the last one, had this outcome.
         left_step: the first step at which S was above `LEFT` times its first scale; 0: none.
         peak, peak_step: the largest S, and where.
         trough, trough_step: the smallest positive S since then, and where.
@@ -176,7 +176,7 @@ class RunStats:
 
 
 def first_scale(config: TunerConfig) -> float:
-    """Roughly the S at which a run begins; 0 where that depends on the data."""
+    """Roughly the S at which a run begins; 0 if that depends on the data."""
     return CONVENTIONS[config.convention].first_scale(config)
 
 

@@ -2,11 +2,11 @@
 
 `_server` is the process, and `_grpc` the thin adapter to the transport. Below them, nothing knows the transport:
 
-- `_engine` answers TunerService. `_registry` is who holds which run, `_session_start` decides where a session starts, `_replay`
-  recomputes a tuner's state from the history, `_events` says what is recorded about sessions.
-- `_active_run` is one run in memory: the hot path. `_writer` is group commit and the store's upkeep.
+- `_engine` answers TunerService. `_registry` knows who holds which run, `_session_start` decides where a session starts,
+  `_replay` recomputes a tuner's state from the history, `_events` creates the events of sessions.
+- `_active_run` is one run in memory: the hot path. `_writer` does the group commits and the store's maintenance.
 - `_run_service` answers RunService. `_run_cache` holds all runs' rows, `_lineage` rewinds and forks runs.
-- `_convert` maps messages to values and back, `_errors` is what is refused, `_metrics` what is counted.
+- `_convert` maps messages to values and back, `_errors` has the errors, `_metrics` the counters.
 """
 
 from mechanicd.service._engine import Engine

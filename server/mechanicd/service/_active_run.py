@@ -99,7 +99,7 @@ class ActiveRun:
             groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
         except ReductionsError as error:
             raise ServiceError(error.reason, error.message, error.facts, field="reductions") from None
-        # h is None where a reduction is not finite. Such a step, like a held one, is recorded but leaves the tuner as it was.
+        # h is None if a reduction is not finite. Such a step, like a held one, is recorded but leaves the tuner as it was.
         h = None if request.hold else tuner.h(state, groups)
         if h is not None:
             state, outcome = tuner.advance(state, h), runs.StepOutcome.TUNED
@@ -154,7 +154,7 @@ class ActiveRun:
         self._touched = True
 
     def collect(self) -> Commit:
-        """What is not in the store yet. Call `sealed` on it next, then `committed` or `restore`.
+        """The changes that are not in the store yet. Call `sealed` on them next, then `committed` or `restore`.
 
         One commit is in flight at a time. The next one starts after this one's last step, and the store accepts it only if the
         row is at that step, so a commit that is lost can't be skipped.
@@ -207,7 +207,7 @@ def repeated(request: StepRequest, taken: StepRequest, result: StepResult) -> St
     """The result of a step that was taken already: the same reductions give the same result, bit for bit.
 
     Raises:
-        ServiceError: STEP_CONFLICT, where the reductions differ.
+        ServiceError: STEP_CONFLICT: the reductions differ.
     """
     if request.hold == taken.hold and _same(request.reductions, taken.reductions):
         return result

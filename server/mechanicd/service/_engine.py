@@ -72,11 +72,11 @@ class Engine:
         self.writer.start()
 
     def drain(self) -> None:
-        """From now on, no session can be opened."""
+        """Refuses new sessions from now on."""
         self._draining = True
 
     async def stop(self) -> None:
-        """Commits what is waiting, and closes the store."""
+        """Commits everything that is pending, and closes the store."""
         await self.writer.stop()
         self.store.close()
 

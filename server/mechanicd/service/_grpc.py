@@ -164,9 +164,9 @@ async def _abort(context: Context, error: ServiceError) -> NoReturn:
 
 
 async def _fail(context: Context) -> NoReturn:
-    """A bug, told in a fixed text: grpcio would send the exception itself, which may name hosts, files and values.
+    """A bug, reported with a fixed text: grpcio would send the exception itself, which may name hosts, files and values.
 
-    There is no reason to give: a client treats a bare INTERNAL as an outage, so that a training survives it.
+    It has no reason code: a client treats a bare INTERNAL as an outage, so that training survives it.
     """
     log.exception("a request failed unexpectedly")
     await context.abort(grpc.StatusCode.INTERNAL, "the server failed to answer this request; its log has the details")

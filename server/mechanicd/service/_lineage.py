@@ -49,7 +49,7 @@ class Lineage:
                 state = await self._state(row, request.after_step)
                 try:
                     return await self._rewind(name, state)
-                except OwnershipLost as error:  # someone opened the run at this moment: look again
+                except OwnershipLost as error:  # someone opened the run at this moment: read it again
                     log.info("%s: %s", name, error)
         raise _busy(name)
 
@@ -101,7 +101,7 @@ class Lineage:
             )
             try:
                 made = await self._call(self._store.fork, change)
-            except OwnershipLost as error:  # the source was opened or rewound at this moment: look again
+            except OwnershipLost as error:  # the source was opened or rewound at this moment: read it again
                 log.info("%s: %s", source, error)
                 continue
             except RunExists:

@@ -1,9 +1,9 @@
 """Where runs, their tuner states and the history of their steps are kept.
 
-`open_store(url)` gives a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
+`open_store(url)` returns a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
 (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps with their buckets (`_summary`, and `_pyramid`
-above the chunks). `_model` is what a store is asked to change, `_errors` what it can refuse, `_migrations` how old files are
-brought up to date, `_check` and `_copy` a store's care. What a run is, and how it is judged, is `mechanicd.runs`.
+above the chunks). `_model` has the changes that a store can make, `_errors` its errors. `_migrations` updates old files, and
+`_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
 """
 
 from mechanicd.store._check import Finding, check

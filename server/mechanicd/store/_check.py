@@ -19,7 +19,7 @@ _FIELDS = _summary.dtype(1).names or ()
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong, or worth knowing. `reason` is stable: see `check`."""
+    """A problem, or something worth knowing. `reason` is stable; see `check`."""
 
     run: str
     reason: str

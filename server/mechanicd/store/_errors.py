@@ -70,7 +70,7 @@ class StorePackageMissing(StoreError):
 class StoreConflict(StoreError):
     """The change doesn't fit what the store holds now, because somebody else was first. Nothing changed.
 
-    This is no outage: the caller must look again, or give up. Never raised itself.
+    This is no outage: the caller must read again, or give up. Never raised itself.
     """
 
 

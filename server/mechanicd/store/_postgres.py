@@ -135,7 +135,7 @@ class PostgresStore(SQLStore):
 
     Args:
         url: as libpq takes it. Its parameters win over the timeouts set here.
-        readonly: nothing is made, migrated or written.
+        readonly: nothing is created, migrated or written.
 
     Raises:
         StoreUnavailable, StoreNotWritable, SchemaTooNew, SchemaTooOld.

@@ -23,7 +23,7 @@ class Database(Protocol):
     """A connection inside a transaction. Parameters are written `:name` in every engine."""
 
     for_update: str
-    """What makes a SELECT hold its rows until the end of the transaction: empty where a transaction holds the whole file."""
+    """The clause that makes a SELECT lock its rows for the transaction; empty if a transaction locks the whole file."""
 
     def execute(self, statement: str, parameters: Mapping[str, Any] = ...) -> Result:
         """Runs one statement."""
@@ -65,5 +65,5 @@ def floats_out(values: Sequence[float]) -> bytes:
 
 
 def floats_in(data: bytes) -> tuple[float, ...]:
-    """The reverse of `floats_out`."""
+    """The inverse of `floats_out`."""
     return struct.unpack(f"<{len(data) // 8}d", data)

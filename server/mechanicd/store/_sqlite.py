@@ -96,8 +96,8 @@ class SQLiteStore(SQLStore):
     """Implements `Store`. Use it from one thread at a time.
 
     Args:
-        path: the database file, made if missing, or ":memory:". One server holds it at a time.
-        readonly: look at it only: beside a running server too, and nothing is made or migrated.
+        path: the database file, created if missing, or ":memory:". One server holds it at a time.
+        readonly: only read, also next to a running server; nothing is created or migrated.
 
     Raises:
         StoreNotWritable, StoreInUse, SchemaTooNew, SchemaTooOld.

@@ -63,7 +63,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def _folding_alone(self) -> bool:
-        """Takes the folding lock if no other server holds it; whether it did. `_folded` releases it."""
+        """Takes the folding lock if no other server holds it. Returns whether it did. `_folded` releases it."""
 
     @abstractmethod
     def _folded(self) -> None:

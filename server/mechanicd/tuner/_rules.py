@@ -75,7 +75,7 @@ def h(config: Settings, S: float, reductions: Reductions) -> float:
 def paper(config: Settings, row: Row, h: float) -> Row:
     """Algorithm 1, lines 11–16; also `pytorch`, which differs only in where m starts.
 
-    Line 11 prints h for |h|: with the plain form a first h < 0, which says "go on", leaves m = 0 and S = 0 for ever.
+    Line 11 prints h for |h|: with the plain form a first h < 0, which says "go on", leaves m = 0 and S = 0 forever.
     Line 13 and section 3.1 print s_{t−1} for s_t: section 3's wealth W = s_init·m − Σ h_k s_k and appendix D need the bet
     just played. Line 15 is garbled: W = s_init·m/n + r.
     """
