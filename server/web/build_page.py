@@ -1,8 +1,8 @@
 """Builds the page into `server/mechanicd/dashboard/static/`; the build hook calls it, and so does `make`.
 
-Nothing is done while the page there is the one of these sources: `static/sources.sha256` says which it was built from, so the
-page that a source distribution carries needs no Node. Without Node, or when npm fails, the page is not built, which is said once
-on stderr: the rest of mechanicd works without it, and `/` tells what to do.
+It does nothing if the page was built from these sources: `static/sources.sha256` names the sources, so the page in a source
+distribution needs no Node. Without Node, or if npm fails, the page is not built, and a message on stderr says so. The rest of
+mechanicd works without the page, and `/` says what to do.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ NODE = (20, 19)
 
 
 def sources() -> Iterator[Path]:
-    """What the page is made of, in a fixed order."""
+    """The sources of the page, in a fixed order."""
     yield from (WEB / name for name in ("index.html", "package-lock.json", "package.json", "tsconfig.json", "vite.config.ts"))
     yield from sorted(path for path in (WEB / "src").rglob("*") if path.is_file())
 
 
 def digest() -> str:
-    """A hash of the sources: their names and contents. Times say nothing: archives and checkouts set them as they like."""
+    """A hash of the names and contents of the sources. Their times don't count: archives and checkouts change them."""
     found = hashlib.sha256()
     for path in sources():
         content = path.read_bytes().replace(b"\r\n", b"\n")
@@ -64,7 +64,7 @@ def install() -> str:
 
 
 def build() -> bool:
-    """Builds the page if a source is newer. Returns whether the page is there and up to date."""
+    """Builds the page unless it was built from these sources. Returns whether it is there and current."""
     if is_fresh():
         (STATIC / "index.html").touch()  # for make, which goes by times
         return True
