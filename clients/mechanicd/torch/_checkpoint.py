@@ -7,6 +7,10 @@
                                    tuner_state: TunerState.to_bytes() in base64
 
 x itself is in the model's checkpoint. BASE never sees these entries.
+
+Some BASEs have a state_dict of another form (`is_standard`). Then all of it stands beside BASE's entries, in one of its own:
+
+    ["mechanic"]    version, config, frozen, tuner_state as above; params: by the parameter's index, its three entries
 """
 
 import base64
@@ -44,28 +48,50 @@ def pack(
         params: what this process holds of each parameter, in BASE's order.
         wholes: the parameters themselves.
     """
-    states = dict(base["state"])
+    kept: dict[int, dict[str, Any]] = {}
     for i, (p, whole) in enumerate(zip(params, wholes, strict=True)):
         if p not in memory.placed:
             continue
-        mine: dict[str, Any] = {PLACED: torch.tensor(memory.placed[p], dtype=torch.float64)}
+        mine = kept[i] = {PLACED: torch.tensor(memory.placed[p], dtype=torch.float64)}
         if p in memory.delta:
             mine[DELTA] = _distributed.like(memory.delta[p], whole)
         if p in memory.ref:
             mine[REF] = _distributed.like(memory.ref[p], whole)
-        states[i] = {**states.get(i, {}), **mine}
-    first, *rest = base["param_groups"]
     ours = {
         "version": VERSION,
         "config": plain(config, memory.layout),
         "tuner_state": base64.b64encode(state.to_bytes()).decode(),
         "frozen": frozen,
     }
+    if not is_standard(base, len(params)):
+        return {**base, KEY: {**ours, "params": kept}}
+    states = dict(base["state"])
+    for i, mine in kept.items():
+        states[i] = {**states.get(i, {}), **mine}
+    first, *rest = base["param_groups"]
     return {**base, "state": states, "param_groups": [{**first, KEY: ours}, *rest]}
+
+
+def is_standard(base: Mapping[str, Any], params: int) -> bool:
+    """Whether a BASE's state_dict has torch's form: the state by the parameter's index, and the param groups with the indices.
+
+    Args:
+        params: how many parameters BASE has.
+    """
+    states, groups = base.get("state"), base.get("param_groups")
+    if not isinstance(states, Mapping) or not isinstance(groups, list) or not groups:
+        return False
+    if not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
+        return False
+    if [i for group in groups for i in group["params"]] != list(range(params)):
+        return False
+    return all(isinstance(states.get(i, {}), Mapping) for i in range(params))
 
 
 def bare(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """BASE's part of a checkpoint."""
+    if KEY in state_dict:
+        return {name: value for name, value in state_dict.items() if name != KEY}
     states = {
         key: {name: value for name, value in entry.items() if name not in OURS} if isinstance(entry, Mapping) else entry
         for key, entry in state_dict["state"].items()
@@ -86,8 +112,9 @@ def unpack(
             (DELTA_MISMATCH).
         ConfigMismatch: CONFIG_MISMATCH; `metadata["field"]` names the setting.
     """
+    beside = state_dict.get(KEY)
     groups = state_dict.get("param_groups") or [{}]
-    saved = groups[0].get(KEY)
+    saved = groups[0].get(KEY) if beside is None else beside
     if saved is None:
         raise ResumeError(
             "NOT_MECHANIZED",
@@ -107,7 +134,7 @@ def unpack(
     except ValueError as error:
         raise ResumeError(StateError.reason, f"the tuner state is not base64 ({error}); use another checkpoint") from None
     memory = Memory(delta_layout)
-    for i, entry in _entries(state_dict):
+    for i, entry in _entries(state_dict) if beside is None else beside["params"].items():
         if PLACED in entry:
             if not 0 <= i < len(params):
                 raise _misfit(i, entry.get(DELTA, entry.get(REF)), "does not exist")

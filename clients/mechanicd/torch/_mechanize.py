@@ -16,6 +16,7 @@ from mechanicd.client.framework import (
     check_choice,
     check_settings,
 )
+from mechanicd.torch import _bases
 from mechanicd.torch._groups import SCALE_GROUPS, ScaleGroups
 from mechanicd.torch._optimizer import Mechanized
 from mechanicd.tuner import Convention
@@ -69,7 +70,7 @@ def mechanize(
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
-            COMPLEX_PARAMETER.
+            COMPLEX_PARAMETER; BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD, BASE_KEEPS_WEIGHTS: BASE would be wrong under S.
     """
     if not isinstance(base, Optimizer) or isinstance(base, Mechanized):
         what = "already a mechanized optimizer" if isinstance(base, Mechanized) else "not a torch.optim.Optimizer"
@@ -77,6 +78,7 @@ def mechanize(
             "BASE_NOT_AN_OPTIMIZER",
             f"{base!r} is {what}; wrap an instance: mechanize(torch.optim.SGD(model.parameters(), lr=1.0))",
         )
+    _bases.check(base)
     settings = check_settings(
         run=run,
         target=target,

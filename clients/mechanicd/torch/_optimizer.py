@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -12,8 +13,7 @@ from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable
 from mechanicd.client.framework import DeltaLayout, Run
-from mechanicd.torch import _checkpoint, _groups, _legacy_checkpoints
-from mechanicd.torch._closure import evaluate
+from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._step import Stepper
@@ -58,12 +58,12 @@ class Mechanized(DelegatingOptimizer):
     # ---- the step
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *args: Any, **kwargs: Any) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *args: Any, **kwargs: Any) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *args: Any, **kwargs: Any) -> float | None:
         """Takes one step of BASE and of the tuner (one turn of Algorithm 1's loop).
 
         A parameter without a gradient, or whose param group has lr = 0, sits the step out and catches up afterwards. If every
@@ -71,8 +71,10 @@ class Mechanized(DelegatingOptimizer):
         reduction is NaN or infinite, the step counts but changes nothing, and a warning is logged once for steps in a row.
 
         Args:
-            closure: evaluates the model and returns the loss. It is called once before the reductions; BASE gets that loss
-                as its first evaluation, and may ask for more.
+            closure: evaluates the model and returns the loss. BASE calls it as often as it likes, with the parameters where
+                it likes; h needs one gradient at x_t, which is that of the first call or, if BASE has moved x before it (as
+                SAM does), the one that was there when the step began.
+            args, kwargs: BASE's further arguments.
 
         Returns:
             What BASE returns; the loss of the first evaluation if the step changed nothing.
@@ -83,22 +85,26 @@ class Mechanized(DelegatingOptimizer):
                 has advanced. An error that BASE raises leaves the same, and the step counts.
         """
         _refuse_capture()
-        loss, replay = evaluate(closure)
+        base_step = self.base.step if not args and not kwargs else partial(_step_with, self.base, args, kwargs)
+        if self._run.session is None:
+            _bases.check_hooks(self.base)  # it may have got hooks since
         if self._run.state is None:
             self._name_scale_groups()  # BASE may have got param groups without this optimizer being called
-        return self._stepper.step(self._config, self.max_scale, self.frozen, loss, replay)
+        result: float | None = self._stepper.step(self._config, self.max_scale, self.frozen, closure, base_step)
+        return result
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Gives BASE more parameters; they join with Δ = 0.
 
         Raises:
             InvalidArgument: GROUP_COUNT_MISMATCH if that would add scale groups to a run that has started;
-                COMPLEX_PARAMETER, and the group is not added.
+                COMPLEX_PARAMETER or BASE_DIFFERENTIABLE, and the group is not added.
         """
         if self._scale_groups != "all" and self._run.state is not None:
             raise _groups.too_many(self._scale_groups)
         self.base.add_param_group(param_group)
         try:
+            _bases.check_groups(self.base)
             _groups.refuse_complex(self.param_groups)
         except InvalidArgument:
             self.param_groups.pop()
@@ -157,8 +163,9 @@ class Mechanized(DelegatingOptimizer):
         return [lr for group in lrs for lr in group]
 
     def effective_lrs(self) -> list[tuple[float, ...]]:
-        """S·lr, one tuple per param group: of one float, or of one per tensor with scale_groups="tensor"."""
-        lrs = [float(group.get("lr", 1.0)) for group in self.param_groups]
+        """S·lr, one tuple per param group: of one float, or of one per tensor with scale_groups="tensor". An lr of None, which
+        tells BASE to choose its own, counts as 1.0."""
+        lrs = [_lr(group) for group in self.param_groups]
         return _groups.per_param_group(self._scale_groups, self.param_groups, self.scales, lrs)
 
     def flush(self, timeout: float | None = None) -> int:
@@ -259,6 +266,17 @@ class Mechanized(DelegatingOptimizer):
         S = f"{low!r}" if len(state.scale) == 1 else f"{low!r}…{high!r} of {len(state.scale)} groups"
         where = f", target={self._run.target!r}" if self._run.target is not None else ""
         return f"Mechanized(run={self.run!r}{where}, step={state.step}, scale={S}, base={self.base!r})"
+
+
+def _step_with(base: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any] | None = None) -> Any:
+    """BASE's step with further arguments."""
+    result: Any = base.step(**kwargs) if closure is None and not args else base.step(closure, *args, **kwargs)
+    return result
+
+
+def _lr(param_group: dict[str, Any]) -> float:
+    lr = param_group.get("lr")
+    return 1.0 if lr is None else float(lr)
 
 
 def _refuse_capture() -> None:

@@ -10,7 +10,8 @@ A step is one turn of Algorithm 1's loop, in four parts:
 h_t needs nothing that BASE computes, so the sums always come first, while x_t and g_t are still there, and BASE overlaps with
 the rest. Only `apply` needs both BASE and S_{t+1}. There are three paths, one method each:
 
-    _waiting_step   read, begin, BASE, finish, apply    any device, any BASE, closures, many processes
+    _waiting_step   read, begin, BASE, finish, apply    any device, any BASE, closures, many processes; where BASE may use its
+                                                        closure in ways of its own, `_closure_path` takes the step
     _guarded_step   BASE, read, begin, finish, apply    one CUDA device with a fused BASE: the GPU is busy while the host waits
     _async_step     BASE, tuner and apply on the device; the host follows up to two steps later
 """
@@ -26,37 +27,57 @@ from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run
-from mechanicd.torch import _async_device, _distributed, _groups, _reference
+from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _distributed, _global_hooks, _groups, _reference
 from mechanicd.torch._async_device import AsyncDevice
+from mechanicd.torch._closure import Closure
 from mechanicd.torch._distributed import Shards, Team, TunerStep
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._memory import Memory
 from mechanicd.torch._passes import Passes
-from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 logger = logging.getLogger("mechanicd.torch")
 
-Closure = Callable[[], float]
+BaseStep = Callable[..., Any]
+"""BASE's step, with the further arguments that the caller gave; takes the closure, if there is one."""
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """What one step works on.
 
     Attributes:
         active: per scale group, the parameters that take part: they have a gradient, and an lr other than 0.
+        ascending: those of them whose gradient BASE ascends.
         cap: parameters are placed with no larger S.
         hold: S stays as it is; the step counts, but the tuner does not see it.
     """
 
     session: Session
     active: list[list[Tensor]]
+    ascending: set[Tensor]
     cap: float
     hold: bool
 
     def placed(self, scales: Sequence[float]) -> dict[Tensor, float]:
         """The S at which each parameter is placed."""
         return {p: min(S, self.cap) for group, S in zip(self.active, scales, strict=True) for p in group}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parameters of one step.
+
+    Attributes:
+        with_gradient: per scale group, those that have a gradient.
+        active: those of them that take part; `ascending`: those whose gradient BASE ascends.
+        alike: whether all take part and descend.
+    """
+
+    with_gradient: list[list[Tensor]]
+    active: list[list[Tensor]]
+    ascending: set[Tensor]
+    alike: bool
 
 
 class Stepper:
@@ -81,6 +102,7 @@ class Stepper:
         self._base = base
         self._scale_groups = scale_groups
         self._may_run_async = may_run_async
+        self._ascends = _ascent.ascends_everywhere(base)
         self.memory = Memory(delta_layout)
         self._connect_parts()
         self.run = run if self.team is None or self.team.leads else replace(run, target=None)
@@ -93,7 +115,7 @@ class Stepper:
         self.async_device: AsyncDevice | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_base", "_scale_groups", "_may_run_async", "memory", "run")
+        names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "memory", "run")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,63 +125,80 @@ class Stepper:
     # ---- the step and its three paths
 
     def step(
-        self, config: TunerConfig, max_scale: float | None, frozen: bool, loss: float | None, replay: Closure | None
-    ) -> float | None:
+        self, config: TunerConfig, max_scale: float | None, frozen: bool, closure: Closure | None, base_step: BaseStep
+    ) -> Any:
         """Takes one step on the fastest path that fits it.
 
         Args:
             config: the tuner's settings; a session is opened with them if none is open.
             frozen: whether S stays as it is.
-            loss: what the closure returned; None without a closure.
-            replay: the closure for BASE; its first call returns `loss`.
+            closure: the user's.
 
         Returns:
-            What BASE returns; `loss` if the step did nothing.
+            What BASE returns; the closure's first loss if the step did nothing.
         """
-        run, base, cap = self.run, self._base, _cap(max_scale)
-        is_first = run.state is None
-        with_gradient = self._with_gradient(config)
-        # lr = 0: the user froze these parameters, and a new S must not move them.
-        still = set(self.local([group for group in base.param_groups if _is_zero(group.get("lr"))]))
-        active = [[p for p in group if p not in still] for group in with_gradient]
-
+        base, cap = self._base, _cap(max_scale)
+        if closure is None:
+            loss, replay = None, None
+        elif _closure.evaluates_first(base):
+            loss, replay = _closure.evaluate(closure)
+        else:
+            return _closure_path.step(self, config, cap, frozen, closure, base_step)
+        parts = self._parts(config)
         if self.async_device is not None:
-            if replay is None and not frozen and not still and self.async_device.fits(run.session, active, cap):
+            alike = replay is None and not frozen and parts.alike
+            if alike and self.async_device.fits(self.run.session, parts.active, cap):
                 self.async_device.catch_up()
-                self.passes.launch(active, to_host=False)
+                self.passes.launch(parts.active, to_host=False)
                 flag = self.passes.guard(base)
                 if flag is not None:
-                    return self._async_step(self.async_device, flag)
+                    return self._async_step(self.async_device, flag, base_step)
             # Something has changed. The other paths need the host's tuner to be where the device's is.
             self.settle()
             self.async_device = None
 
-        # A run starts with the first step in which a parameter takes part: a warm-up from lr = 0 leaves no steps in it.
-        session = self._open(config) if not is_first or any(active) else None
-        state = self.tuner_state(config) if session is None else session.state
-        for group, S in zip(with_gradient, state.scale, strict=True):
-            for p in group:
-                self.memory.join(p, min(S, cap))
-        if session is None:
-            return base.step() if replay is None else base.step(replay)
-
-        step = _Step(session, active, cap, hold=frozen or not any(active))
-        self.passes.launch(active if self.team is None else self._counted(active, self.team))
+        step = self._launch(config, cap, frozen, parts)
+        if step is None:
+            return self.run_base(base_step, replay)
         if replay is None and self.team is None:
             flag = self.passes.guard(base)
             if flag is not None:
-                return self._guarded_step(step, flag, next_async=not still and not frozen and self._can_run_async(config))
-        return self._waiting_step(step, loss, replay)
+                next_async = parts.alike and not frozen and self._can_run_async(config)
+                return self._guarded_step(step, flag, base_step, next_async)
+        return self._waiting_step(step, loss, replay, base_step)
 
-    def _waiting_step(self, step: _Step, loss: float | None, replay: Closure | None) -> float | None:
+    def begin(self, config: TunerConfig, cap: float, frozen: bool) -> Step | None:
+        """Decides what the next step works on, and launches its sums; None if the run does not start yet."""
+        return self._launch(config, cap, frozen, self._parts(config))
+
+    def _launch(self, config: TunerConfig, cap: float, frozen: bool, parts: _Parts) -> Step | None:
+        # A run starts with the first step in which a parameter takes part: a warm-up from lr = 0 leaves no steps in it.
+        session = self._open(config) if self.run.state is not None or any(parts.active) else None
+        state = self.tuner_state(config) if session is None else session.state
+        for group, S in zip(parts.with_gradient, state.scale, strict=True):
+            for p in group:
+                self.memory.join(p, min(S, cap))
+        if session is None:
+            return None
+        step = Step(session, parts.active, parts.ascending, cap, hold=frozen or not any(parts.active))
+        groups = _ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active
+        self.passes.launch(groups if self.team is None else self._counted(groups, self.team))
+        return step
+
+    def sums(self, step: Step) -> list[Reductions]:
+        """The scalars of each scale group, over the whole team; waits for the launch."""
+        found = self.passes.read()
+        if self.team is not None:
+            found = self.team.sum(found[:-1])  # the last group of a team's launch is what other ranks count
+        return _ascent.signed(found) if step.ascending else found
+
+    def _waiting_step(self, step: Step, loss: Any, replay: Closure | None, base_step: BaseStep) -> Any:
         """The host waits for the sums before BASE runs, so it can skip BASE if they are not finite."""
-        passes, base, team = self.passes, self._base, self.team
+        passes = self.passes
         # 1. The sums leave for the server before BASE starts: the round trip takes place while BASE works.
         try:
-            sums = passes.read()[: len(step.active)]  # a team's launch has one more group: what other ranks count
-            if team is not None:
-                sums = team.sum(sums)
-            tuner_step = TunerStep(step.session, team, sums, self._base_lr(), step.hold)
+            sums = self.sums(step)
+            tuner_step = TunerStep(step.session, self.team, sums, self.base_lr(), step.hold)
             tuner_step.begin()
         except BaseException:
             passes.drop()
@@ -174,11 +213,11 @@ class Stepper:
         others = [] if replay is None else self._not_in(step.active)
         saved = _reference.save(others)
         try:
-            result: float | None = base.step() if replay is None else base.step(replay)
+            result = self.run_base(base_step, replay)
         except BaseException:
             passes.restore()
             _reference.restore(others, saved)
-            self._finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
+            self.finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
             raise
         _reference.restore(others, saved)
         # 4. S_{t+1}. If there is none, x_t is restored; Δ has not changed yet.
@@ -190,7 +229,7 @@ class Stepper:
         passes.apply(step.placed(scales))
         return result
 
-    def _guarded_step(self, step: _Step, flag: Tensor, next_async: bool) -> float | None:
+    def _guarded_step(self, step: Step, flag: Tensor, base_step: BaseStep, next_async: bool) -> Any:
         """BASE is enqueued before the host has the sums; a flag on the device tells it to do nothing if they are not finite.
 
         Args:
@@ -200,9 +239,9 @@ class Stepper:
         passes = self.passes
         # 1. BASE first: the GPU goes from the sums straight to BASE, and the host's wait and the round trip cost it nothing.
         try:
-            result = self._base_step_unless(flag)
-            sums = passes.read()
-            tuner_step = TunerStep(step.session, None, sums, self._base_lr(), step.hold)
+            result = self._run_base_unless(flag, base_step)
+            sums = self.sums(step)
+            tuner_step = TunerStep(step.session, None, sums, self.base_lr(), step.hold)
             tuner_step.begin()
         except BaseException:
             passes.restore()
@@ -223,16 +262,16 @@ class Stepper:
             self.async_device = AsyncDevice(step.session, self.memory, step.active, step.cap)
         return result
 
-    def _async_step(self, device: AsyncDevice, flag: Tensor) -> float | None:
+    def _async_step(self, device: AsyncDevice, flag: Tensor, base_step: BaseStep) -> Any:
         """The device takes the whole step; the host only enqueues, and takes the same step again once the report is there.
 
         `launch` and `guard` are enqueued already.
         """
         passes = self.passes
         try:
-            base_lr = self._base_lr()  # as BASE sees it now: the host takes the step when a scheduler may have moved it
+            base_lr = self.base_lr()  # as BASE sees it now: the host takes the step when a scheduler may have moved it
             try:
-                result = self._base_step_unless(flag)
+                result = self._run_base_unless(flag, base_step)
             except BaseException:
                 # The step counts, without BASE. The host must catch up first: `restore` needs the S at which x was placed.
                 device.settle()
@@ -249,23 +288,27 @@ class Stepper:
 
     # ---- what the paths share
 
-    def _base_step_unless(self, flag: Tensor) -> float | None:
+    def run_base(self, base_step: BaseStep, closure: Closure | None = None) -> Any:
+        """BASE's step. The hooks for every optimizer's step are for the mechanized optimizer's, which calls them itself."""
+        with _global_hooks.held():
+            return base_step() if closure is None else base_step(closure)
+
+    def _run_base_unless(self, flag: Tensor, base_step: BaseStep) -> Any:
         """BASE's step. It does nothing if the flag on the device is set; GradScaler tells a fused optimizer in the same way."""
         base: Any = self._base
         base.grad_scale, base.found_inf = None, flag
         try:
-            result: float | None = base.step()
+            return self.run_base(base_step)
         finally:
             del base.grad_scale, base.found_inf
-        return result
 
-    def _finish_after_failure(self, step: TunerStep) -> None:
+    def finish_after_failure(self, step: TunerStep) -> None:
         try:
             step.finish()
         except MechanicdError as error:
             logger.warning("BASE failed in a step of %s, and the step could not be finished either: %s", self.called(), error)
 
-    def _base_lr(self) -> float | None:
+    def base_lr(self) -> float | None:
         lr = self._base.param_groups[0].get("lr")
         return None if lr is None else float(lr)
 
@@ -321,19 +364,28 @@ class Stepper:
         """What this process holds of each parameter."""
         return [self.shards.of(p, self.memory) for p in _groups.flat(param_groups)]
 
-    def _with_gradient(self, config: TunerConfig) -> list[list[Tensor]]:
-        """Per scale group, what this process holds of the parameters that have a gradient."""
+    def _parts(self, config: TunerConfig) -> _Parts:
+        """What this process holds of the parameters, by what the next step does to them."""
         param_groups = self._base.param_groups
         groups = _groups.members(self._scale_groups, param_groups)
         if len(groups) != len(config.scale_groups):
             raise _groups.too_many(self._scale_groups)
         _groups.refuse_complex(param_groups)
         _groups.refuse_sparse(param_groups)
-        return [[self.shards.of(p, self.memory) for p in group if p.grad is not None] for group in groups]
+        with_gradient = [[self.shards.of(p, self.memory) for p in group if p.grad is not None] for group in groups]
+        # lr = 0: the user froze these parameters, and a new S must not move them.
+        still = set(self.local([group for group in param_groups if _is_still(group)]))
+        ascending = set(self.local([group for group in param_groups if group.get("maximize", self._ascends)]))
+        active = [[p for p in group if p not in still] for group in with_gradient] if still else with_gradient
+        return _Parts(with_gradient, active, ascending, alike=not still and not ascending)
+
+    def params(self) -> list[Tensor]:
+        """What this process holds of every parameter."""
+        return self.local(self._base.param_groups)
 
     def _not_in(self, active: list[list[Tensor]]) -> list[Tensor]:
         taking_part = {p for group in active for p in group}
-        return [p for p in self.local(self._base.param_groups) if p not in taking_part]
+        return [p for p in self.params() if p not in taking_part]
 
     def _counted(self, active: list[list[Tensor]], team: Team) -> list[list[Tensor]]:
         """The scale groups, each without what other ranks count, and that in one more group: `apply` needs it as well."""
@@ -345,6 +397,10 @@ def _cap(max_scale: float | None) -> float:
     return math.inf if max_scale is None else max_scale
 
 
-def _is_zero(lr: Any) -> bool:
-    """Whether a learning rate is 0. One on a device counts as not 0: reading it would wait for the device."""
+def _is_still(group: dict[str, Any]) -> bool:
+    """Whether a param group's learning rate is 0. One on a device counts as not 0: reading it would wait for the device. Nor
+    does it say anything of an Adafactor that computes its own."""
+    lr = group.get("lr")
+    if group.get("relative_step"):
+        return False
     return lr is not None and not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0

@@ -1,0 +1,133 @@
+"""What BASE may be. MECHANIC moves the weights by S times what BASE wanted; a BASE that can't live with that is refused.
+
+    BASE_DIFFERENTIABLE       its step is part of a graph, and what S does to the weights would not be
+    BASE_STEPS_IN_BACKWARD    it steps during backward, where there is no S
+    BASE_KEEPS_WEIGHTS        it remembers where the weights were (an average, slow weights, z), and S has moved them since
+
+The first two are seen from outside. For the third a BASE is either known (torch's own, and some names), or is tried out:
+`_probe` lets copies of it take a few steps with parameters of a few elements.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any, Final
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mechanicd.client import InvalidArgument
+from mechanicd.torch import _probe
+from mechanicd.torch._delegation import DelegatingOptimizer
+from mechanicd.torch._nested import optimizers
+
+KEEP_WEIGHTS: Final = frozenset(
+    {"AccSGD", "DoG", "EMA", "FTRL", "LDoG", "MADGRAD", "Prodigy", "SafeFP16Optimizer", "SPlus", "SWA", "TRAC"}
+)
+KEEP_WEIGHTS_PARTS: Final = ("DAdapt", "Lookahead", "Ranger", "ScheduleFree")
+"""Names, and parts of names, of optimizers that remember where the weights were: for when they can't be tried out."""
+
+
+def check(base: Optimizer) -> None:
+    """Checks that BASE can be a BASE.
+
+    Raises:
+        InvalidArgument: BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD, BASE_KEEPS_WEIGHTS.
+    """
+    check_groups(base)
+    check_hooks(base)
+    why = _keeps_weights(base)
+    if why:
+        raise InvalidArgument(
+            "BASE_KEEPS_WEIGHTS",
+            f"{type(base).__name__} {why}, but S moves them to other places, so its steps would mix both. Wrap the optimizer "
+            "inside it, and put it around mechanize(…) if it is a wrapper: Lookahead(mechanize(AdamW(…))). For an average of "
+            "the weights, use torch.optim.swa_utils.AveragedModel",
+        )
+
+
+def check_groups(base: Optimizer) -> None:
+    """Checks what the param groups say; again when one is added.
+
+    Raises:
+        InvalidArgument: BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD.
+    """
+    for group in [base.defaults, *base.param_groups]:
+        if group.get("differentiable"):
+            raise InvalidArgument(
+                "BASE_DIFFERENTIABLE",
+                f"{type(base).__name__} has differentiable=True, but gradients through a step would miss what S does to the "
+                "weights; use differentiable=False, or this optimizer without mechanize()",
+            )
+        if group.get("gradient_release"):
+            raise _steps_in_backward(base, "has gradient_release=True")
+
+
+def check_hooks(base: Optimizer) -> None:
+    """Checks that no hook of a parameter steps BASE; again at the first step, since hooks may come later.
+
+    Raises:
+        InvalidArgument: BASE_STEPS_IN_BACKWARD.
+    """
+    for group in base.param_groups:
+        for p in group["params"]:
+            if getattr(p, "_in_backward_optimizers", None):
+                raise _steps_in_backward(base, "is applied in backward (_apply_optimizer_in_backward)")
+            hooks: Mapping[int, Any] | None = getattr(p, "_post_accumulate_grad_hooks", None)
+            for hook in (hooks or {}).values():
+                if any(_holds(optimizer, p) for optimizer in _optimizers_of(hook)):
+                    raise _steps_in_backward(base, "has a parameter with a post-accumulate-grad hook that steps an optimizer")
+
+
+def _steps_in_backward(base: Optimizer, what: str) -> InvalidArgument:
+    return InvalidArgument(
+        "BASE_STEPS_IN_BACKWARD",
+        f"{type(base).__name__} {what}: the weights would move during backward, without S. Use an optimizer that steps when "
+        "step() is called; remove such hooks before mechanize()",
+    )
+
+
+def _optimizers_of(hook: Any) -> Iterator[Optimizer]:
+    """The optimizers that a hook can reach: bound, in its closure, its defaults, or the globals that it names."""
+    bound = getattr(hook, "args", ()), getattr(hook, "keywords", None) or {}  # of functools.partial
+    function = getattr(hook, "func", hook)
+    values: list[Any] = [*bound[0], *bound[1].values()]
+    if isinstance(function, MethodType):
+        values.append(function.__self__)
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        values += [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+        values += function.__defaults__ or ()
+        values += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    for value in values:
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for item in inside:
+            if isinstance(item, Optimizer):
+                yield item
+
+
+def _is_full(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _holds(optimizer: Optimizer, p: Tensor) -> bool:
+    """Whether it would move the parameter without S."""
+    if isinstance(optimizer, DelegatingOptimizer):  # mechanized: its step is a step with S
+        return False
+    return any(p is own for group in optimizer.param_groups for own in group["params"])
+
+
+def _keeps_weights(base: Optimizer) -> str:
+    """How BASE remembers where the weights were; empty if it does not."""
+    foreign = [optimizer for optimizer in optimizers(base) if not _is_torchs(optimizer)]
+    for name in (type(optimizer).__name__ for optimizer in foreign):
+        if name in KEEP_WEIGHTS or any(part in name for part in KEEP_WEIGHTS_PARTS):
+            return "remembers where the weights were"
+    return _probe.memory_of(base) if foreign else ""
+
+
+def _is_torchs(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.startswith(("torch.optim.", "torch.distributed."))
