@@ -8,18 +8,20 @@ import threading
 import time
 from typing import Self
 
-FAULTS = ("delay", "stall", "reset", "truncate", "half-close", "black hole", "slow drip")
+FAULTS = ("delay", "stall", "reset", "truncate", "half-close", "black hole", "slow drip", "forgotten")
 
 
 class FaultProxy:
     """Listens on a port of its own and carries bytes to `upstream`, as the current fault says.
 
     Attributes:
+        accepted: how many connections have come.
         fault: None, or one of FAULTS; may be changed at any time.
             delay: each piece is late by up to 50 ms. stall: nothing moves while it lasts, and everything after.
             reset: connections are reset. truncate: half of the next piece passes, then the connection ends.
             half-close: the server's direction ends, the other stays open. black hole: new connections are taken and never
-            answered, old ones stall. slow drip: a few bytes at a time.
+            answered, old ones stall. slow drip: a few bytes at a time. forgotten: a NAT has forgotten the connections of now;
+            they swallow all bytes for ever, without an end, and new ones work.
     """
 
     def __init__(self, upstream: str, seed: int) -> None:
@@ -32,6 +34,8 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self.fault: str | None = None
+        self.accepted = 0
+        self._generation = 0
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -43,6 +47,8 @@ class FaultProxy:
     def set(self, fault: str | None) -> None:
         """Begins or ends a fault."""
         self.fault = fault
+        if fault == "forgotten":
+            self._generation += 1
         if fault == "reset":
             with self._lock:
                 pairs, self._pairs = self._pairs, []
@@ -70,6 +76,7 @@ class FaultProxy:
                 client, _ = self._listener.accept()
             except TimeoutError:
                 continue
+            self.accepted += 1
             if self.fault == "black hole":
                 with self._lock:
                     self._pairs.append((client, None))
@@ -91,6 +98,7 @@ class FaultProxy:
 
     def _carry(self, source: socket.socket, sink: socket.socket, downwards: bool) -> None:
         source.settimeout(0.05)
+        generation = self._generation
         with contextlib.suppress(OSError):
             while not self._ended.is_set():
                 fault = self.fault
@@ -103,6 +111,8 @@ class FaultProxy:
                     continue
                 if not data:
                     break
+                if generation != self._generation:
+                    continue
                 if fault == "delay":
                     time.sleep(self._rng.uniform(0.0, 0.05))
                 elif fault == "truncate":

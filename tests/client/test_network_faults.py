@@ -45,3 +45,19 @@ def test_training_goes_on_and_ends_with_the_oracles_history(
     assert kept == list(enumerate(scales, 1)), f"seed {seed}"
     with capsys.disabled():
         print(f"\nnetwork faults, {fault}: seed {seed}, {len(scales)} steps, the longest {longest:.2f} s, all bits equal")
+
+
+def test_a_connection_that_a_nat_forgot_is_replaced_and_no_step_is_lost(
+    server: Any, project: str, history: Callable[..., list[Any]]
+) -> None:
+    with fault_proxy.FaultProxy(server.target, 0) as proxy:
+        session = open_run(proxy.target, "nat", project=project, start=0, deadline=DEADLINE)
+        for _ in range(50):
+            session.step(Reductions(-0.1, 0.0, 1.0, 4.0))
+        session.flush()
+        proxy.set("forgotten")
+        for _ in range(50):
+            session.step(Reductions(-0.1, 0.0, 1.0, 4.0))
+        session.close()
+        assert proxy.accepted > 1
+    assert [record.step for record in history(server.target, "nat", project)] == list(range(1, 101))

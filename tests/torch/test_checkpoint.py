@@ -282,10 +282,10 @@ def test_the_session_is_opened_at_the_first_step(problem, opened):
 
 def test_a_loaded_checkpoint_is_where_the_session_starts(new_problem, opened):
     problem, again = new_problem(), new_problem()
-    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t")
+    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t:1")
     train(problem, opt, 5)
     saved = opt.state_dict()
-    resumed = mechanize(BASES["sgd"](again.params), run="r", target="t")
+    resumed = mechanize(BASES["sgd"](again.params), run="r", target="t:1")
     resumed.load_state_dict(saved)
     assert resumed.scales == opt.scales
     assert len(opened) == 1
@@ -296,7 +296,7 @@ def test_a_loaded_checkpoint_is_where_the_session_starts(new_problem, opened):
 
 
 def test_loading_while_the_session_is_open_closes_it_and_says_why(problem, opened):
-    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t")
+    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t:1")
     train(problem, opt, 5)
     saved = copy.deepcopy(opt.state_dict())
     train(problem, opt, 5)
@@ -311,14 +311,14 @@ def test_loading_while_the_session_is_open_closes_it_and_says_why(problem, opene
 
 def test_a_checkpoint_of_no_step_starts_the_run_anew(problem, opened):
     """As wrappers do, which save and load before the training begins."""
-    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t")
+    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t:1")
     opt.load_state_dict(opt.state_dict())
     train(problem, opt, 1)
     assert opened[0][0]["start"] == 0
 
 
 def test_state_dict_flushes_and_does_without_a_server_that_is_away(problem, opened, caplog):
-    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t")
+    opt = mechanize(BASES["sgd"](problem.params), run="r", target="t:1")
     opt.state_dict()
     train(problem, opt, 5)
     session = opened[0][1]
@@ -338,7 +338,7 @@ def test_close_and_the_context_manager_say_how_it_ended(new_problem, opened):
     for error, end in [(None, ("finished", "")), (ZeroDivisionError("by zero"), ("failed", "ZeroDivisionError: by zero"))]:
         problem = new_problem()
         try:
-            with mechanize(BASES["sgd"](problem.params), run="r", target="t") as opt:
+            with mechanize(BASES["sgd"](problem.params), run="r", target="t:1") as opt:
                 train(problem, opt, 1)
                 if error:
                     raise error
@@ -350,5 +350,5 @@ def test_close_and_the_context_manager_say_how_it_ended(new_problem, opened):
 
 
 def test_closing_before_the_first_step_asks_nothing_of_the_server(problem, opened):
-    mechanize(BASES["sgd"](problem.params), run="r", target="t").close()
+    mechanize(BASES["sgd"](problem.params), run="r", target="t:1").close()
     assert opened == []

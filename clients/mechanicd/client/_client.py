@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _signals
+from mechanicd.client import _address, _signals
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.tuner import TunerConfig, TunerState
@@ -36,13 +36,14 @@ def connect(target: str | None = None) -> "Client":
             whose server is unreachable moves to the next. None takes MECHANICD_TARGET from the environment.
 
     Raises:
-        InvalidArgument: TARGET_MISSING.
+        InvalidArgument: TARGET_MISSING, INVALID_TARGET.
     """
     target = target or os.environ.get("MECHANICD_TARGET")
     if not target:
         raise InvalidArgument(
             "TARGET_MISSING", "there is no server to connect to; pass target='127.0.0.1:50051' or set MECHANICD_TARGET"
         )
+    _address.parse(target)
     return Client(target)
 
 

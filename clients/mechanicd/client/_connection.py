@@ -175,7 +175,9 @@ class Connection:
             try:
                 last_step = self._reopen()
                 replayed = self._replay(self.opener.route.transport.link(self.opener.route.metadata), last_step)
-            except ServerUnavailable:
+            except ServerUnavailable as error:
+                if error.reason == "DEADLINE_EXCEEDED":  # frozen, or cut off without a word: only a new connection can tell
+                    self.opener.route.renew()
                 continue
             except MechanicdError as error:
                 if isinstance(error, SessionFenced):

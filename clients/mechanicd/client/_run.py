@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mechanicd.client import _address
 from mechanicd.client._client import open_run
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._local import LocalSession
@@ -42,6 +43,9 @@ class Run:
             raise InvalidArgument(
                 "RUN_NAME_MISSING", f'the server at {self.target!r} needs the run\'s name: pass run="bert/seed0"'
             )
+
+        if self.target is not None:
+            _address.parse(self.target)
 
     @property
     def state(self) -> TunerState | None:

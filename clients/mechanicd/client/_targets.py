@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from mechanicd.client._errors import InvalidArgument, ServerUnavailable
+from mechanicd.client import _address
+from mechanicd.client._errors import ServerUnavailable
 from mechanicd.client._transport import Transport
 
 
@@ -26,11 +27,7 @@ class Targets:
     """
 
     def __init__(self, target: str) -> None:
-        self.given = [part.strip() for part in target.split(",") if part.strip()]
-        if not self.given:
-            raise InvalidArgument(
-                "INVALID_TARGET", f"target {target!r} names no server; expected HOST:PORT, or several joined by commas"
-            )
+        self.given = _address.parse(target)
         self._open: dict[str, Transport] = {}
         self._lock = threading.Lock()
 
@@ -47,6 +44,17 @@ class Targets:
             if address not in self._open:
                 self._open[address] = Transport(address)
             return self._open[address]
+
+    def renewed(self, stale: Transport) -> Transport:
+        """A channel with a connection of its own, to where `stale` leads; for the next calls of others too.
+
+        A connection that a NAT or a load balancer has dropped silently looks open for many minutes. Whoever still uses `stale`
+        keeps it; it is gone with its last user.
+        """
+        with self._lock:
+            if self._open.get(stale.target) is stale:
+                self._open[stale.target] = Transport(stale.target)
+            return self._open.get(stale.target, stale)
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
         """Makes one unary call, to the first server that answers.
@@ -96,6 +104,10 @@ class Route:
         """How many servers there are to try."""
         return len(self._targets.addresses())
 
+    def renew(self) -> None:
+        """Takes a new connection to the same server."""
+        self.transport = self._targets.renewed(self.transport)
+
     def advance(self) -> None:
         """Moves to the next server; stays if there is only one."""
         addresses = self._targets.addresses()
@@ -107,10 +119,11 @@ class Route:
 
 
 def _resolved(target: str) -> list[str]:
-    """`HOST:PORT` with each of the host's addresses; anything but a host name is returned unchanged."""
-    host, separator, port = target.rpartition(":")
-    if not separator or not port.isdecimal() or "/" in host or ":" in host or host == "localhost":
+    """`HOST:PORT` with each of the host's addresses. Unchanged: what is no host name, and a name that a proxy will resolve."""
+    parts = _address.split(target)
+    if parts is None or parts[0] == "localhost" or _address.may_proxy(parts[0]):
         return [target]
+    host, port = parts
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -118,7 +131,7 @@ def _resolved(target: str) -> list[str]:
     else:
         return [target]
     try:
-        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return [target]  # gRPC's own error will say what is wrong
     addresses = [address[0] for *_, address in found]

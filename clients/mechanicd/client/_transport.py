@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from mechanicd.client import _address
 from mechanicd.client._errors import MechanicdError, NotImplementedByServer, ServerUnavailable, from_reason
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
@@ -18,6 +19,13 @@ _OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A new channel gets a new connection. By default, gRPC hands it the old one of the same address, which may be dead.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A connection that was dropped silently is found within 30 s, also by `watch` and while the trainer takes no steps.
+    # The server allows this (service/_server.py).
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 
 
@@ -104,7 +112,9 @@ class Transport:
 
     def __init__(self, target: str) -> None:
         self.target = target
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        parts = _address.split(target)
+        proxied = parts is not None and _address.may_proxy(parts[0])
+        self._channel = grpc.insecure_channel(target, options=[*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))])
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
 

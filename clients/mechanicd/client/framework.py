@@ -89,7 +89,7 @@ def check_settings(
     """Checks the keywords that every `mechanize` takes.
 
     Raises:
-        InvalidArgument: INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING.
+        InvalidArgument: INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING, INVALID_TARGET.
     """
     check_choice("delta_layout", delta_layout, DELTA_LAYOUTS)
     if max_scale is not None and not max_scale > 0:

@@ -70,7 +70,8 @@ def mechanize(
             needs `tx.report(state)` after each step, and keeps a GPU's queue full (a callback costs it about 2 ms a step).
 
     Raises:
-        InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING.
+        InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
+            INVALID_TARGET.
     """
     if not (hasattr(base, "init") and hasattr(base, "update")) or isinstance(base, Mechanized):
         what = "is already mechanized" if isinstance(base, Mechanized) else "is not an optax transformation"

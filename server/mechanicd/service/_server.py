@@ -31,6 +31,18 @@ SERVICES: Final = (
 )
 
 
+_OPTIONS: Final = [
+    ("grpc.so_reuseport", 0),  # with it, a second server could bind the same port and would silently take half of the calls
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    # Clients ping every 20 s, also between steps; gRPC's default takes that for an attack. And a client that is gone without a
+    # word is found by the server's own pings.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
 Companion = Callable[[Sequence[str], Callable[[], Mapping[str, Any]]], contextlib.AbstractAsyncContextManager[str]]
 """Something that runs beside the gRPC service, such as the dashboard. It gets the service's addresses and a function that reads
 this server's counters as plain JSON values. Its context returns the address that it listens on."""
@@ -95,8 +107,7 @@ async def serve(
         task.add_done_callback(tasks.discard)
 
     engine = Engine(store, config.flush_interval, on_health, config.retention)
-    # With SO_REUSEPORT, a second server could bind the same port and would silently take half of the calls.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 2**20)])
+    server = grpc.aio.server(options=_OPTIONS)
     tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine, config.durability == "step"), server)
     run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(RunService(engine, config.silence)), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

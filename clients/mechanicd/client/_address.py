@@ -1,0 +1,86 @@
+"""A server's address as users write it: whether it is one, and whether an HTTP proxy may stand before it."""
+
+import ipaddress
+import re
+import urllib.request
+from typing import Final
+
+from mechanicd.client._errors import InvalidArgument
+
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_GRPC_URLS: Final = ("dns", "xds", "unix")
+_GRPC_NAMES: Final = ("dns:", "xds:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:")
+_PROXIES: Final = ("grpc", "https", "http")
+"""Of the variables X_proxy, those that gRPC follows."""
+
+
+def parse(target: str) -> list[str]:
+    """The addresses that a target names.
+
+    Args:
+        target: `HOST:PORT`, `unix:PATH`, another name of gRPC's (`dns:///…`), or several of them joined by commas.
+
+    Raises:
+        InvalidArgument: INVALID_TARGET.
+    """
+    given = [part.strip() for part in target.split(",") if part.strip()]
+    if not given:
+        raise _invalid(target, "names no server")
+    for each in given:
+        _check(each)
+    return given
+
+
+def split(address: str) -> tuple[str, int] | None:
+    """Host and port of `HOST:PORT`, an IPv6 host without its brackets; None for any other name."""
+    if address.startswith(_GRPC_NAMES):
+        return None
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def may_proxy(host: str) -> bool:
+    """Whether the environment puts an HTTP proxy before a host: never before this machine, nor before what NO_PROXY names."""
+    proxies = urllib.request.getproxies_environment()
+    if not any(kind in proxies for kind in _PROXIES) or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return not urllib.request.proxy_bypass(host)
+    exempt = (_network(part) for part in proxies.get("no", "").split(","))
+    within = any(network is not None and address in network for network in exempt)
+    return not (address.is_loopback or within or urllib.request.proxy_bypass(host))
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text.strip(), strict=False)
+    except ValueError:
+        return None
+
+
+def _check(address: str) -> None:
+    url = _URL.fullmatch(address)
+    if url is not None and url[1].lower() not in _GRPC_URLS:
+        raise _invalid(
+            address, f"begins with {url[1]}://", "write the address that `mechanicd serve` prints for gRPC, without it"
+        )
+    if address.startswith(_GRPC_NAMES):
+        if not address.partition(":")[2].strip("/"):
+            raise _invalid(address, "ends where the name should follow")
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host:
+        raise _invalid(address, "has no port" if not colon else "has no host")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise _invalid(address, "has several colons", "put an IPv6 address in brackets, as in [::1]:50051")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
+        raise _invalid(address, f"has the port {port!r}", "a port is a number from 1 to 65535")
+    if re.search(r"[\s/@?#]", host):
+        raise _invalid(address, f"has the host {host!r}")
+
+
+def _invalid(target: str, what: str, advice: str = "") -> InvalidArgument:
+    expected = "expected HOST:PORT such as 127.0.0.1:50051, unix:PATH, or several joined by commas"
+    return InvalidArgument("INVALID_TARGET", f"target {target!r} {what}; {advice or expected}")
