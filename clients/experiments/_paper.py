@@ -24,7 +24,7 @@ FIGURES: Final[Mapping[str, str]] = {
     "scale": "Figure 1 shows S over the steps of BERT pre-training, without numbers: it falls with a smaller batch and with "
     "a larger "
     "model. Table 7 has the best AdamW rates of BERT-B and BERT-L: 5e-3 and 1e-3.",
-    "groups": "Section 5 asks whether one S a layer would do better; the paper has no figures.",
+    "groups": "Section 5 asks whether one S per layer would do better; the paper has no numbers.",
 }
 
 ABLATIONS: Final[Mapping[str, tuple[str, str, Mapping[float, str]]]] = {

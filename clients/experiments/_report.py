@@ -36,10 +36,10 @@ Lines = list[str]
 
 _RULES: Final = f"""\
 - **Methods.** Every method has the same data, model, batches, steps, clipping, weight decay and schedule: a linear warm-up
-  over the first {WARMUP:.0%} of the steps, then a linear decay to 0. MECHANIC, mechanic-pytorch, D-adaptation and Prodigy run
-  at learning rate 1 with their defaults (Prodigy with `safeguard_warmup` and bias correction, as its authors advise for a
-  warm-up). Schedule-free has only the warm-up, and its package's default learning rate; before it is tested, batch norms see
-  50 batches with its averaged parameters.
+  over the first {100 * WARMUP:.0f} % of the steps, then a linear decay to 0. MECHANIC, mechanic-pytorch, D-adaptation and
+  Prodigy run at learning rate 1 with their defaults (Prodigy with `safeguard_warmup` and bias correction, as its authors advise
+  for a warm-up). Schedule-free has only the warm-up, and its package's default learning rate; before it is tested, batch norms
+  see 50 batches with its averaged parameters.
 - **Sweeps.** A sweep has five rates, half a decade apart. It is extended at an edge until the best rate has a neighbor on
   either side. The rate is selected by the mean metric on the validation set; ties are decided by the validation loss. The
   report shows the metric on the test set at the last step.
