@@ -53,7 +53,7 @@ def test_killed_it_is_started_again_and_the_trainings_go_on(
         assert wait_for(lambda: answers(http) == 200, 30), "the same address, without the server's being started again"
         seen(http, trainer.name, step=3 + kill)
     assert http.get("/api/v1/runs").json()["cursor"].partition(".")[0] != cursor.partition(".")[0]
-    assert server.log.read_text().count("the page's process ended with -9") == 2
+    assert server.log.read_text().count("the page's process ended with exit status -9") == 2
     assert server.stop() == 0
 
 

