@@ -143,7 +143,7 @@ class Conductor:
         finished = run.state == "done" if name == run.recipe.run else len(run.sweep) == self.sweep_size(run)
         if code != 0 or not finished:
             log = self._crew.log(name)
-            raise DemoError(f"the training process of {name} ended early, with exit status {code}; see {log}\n{tail(log)}")
+            raise DemoError(f"training {name} ended early, with exit status {code}; see {log}\n{tail(log)}")
 
 
 def _processors() -> int:
