@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mechanicd.torch import _reference
 from mechanicd.torch._closure import Closure, FirstCall, NotFinite
-from mechanicd.torch._distributed import Team, TunerStep
-from mechanicd.tuner import Reductions, TunerConfig
+from mechanicd.torch._distributed import TunerStep
+from mechanicd.tuner import TunerConfig
 
 if TYPE_CHECKING:
     from mechanicd.torch._step import BaseStep, Step, Stepper
@@ -47,7 +47,7 @@ def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, clos
     stepper.async_device = None
     passes, params = stepper.passes, stepper.params()
     begun = _Begun(stepper)
-    had_gradients = _any(stepper.team, any(p.grad is not None for p in params))
+    had_gradients = stepper.any(config, cap, frozen, any(p.grad is not None for p in params))
     at_start = stepper.begin(config, cap, frozen) if had_gradients else None
 
     def fresh(loss: Any) -> None:
@@ -59,7 +59,7 @@ def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, clos
         params,
         at_start=(lambda loss: begun.begin(at_start, loss)) if had_gradients else None,
         fresh=fresh,
-        agree=lambda moved: _any(stepper.team, moved),
+        agree=lambda moved: stepper.any(config, cap, frozen, moved),
     )
     try:
         result = stepper.run_base(base_step, call)
@@ -87,11 +87,3 @@ def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, clos
         raise
     passes.apply(begun.step.placed(scales))
     return result
-
-
-def _any(team: Team | None, fact: bool) -> bool:
-    """Whether it is so for any process of the team."""
-    if team is None:
-        return fact
-    (found,) = team.sum([Reductions(float(fact), 0.0, 0.0, 0.0)])
-    return found[0] > 0.0

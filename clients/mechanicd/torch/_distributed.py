@@ -1,89 +1,21 @@
-"""Several processes that train one model: they add up their parts of the four sums, and one of them talks to the server.
+"""What several processes that train one model add up, and how their tuners take one step.
 
 Each rank reduces what it holds. Where several ranks hold replicas of the same values, one of them counts them: for a plain
 parameter (as under DDP) the first rank, for a DTensor the ranks that are first along every mesh dimension where it is
 replicated. One all_reduce of 4·G float64 gives every rank the same sums. The first rank, the leader, takes the step at the
-server and broadcasts the result; each rank's own tuner takes the same step and must come to the same bits.
+server and broadcasts the result; each rank's own tuner takes the same step and must come to the same bits. `_team` has the
+ranks.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mechanicd.client import Session, SessionError, StepConflict
+from mechanicd.client import Session
 from mechanicd.torch._memory import Memory
+from mechanicd.torch._team import Team
 from mechanicd.tuner import Reductions
-
-_TAKEN, _HELD, _FAILED = 0.0, 1.0, 2.0
-"""How the leader's step went: the first value of its broadcast."""
-
-LEADER: Final = 0
-
-
-class Team:
-    """The processes that train one model.
-
-    Args:
-        group: their process group; None is the default one.
-    """
-
-    def __init__(self, group: Any = None) -> None:
-        self._group = group
-        self.rank = dist.get_rank(group)
-        self.leads = self.rank == LEADER
-        # NCCL moves only GPU tensors.
-        nccl = "nccl" in str(dist.get_backend(group))
-        self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-
-    def sum(self, parts: Sequence[Reductions]) -> list[Reductions]:
-        """The sums over the whole model from each rank's part; the same bits on every rank."""
-        sums = torch.tensor(parts, dtype=torch.float64, device=self._device)
-        dist.all_reduce(sums, group=self._group)
-        return [Reductions(*row) for row in sums.tolist()]
-
-    def announce(self, scales: Sequence[float], held: bool) -> None:
-        """For the leader: sends S_{t+1}, and whether the tuner did not see the step."""
-        self._broadcast([_HELD if held else _TAKEN, *scales], len(scales))
-
-    def announce_failure(self, groups: int) -> None:
-        """For the leader: its step failed, so the others fail too instead of waiting forever."""
-        self._broadcast([_FAILED, *[0.0] * groups], groups)
-
-    def await_leader(self, groups: int) -> tuple[tuple[float, ...], bool]:
-        """For the others: what the leader announced.
-
-        Raises:
-            SessionError: LEADER_FAILED.
-        """
-        status, *scales = self._broadcast(None, groups)
-        if status == _FAILED:
-            raise SessionError("LEADER_FAILED", f"the step failed at rank {LEADER}, which talks to the server; see its error")
-        return tuple(scales), status == _HELD
-
-    def check(self, mine: tuple[float, ...], leaders: tuple[float, ...]) -> None:
-        """Checks that this rank's S equals the leader's, bit for bit.
-
-        Raises:
-            StepConflict: SCALE_MISMATCH.
-        """
-        if mine != leaders:
-            raise StepConflict(
-                "SCALE_MISMATCH",
-                f"rank {self.rank} computes S = {list(mine[:3])}, but rank {LEADER} {list(leaders[:3])}; they must be equal "
-                "bit for bit. Check that all ranks start from the same checkpoint",
-            )
-
-    def _broadcast(self, values: Sequence[float] | None, groups: int) -> list[float]:
-        message = torch.zeros(groups + 1, dtype=torch.float64, device=self._device)
-        if values is not None:
-            message.copy_(torch.tensor(values, dtype=torch.float64))
-        leader = LEADER if self._group is None else dist.get_global_rank(self._group, LEADER)
-        dist.broadcast(message, leader, group=self._group)
-        found: list[float] = message.tolist()
-        return found
 
 
 class TunerStep:
@@ -141,13 +73,6 @@ class TunerStep:
         return scales
 
 
-def team(group: Any = None) -> Team | None:
-    """The processes of a group, or None if this process trains alone."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
-        return None
-    return Team(group)
-
-
 class Shards:
     """What this process holds of each parameter, with its gradient: the shard of a DTensor, else the parameter itself."""
 
@@ -170,9 +95,9 @@ class Shards:
         known.grad = local_grad(p)
         return known
 
-    def counts(self, shard: Tensor, rank: int) -> bool:
+    def counts(self, shard: Tensor, team: Team) -> bool:
         """Whether this rank counts what it holds of a parameter."""
-        return counts(self._whole.get(shard, shard), rank)
+        return team.counts(self._whole.get(shard, shard))
 
 
 def local(p: Tensor) -> Tensor:
@@ -207,13 +132,3 @@ def local_grad(p: Tensor) -> Tensor | None:
         g = g.redistribute(placements=placements)
     found: Tensor = g._local_tensor
     return found
-
-
-def counts(p: Tensor, rank: int) -> bool:
-    """Whether this rank counts what it holds of a parameter."""
-    mesh = getattr(p, "device_mesh", None)
-    if mesh is None:
-        return rank == LEADER
-    placements = p.placements  # type: ignore[attr-defined]
-    coordinate = mesh.get_coordinate() or [1] * len(placements)
-    return all(place == 0 for place, placement in zip(coordinate, placements, strict=True) if placement.is_replicate())

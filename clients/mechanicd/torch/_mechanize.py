@@ -1,6 +1,7 @@
 """`mechanize`: the public entry point, its keywords and their checks."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
@@ -16,10 +17,14 @@ from mechanicd.client.framework import (
     check_choice,
     check_settings,
 )
-from mechanicd.torch import _bases
+from mechanicd.torch import _bases, _groups, _sharding
 from mechanicd.torch._groups import SCALE_GROUPS, ScaleGroups
 from mechanicd.torch._optimizer import Mechanized
+from mechanicd.torch._team import Distributed, Together
 from mechanicd.tuner import Convention
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # not there in every build of torch
 
 
 def mechanize(
@@ -40,6 +45,9 @@ def mechanize(
     deadline: float = DEADLINE,
     max_scale: float | None = None,
     ahead: bool = True,
+    distributed: Distributed = None,
+    process_group: "ProcessGroup | None" = None,
+    rank_timeout: float = 60.0,
 ) -> Mechanized:
     """Wraps an optimizer so that MECHANIC tunes the scale of its updates.
 
@@ -67,11 +75,18 @@ def mechanize(
             the S without it.
         ahead: whether a CUDA device may take steps before the host has their scalars, with the same bits (needs a fused BASE
             and on_outage="local"). An error from the server is then raised up to two steps late. False: every step waits.
+        distributed: who trains together. None: the ranks of the process group, if there is one; they must hold replicas or
+            DTensor shards of one model, which the first step checks. "parts": they hold different parts of one model as plain
+            parameters (pipeline stages, tensor or expert parallelism by hand); all sums are added. False: nobody; this process
+            trains a model of its own.
+        process_group: the ranks that train together; None for the default group, once torch.distributed has one.
+        rank_timeout: seconds that a step waits for the other ranks. With NCCL the group's own time-out holds from the second
+            step on.
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
-            INVALID_TARGET, COMPLEX_PARAMETER; BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD, BASE_KEEPS_WEIGHTS: BASE would be
-            wrong under S.
+            INVALID_TARGET, COMPLEX_PARAMETER, SHARDING_NOT_SUPPORTED; BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD,
+            BASE_KEEPS_WEIGHTS: BASE would be wrong under S.
     """
     if not isinstance(base, Optimizer) or isinstance(base, Mechanized):
         what = "already a mechanized optimizer" if isinstance(base, Mechanized) else "not a torch.optim.Optimizer"
@@ -79,6 +94,9 @@ def mechanize(
             "BASE_NOT_AN_OPTIMIZER",
             f"{base!r} is {what}; wrap an instance: mechanize(torch.optim.SGD(model.parameters(), lr=1.0))",
         )
+    together = Together(distributed, process_group, rank_timeout)
+    together.check()
+    _sharding.refuse(base, _groups.flat(base.param_groups), distributed)
     _bases.check(base)
     settings = check_settings(
         run=run,
@@ -96,4 +114,6 @@ def mechanize(
         max_scale=max_scale,
     )
     check_choice("scale_groups", scale_groups, SCALE_GROUPS)
-    return Mechanized(base, settings.config, scale_groups, settings.delta_layout, settings.run, settings.max_scale, ahead)
+    return Mechanized(
+        base, settings.config, scale_groups, settings.delta_layout, settings.run, settings.max_scale, ahead, together
+    )

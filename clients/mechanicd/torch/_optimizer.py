@@ -17,6 +17,7 @@ from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._step import Stepper
+from mechanicd.torch._team import Together
 from mechanicd.tuner import TunerConfig, TunerState
 
 logger = logging.getLogger("mechanicd.torch")
@@ -42,13 +43,14 @@ class Mechanized(DelegatingOptimizer):
         run: Run,
         max_scale: float | None = None,
         ahead: bool = True,
+        together: Together | None = None,
     ) -> None:
         self.base = base
         self.max_scale = max_scale
         self.frozen = False
         self._scale_groups = scale_groups
         self._config = config
-        self._stepper = Stepper(base, run, scale_groups, delta_layout, may_run_async=ahead)
+        self._stepper = Stepper(base, run, scale_groups, delta_layout, ahead, together or Together())
         self._run = self._stepper.run
         # Optimizer.__init__ would build param groups of its own; __setstate__ sets up the rest of an Optimizer.
         self.__setstate__({})

@@ -19,7 +19,7 @@ the rest. Only `apply` needs both BASE and S_{t+1}. There are three paths, one m
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,13 +27,15 @@ from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run
-from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _distributed, _global_hooks, _groups, _reference
+from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference, _sharding
 from mechanicd.torch._async_device import AsyncDevice
 from mechanicd.torch._closure import Closure
-from mechanicd.torch._distributed import Shards, Team, TunerStep
+from mechanicd.torch._distributed import Shards, TunerStep
+from mechanicd.torch._fingerprint import ANY
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._memory import Memory
 from mechanicd.torch._passes import Passes
+from mechanicd.torch._team import Stand, Team, Together
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 logger = logging.getLogger("mechanicd.torch")
@@ -51,6 +53,7 @@ class Step:
         ascending: those of them whose gradient BASE ascends.
         cap: parameters are placed with no larger S.
         hold: S stays as it is; the step counts, but the tuner does not see it.
+        known: a team's sums, which come with the launch: they say whether the run starts on any rank.
     """
 
     session: Session
@@ -58,6 +61,7 @@ class Step:
     ascending: set[Tensor]
     cap: float
     hold: bool
+    known: list[Reductions] | None = None
 
     def placed(self, scales: Sequence[float]) -> dict[Tensor, float]:
         """The S at which each parameter is placed."""
@@ -87,35 +91,46 @@ class Stepper:
         base: BASE.
         run: the run; its session is opened by the first step that needs it.
         may_run_async: whether a CUDA device may take steps before the host has their sums.
+        together: who trains together.
 
     Attributes:
         run: the run as this process sees it: where many processes train, only the leader has a target.
         memory: what is kept of each parameter between two steps.
         passes: the two passes over the parameters.
         shards: what this process holds of each parameter.
-        team: the processes that train the model together; None for one alone.
+        team: the processes that train the model together, from the first step on; None for one alone.
     """
 
     def __init__(
-        self, base: Optimizer, run: Run, scale_groups: ScaleGroups, delta_layout: DeltaLayout, may_run_async: bool
+        self,
+        base: Optimizer,
+        run: Run,
+        scale_groups: ScaleGroups,
+        delta_layout: DeltaLayout,
+        may_run_async: bool,
+        together: Together,
     ) -> None:
         self._base = base
         self._scale_groups = scale_groups
         self._may_run_async = may_run_async
         self._ascends = _ascent.ascends_everywhere(base)
+        self._together = together
+        self._target = run.target
+        self.run = run
         self.memory = Memory(delta_layout)
         self._connect_parts()
-        self.run = run if self.team is None or self.team.leads else replace(run, target=None)
 
     def _connect_parts(self) -> None:
         """Creates what a copy of an optimizer can't share with the original."""
         self.passes = Passes(self.memory)
         self.shards = Shards()
-        self.team = _distributed.team()
+        self.team: Team | None = None
+        self._alone = False
+        self._failures = 0
         self.async_device: AsyncDevice | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "memory", "run")
+        names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "run")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,7 +158,9 @@ class Stepper:
         elif _closure.evaluates_first(base):
             loss, replay = _closure.evaluate(closure)
         else:
+            self._meet(config)
             return _closure_path.step(self, config, cap, frozen, closure, base_step)
+        self._meet(config)
         parts = self._parts(config)
         if self.async_device is not None:
             alike = replay is None and not frozen and parts.alike
@@ -172,24 +189,48 @@ class Stepper:
         return self._launch(config, cap, frozen, self._parts(config))
 
     def _launch(self, config: TunerConfig, cap: float, frozen: bool, parts: _Parts) -> Step | None:
+        if self.team is not None:
+            return self._launch_together(self.team, config, cap, frozen, parts)
         # A run starts with the first step in which a parameter takes part: a warm-up from lr = 0 leaves no steps in it.
-        session = self._open(config) if self.run.state is not None or any(parts.active) else None
+        session = self.run.open(config) if self.run.state is not None or any(parts.active) else None
         state = self.tuner_state(config) if session is None else session.state
-        for group, S in zip(parts.with_gradient, state.scale, strict=True):
-            for p in group:
-                self.memory.join(p, min(S, cap))
+        self._join(parts, state, cap)
         if session is None:
             return None
         step = Step(session, parts.active, parts.ascending, cap, hold=frozen or not any(parts.active))
-        groups = _ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active
-        self.passes.launch(groups if self.team is None else self._counted(groups, self.team))
+        self.passes.launch(_ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active)
         return step
+
+    def _launch_together(self, team: Team, config: TunerConfig, cap: float, frozen: bool, parts: _Parts) -> Step | None:
+        """`_launch` of ranks that train together. Each of them takes part, even if none of its parameters does."""
+        passes = self.passes
+        stand = self._stand(config, cap, frozen)
+        try:
+            self._join(parts, self.tuner_state(config), cap)
+            groups = _ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active
+            passes.launch(self._counted(groups, team))
+            *mine, others = passes.read()
+        except Exception:
+            team.report_failure(stand)
+            passes.drop()
+            raise
+        try:
+            sums, anyone = team.sum(_ascent.signed(mine) if parts.ascending else mine, others, stand, any(parts.active))
+            # As for one process, but with the first step in which a parameter takes part on any rank.
+            session = self._open(config, team) if anyone or self.run.state is not None else None
+        except BaseException:
+            passes.drop()
+            raise
+        if session is None:
+            passes.drop()
+            return None
+        return Step(session, parts.active, parts.ascending, cap, frozen or not anyone, sums)
 
     def sums(self, step: Step) -> list[Reductions]:
         """The scalars of each scale group, over the whole team; waits for the launch."""
+        if step.known is not None:
+            return step.known
         found = self.passes.read()
-        if self.team is not None:
-            found = self.team.sum(found[:-1])  # the last group of a team's launch is what other ranks count
         return _ascent.signed(found) if step.ascending else found
 
     def _waiting_step(self, step: Step, loss: Any, replay: Closure | None, base_step: BaseStep) -> Any:
@@ -303,6 +344,8 @@ class Stepper:
             del base.grad_scale, base.found_inf
 
     def finish_after_failure(self, step: TunerStep) -> None:
+        """Finishes a step in which BASE failed: it was begun, so it counts, and on a team the others wait for it."""
+        self._failures += 1
         try:
             step.finish()
         except MechanicdError as error:
@@ -335,6 +378,9 @@ class Stepper:
         """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
         self.passes = Passes(memory)
+        self._alone, self._failures = False, 0
+        if self.team is not None and not self.team.is_current():
+            self.team = None
         self.run.restart(state)
 
     def _can_run_async(self, config: TunerConfig) -> bool:
@@ -342,10 +388,43 @@ class Stepper:
         always_local = self.run.target is None or self.run.on_outage == "local"
         return self._may_run_async and always_local and config.convention in _async_device.CONVENTIONS
 
-    def _open(self, config: TunerConfig) -> Session:
-        """The session. On a team, the other ranks open theirs only after the leader has opened it at the server."""
-        team = self.team
-        if team is None or self.run.session is not None:
+    # ---- who trains together
+
+    def _meet(self, config: TunerConfig) -> None:
+        """Finds the team. At the first step the process group is there, and the parameters are sharded."""
+        if self._alone:
+            return
+        if self.team is None:
+            _sharding.refuse(self._base, _groups.flat(self._base.param_groups), self._together.distributed)
+            self.team = self._together.team()
+            self._alone = self.team is None
+            self.run.target = self._target if self.team is None or self.team.leads else None
+        if self.team is not None and not self.team.met:
+            self.team.meet(_groups.flat(self._base.param_groups), self._shared_settings(config, self.team))
+
+    def any(self, config: TunerConfig, cap: float, frozen: bool, fact: bool) -> bool:
+        """Whether it is so for any process of the team."""
+        return fact if self.team is None else self.team.any(fact, self._stand(config, cap, frozen))
+
+    def _stand(self, config: TunerConfig, cap: float, frozen: bool) -> Stand:
+        state = self.tuner_state(config)
+        return Stand(state.step, state.scale, self.run.session is None, frozen, cap, self._failures)
+
+    def _shared_settings(self, config: TunerConfig, team: Team) -> dict[str, object]:
+        """What all ranks must share beside the parameters."""
+        groups = self._base.param_groups
+        # A rank may leave the target to the leader, but not the other way round: nobody would talk to the server.
+        target = "a server" if self._target is not None else "none" if team.leads else ANY
+        shared: dict[str, object] = {**asdict(config), "target": target}
+        if self._together.distributed != "parts":
+            shared["delta_layout"] = self.memory.layout
+            shared["BASE"] = type(self._base).__qualname__
+            shared["lr"] = [None if group.get("lr") is None else float(group["lr"]) for group in groups]
+        return shared
+
+    def _open(self, config: TunerConfig, team: Team) -> Session:
+        """The session. The other ranks open theirs only after the leader has opened it at the server."""
+        if self.run.session is not None:
             return self.run.open(config)
         if not team.leads:
             team.await_leader(0)
@@ -366,6 +445,19 @@ class Stepper:
 
     def _parts(self, config: TunerConfig) -> _Parts:
         """What this process holds of the parameters, by what the next step does to them."""
+        try:
+            return self._sort(config)
+        except Exception:
+            if self.team is not None:
+                self.team.report_failure(self._stand(config, 0.0, False))
+            raise
+
+    def _join(self, parts: _Parts, state: TunerState, cap: float) -> None:
+        for group, S in zip(parts.with_gradient, state.scale, strict=True):
+            for p in group:
+                self.memory.join(p, min(S, cap))
+
+    def _sort(self, config: TunerConfig) -> _Parts:
         param_groups = self._base.param_groups
         groups = _groups.members(self._scale_groups, param_groups)
         if len(groups) != len(config.scale_groups):
@@ -389,8 +481,8 @@ class Stepper:
 
     def _counted(self, active: list[list[Tensor]], team: Team) -> list[list[Tensor]]:
         """The scale groups, each without what other ranks count, and that in one more group: `apply` needs it as well."""
-        counted = [[p for p in group if self.shards.counts(p, team.rank)] for group in active]
-        return [*counted, [p for group in active for p in group if not self.shards.counts(p, team.rank)]]
+        counted = [[p for p in group if self.shards.counts(p, team)] for group in active]
+        return [*counted, [p for group in active for p in group if not self.shards.counts(p, team)]]
 
 
 def _cap(max_scale: float | None) -> float:

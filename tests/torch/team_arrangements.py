@@ -1,0 +1,599 @@
+"""One rank of several small trainings, one after the other, in one process.
+
+    python team_arrangements.py RANK WORLD PORT OUT NAME…
+
+Each NAME is a function below. It gets a process group of its own, and what it returns goes to OUT.RANK, as JSON by name. An
+error of mechanicd becomes {"error": its reason, "said": its message, "at": the step, "moved": whether the weights have moved}.
+"""
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+from mechanicd.client import MechanicdError
+from mechanicd.torch import mechanize
+
+Outcome = dict[str, Any]
+STEPS, BATCH = 12, 16
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def new_model(seed: int = 0, hidden: int = 10) -> torch.nn.Sequential:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(8, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 3)).double()
+
+
+def batches(seed: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    make = torch.Generator().manual_seed(seed)
+    while True:
+        x = torch.randn(BATCH, 8, generator=make, dtype=torch.float64)
+        yield x, torch.stack([x[:, 0].sin(), x[:, 1] * x[:, 2], x[:, 3]], 1)
+
+
+def mine(x: Tensor) -> Tensor:
+    """This rank's part of a batch."""
+    return x[rank() * BATCH // world() : (rank() + 1) * BATCH // world()]
+
+
+def average(params: Sequence[Tensor], group: Any = None) -> None:
+    for p in params:
+        if p.grad is not None:
+            dist.all_reduce(p.grad, group=group)
+            p.grad /= dist.get_world_size(group)
+
+
+def optimizer(params: Any, lr: float = 1.0, **settings: Any) -> Any:
+    return mechanize(torch.optim.AdamW(params, lr=lr), **{"s_init": 1e-4, "rank_timeout": 30.0, **settings})
+
+
+class Failure(Exception):
+    """Of the trainer's own."""
+
+
+def train(
+    model: Any,
+    opt: Any,
+    data: Iterator[tuple[Tensor, Tensor]],
+    *,
+    share: bool = True,
+    averaged: bool = False,
+    before: Callable[[int], None] = lambda step: None,
+    after: Callable[[int], None] = lambda step: None,
+    steps: int = STEPS,
+) -> Outcome:
+    """Trains; S after each step, or the error that ended it.
+
+    Args:
+        share: each rank sees its part of a batch, else all of it.
+        averaged: the gradients are averaged by hand.
+        before: is called between backward() and step(), with the number of the step.
+    """
+    params = list(model.parameters())
+    start = [p.detach().clone() for p in params]
+    scales: list[float] = []
+    try:
+        for step in range(1, steps + 1):
+            x, y = next(data)
+            opt.zero_grad()
+            torch.nn.functional.mse_loss(model(mine(x) if share else x), mine(y) if share else y).backward()
+            if averaged:
+                average(params)
+            before(step)
+            opt.step()
+            after(step)
+            scales.append(opt.scale)
+    except MechanicdError as error:
+        moved = any(not torch.equal(local(p), local(q)) for p, q in zip(params, start, strict=True))
+        return {"error": error.reason, "said": error.message, "at": len(scales) + 1, "moved": moved, "scales": scales}
+    return {"scales": scales, "norm": norm([p for p in params if p.grad is not None])}
+
+
+def local(p: Any) -> Tensor:
+    return getattr(p, "_local_tensor", p).detach()
+
+
+def norm(params: Sequence[Any]) -> float:
+    return sum(float((p.full_tensor() if hasattr(p, "full_tensor") else p).detach().square().sum()) for p in params) ** 0.5
+
+
+# ---- right
+
+
+def whole() -> Outcome:
+    """What one process does with all of the data."""
+    model = new_model()
+    return train(model, optimizer(model.parameters()), batches(), share=False)
+
+
+def ddp() -> Outcome:
+    model = DistributedDataParallel(new_model())
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def ddp_mechanized_first() -> Outcome:
+    """The optimizer is made before the process group."""
+    store = dist.distributed_c10d._get_default_store()
+    here, ranks = rank(), world()
+    dist.destroy_process_group()
+    model = new_model()
+    opt = optimizer(model.parameters())
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=here, world_size=ranks)
+    return train(DistributedDataParallel(model), opt, batches())
+
+
+def by_hand() -> Outcome:
+    model = new_model()
+    return train(model, optimizer(model.parameters()), batches(), averaged=True)
+
+
+def unused_parameter() -> Outcome:
+    """A parameter that no rank uses."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = new_model()
+            self.spare = torch.nn.Linear(3, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.used(x)
+            return found
+
+    model = DistributedDataParallel(Model(), find_unused_parameters=True)
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def warm_up() -> Outcome:
+    """lr = 0 at first: the run starts later, on all ranks together."""
+    return _warm_up(DistributedDataParallel(new_model()))
+
+
+def warm_up_alone() -> Outcome:
+    return _warm_up(new_model())
+
+
+def _warm_up(model: torch.nn.Module) -> Outcome:
+    opt = optimizer(model.parameters(), lr=0.0)
+
+    def lr(step: int) -> None:
+        opt.param_groups[0]["lr"] = 0.0 if step < 4 else 1.0
+
+    found = train(model, opt, batches(), before=lr)
+    return {**found, "taken": opt.last_step}
+
+
+def zero_gradients_first() -> Outcome:
+    """Independent models of the same start whose first gradients are 0: that says nothing yet."""
+    model = new_model()
+
+    def zero(step: int) -> None:
+        for p in model.parameters():
+            if step == 1 and p.grad is not None:
+                p.grad.zero_()
+
+    return train(model, optimizer(model.parameters()), batches(), before=zero)
+
+
+def fsdp() -> Outcome:
+    """Uneven shards: 10 rows and 3 rows over the ranks."""
+    model = new_model()
+    mesh = init_device_mesh("cpu", (world(),))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def hsdp() -> Outcome:
+    model = new_model()
+    mesh = init_device_mesh("cpu", (2, world() // 2), mesh_dim_names=("replicate", "shard"))
+    fully_shard(model, mesh=mesh)
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def tp_and_fsdp() -> Outcome:
+    """A mesh of two dimensions; the last layer is sharded along one of them."""
+    model = new_model()
+    mesh = init_device_mesh("cpu", (2, world() // 2), mesh_dim_names=("dp", "tp"))
+    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(output_layouts=torch.distributed.tensor.Replicate())})
+    parallelize_module(model, mesh["tp"], {"2": ColwiseParallel(output_layouts=torch.distributed.tensor.Replicate())})
+    fully_shard(model, mesh=mesh["dp"])
+    dp = mesh["dp"].get_local_rank()
+    both = ((x[dp * 8 : dp * 8 + 8], y[dp * 8 : dp * 8 + 8]) for x, y in batches())
+    return train(model, optimizer(model.parameters()), both, share=False)
+
+
+def alone() -> Outcome:
+    """Independent models, a sweep over seeds: each as if it were alone."""
+    model = new_model(seed=rank())
+    return train(model, optimizer(model.parameters(), distributed=False), batches(rank()), share=False)
+
+
+def gan() -> Outcome:
+    """Two models, two optimizers and a group of its own for each."""
+    models = [new_model(seed) for seed in (0, 1)]
+    groups = [dist.new_group(list(range(world()))) for _ in models]
+    opts = [optimizer(m.parameters(), process_group=g) for m, g in zip(models, groups, strict=True)]
+    found: Outcome = {}
+    data = [batches(1), batches(2)]
+    for _ in range(4):
+        for i, (model, opt) in enumerate(zip(models, opts, strict=True)):
+            found.setdefault(str(i), []).extend(train(model, opt, data[i], averaged=True, steps=1)["scales"])
+    return found
+
+
+def two_teams() -> Outcome:
+    """Each half of the ranks trains a model of its own."""
+    teams = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    team = teams[rank() // 2]
+    model = DistributedDataParallel(new_model(seed=rank() // 2), process_group=team)
+    opt = optimizer(model.parameters(), process_group=team)
+    half = slice(rank() % 2 * 8, rank() % 2 * 8 + 8)
+    found = train(model, opt, ((x[half], y[half]) for x, y in batches(rank() // 2)), share=False)
+    try:
+        optimizer(new_model().parameters(), process_group=teams[1 - rank() // 2])
+    except MechanicdError as error:
+        found["not a member"] = error.reason
+    return found
+
+
+def team_of() -> Outcome:
+    """What one process does with the data of `two_teams`, and of `alone`."""
+    found = {}
+    for seed in (0, 1):
+        model = new_model(seed=seed)
+        found[str(seed)] = train(model, optimizer(model.parameters()), batches(seed), share=False)["scales"]
+    return found
+
+
+class Stages:
+    """A pipeline: even ranks hold the first layer, odd ones the last; more than two ranks are replicas of both."""
+
+    def __init__(self, **settings: Any) -> None:
+        model = new_model()
+        self.first = rank() % 2 == 0
+        self.stage = torch.nn.Sequential(model[0], model[1]) if self.first else model[2]
+        self.settings = settings
+
+    def train(self, frozen: int | None = None, steps: int = STEPS) -> Outcome:
+        params = list(self.stage.parameters())
+        for p in params:
+            p.requires_grad_(frozen != rank())
+        opt = optimizer(params, **self.settings)
+        replicas = [dist.new_group(list(range(stage, world(), 2))) for stage in (0, 1)][rank() % 2]
+        place, places = rank() // 2, world() // 2
+        scales: list[float] = []
+        data = batches()
+        for _ in range(steps):
+            x, y = (t[place * BATCH // places : (place + 1) * BATCH // places] for t in next(data))
+            opt.zero_grad()
+            if self.first:
+                h = self.stage(x)
+                dist.send(h.detach(), rank() + 1)
+                back = torch.empty_like(h)
+                dist.recv(back, rank() + 1)
+                if h.requires_grad:
+                    h.backward(back)
+            else:
+                h = torch.empty(x.shape[0], 10, dtype=torch.float64)
+                dist.recv(h, rank() - 1)
+                h.requires_grad_()
+                torch.nn.functional.mse_loss(self.stage(h), y).backward()
+                assert h.grad is not None
+                dist.send(h.grad, rank() - 1)
+            average(params, replicas)
+            try:
+                opt.step()
+            except MechanicdError as error:
+                return {"error": error.reason, "said": error.message, "at": len(scales) + 1}
+            scales.append(opt.scale)
+        return {"scales": scales}
+
+
+def pipeline() -> Outcome:
+    return Stages(distributed="parts").train()
+
+
+def pipeline_by_default() -> Outcome:
+    return Stages().train()
+
+
+def pipeline_frozen() -> Outcome:
+    """The first stage is frozen, so its rank has no gradient at all."""
+    return Stages(distributed="parts").train(frozen=0)
+
+
+def whole_frozen() -> Outcome:
+    model = new_model()
+    model[0].requires_grad_(False)
+    return train(model, optimizer([p for p in model.parameters() if p.requires_grad]), batches(), share=False)
+
+
+def tensor_parallel_by_hand() -> Outcome:
+    """Each rank holds half of the hidden units; the last bias is on both."""
+    model = new_model()
+    half = slice(rank() * 5, rank() * 5 + 5)
+    W, b, V = model[0].weight[half], model[0].bias[half], model[2].weight[:, half]
+    params = [torch.nn.Parameter(p.detach().clone()) for p in (W, b, V, model[2].bias)]
+    opt = optimizer(params, distributed="parts")
+    scales, data = [], batches()
+    for _ in range(STEPS):
+        x, y = next(data)
+        opt.zero_grad()
+        part = torch.tanh(x @ params[0].T + params[1]) @ params[2].T
+        total = part.detach().clone()
+        dist.all_reduce(total)
+        torch.nn.functional.mse_loss(total - part.detach() + part + params[3], y).backward()
+        opt.step()
+        scales.append(opt.scale)
+    return {"scales": scales}
+
+
+def parts_that_are_replicas() -> Outcome:
+    model = DistributedDataParallel(new_model())
+    return train(model, optimizer(model.parameters(), distributed="parts"), batches())
+
+
+def all_reload() -> Outcome:
+    """All ranks go back to a checkpoint together, in a new process group."""
+    model = new_model()
+    opt = optimizer(model.parameters())
+    data = batches()
+    first = train(model, opt, data, averaged=True, steps=6)
+    saved = copy.deepcopy((model.state_dict(), opt.state_dict()))
+    train(model, opt, batches(7), averaged=True, steps=2)
+    store = dist.distributed_c10d._get_default_store()
+    here, ranks = rank(), world()
+    dist.destroy_process_group()
+    lost = train(model, opt, batches(7), share=False, steps=1)
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=here, world_size=ranks)
+    model.load_state_dict(saved[0])
+    opt.load_state_dict(saved[1])
+    rest = train(model, opt, data, averaged=True, steps=6)
+    dist.destroy_process_group()
+    opt.close()
+    return {"scales": first["scales"] + rest["scales"], "lost": lost["error"]}
+
+
+# ---- refused at the first step
+
+
+def independent() -> Outcome:
+    model = new_model(seed=rank())
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def not_averaged() -> Outcome:
+    model = new_model()
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def other_shapes() -> Outcome:
+    model = new_model(hidden=10 + rank())
+    return train(model, optimizer(model.parameters()), batches())
+
+
+def other_settings() -> Outcome:
+    model = new_model()
+    return train(model, optimizer(model.parameters(), s_init=1e-4 * (1 + rank())), batches(), averaged=True)
+
+
+def other_lr() -> Outcome:
+    model = new_model()
+    return train(model, optimizer(model.parameters(), lr=1.0 + rank()), batches(), averaged=True)
+
+
+def mesh_of_some() -> Outcome:
+    """Each half of the ranks has a mesh of its own, and nobody says so."""
+    meshes = init_device_mesh("cpu", (2, world() // 2), mesh_dim_names=("teams", "shard"))
+    model = new_model()
+    fully_shard(model, mesh=meshes["shard"])
+    return train(model, optimizer(model.parameters()), batches())
+
+
+# ---- found later
+
+
+def _at(step: int, do: Callable[[], object], who: int = 1) -> Callable[[int], None]:
+    def maybe(now: int) -> None:
+        if now == step and rank() == who:
+            do()
+
+    return maybe
+
+
+def weights_change_on_one_rank() -> Outcome:
+    model = new_model()
+    after = _at(4, lambda: model[2].weight.data.mul_(1.5))
+    return train(model, optimizer(model.parameters()), batches(), averaged=True, after=after)
+
+
+def local_sgd_after_a_while() -> Outcome:
+    """The gradients are averaged for four steps, as PostLocalSGD does, and then no more."""
+    model = new_model()
+
+    def before(step: int) -> None:
+        if step <= 4:
+            average(list(model.parameters()))
+
+    return train(model, optimizer(model.parameters()), batches(), before=before)
+
+
+def one_rank_reloads() -> Outcome:
+    model = new_model()
+    opt = optimizer(model.parameters())
+    after = _at(4, lambda: opt.load_state_dict(opt.state_dict()))
+    return train(model, opt, batches(), averaged=True, after=after)
+
+
+def frozen_on_one_rank() -> Outcome:
+    model = new_model()
+    opt = optimizer(model.parameters())
+    return train(model, opt, batches(), averaged=True, before=_at(4, lambda: setattr(opt, "frozen", True)))
+
+
+def base_fails_on_one_rank() -> Outcome:
+    """The trainer skips a failed step, as many do after running out of memory; the other rank has taken it."""
+    model = new_model()
+    opt = optimizer(model.parameters())
+    take, skipped = opt.base.step, []
+
+    def fail() -> None:
+        raise Failure
+
+    params = list(model.parameters())
+    scales, data = [], batches()
+    for step in range(1, STEPS):
+        x, y = next(data)
+        opt.zero_grad()
+        torch.nn.functional.mse_loss(model(mine(x)), mine(y)).backward()
+        average(params)
+        opt.base.step = fail if step == 4 and rank() == 1 else take
+        try:
+            opt.step()
+        except Failure:
+            skipped.append(step)
+        except MechanicdError as error:
+            return {"error": error.reason, "said": error.message, "at": step, "skipped": skipped}
+        scales.append(opt.scale)
+    return {"scales": scales}
+
+
+def sparse_on_one_rank() -> Outcome:
+    model = new_model()
+
+    def spoil() -> None:
+        g = model[2].weight.grad
+        assert g is not None
+        model[2].weight.grad = g.to_sparse()
+
+    return train(model, optimizer(model.parameters()), batches(), averaged=True, before=_at(4, spoil))
+
+
+# ---- ranks that do not come
+
+
+def only_rank_0() -> Outcome:
+    model = new_model()
+    opt = optimizer(model.parameters(), rank_timeout=2.0)
+    return train(model, opt, batches(), share=False) if rank() == 0 else {}
+
+
+def all_but_rank_0() -> Outcome:
+    model = new_model()
+    opt = optimizer(model.parameters(), rank_timeout=1.0)
+    return {} if rank() == 0 else train(model, opt, batches(), share=False)
+
+
+def leaves() -> Outcome:
+    """The last rank leaves after four steps, and its process lives on."""
+    model = new_model()
+    opt = optimizer(model.parameters(), rank_timeout=3.0)
+    return train(model, opt, batches(), share=False, steps=4 if rank() == world() - 1 else 8)
+
+
+def dies() -> Outcome:
+    """The last rank's process ends."""
+    model = new_model()
+    opt = optimizer(model.parameters(), rank_timeout=20.0)
+    return train(model, opt, batches(), share=False, after=_at(4, lambda: os._exit(0), world() - 1))
+
+
+# ---- sharding that is not torch's DTensor
+
+
+def refusals() -> Outcome:
+    """Reasons by name. The marks of packages that are not installed are made up here."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
+
+    def reason(make: Callable[[], Any]) -> str:
+        try:
+            make()
+        except MechanicdError as error:
+            return f"{error.reason}: {error.message}"
+        return "taken"
+
+    def marked(**marks: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(3))
+        for name, value in marks.items():
+            setattr(p, name, value)
+        return [p]
+
+    flat = [
+        FullyShardedDataParallel(new_model(), use_orig_params=original, device_id=torch.device("cpu"))
+        for original in (False, True)
+    ]
+    sharded = new_model()
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (world(),)))
+    params = list(new_model().parameters())
+    fairscale: Any = type("OSS", (torch.optim.SGD,), {"__module__": "fairscale.optim.oss"})
+    overlapping = torch.optim.SGD(params, lr=1.0)
+    overlapping._overlap_with_ddp = True  # type: ignore[attr-defined]
+    local_sgd = PostLocalSGDOptimizer(torch.optim.SGD(params, lr=1.0), None)
+    return {
+        "fsdp1": reason(lambda: optimizer(flat[0].parameters())),
+        "fsdp1 with use_orig_params": reason(lambda: optimizer(flat[1].parameters())),
+        "fsdp1 alone": reason(lambda: optimizer(flat[1].parameters(), distributed=False)),
+        "dtensor alone": reason(lambda: optimizer(sharded.parameters(), distributed=False)),
+        "zero-3": reason(lambda: optimizer(marked(ds_id=1))),
+        "megatron": reason(lambda: optimizer(marked(tensor_model_parallel=True))),
+        "megatron alone": reason(lambda: optimizer(marked(tensor_model_parallel=True), distributed=False)),
+        "megatron as parts": reason(lambda: optimizer(marked(tensor_model_parallel=True), distributed="parts")),
+        "expert": reason(lambda: optimizer(marked(allreduce=False))),
+        "fairscale": reason(lambda: mechanize(fairscale(params, lr=1.0))),
+        "overlapping zero": reason(lambda: mechanize(overlapping)),
+        "zero": reason(lambda: mechanize(ZeroRedundancyOptimizer(params, torch.optim.SGD, lr=1.0))),
+        "post-local SGD": reason(lambda: mechanize(local_sgd)),
+        "a group, alone": reason(lambda: optimizer(params, distributed=False, process_group=dist.group.WORLD)),
+        "a wrong word": reason(lambda: optimizer(params, distributed="pipeline")),
+        "True": reason(lambda: optimizer(params, distributed=True)),
+        "no group": reason(lambda: optimizer(params, process_group="ranks")),
+        "no time": reason(lambda: optimizer(params, rank_timeout=0.0)),
+    }
+
+
+def main() -> None:
+    here, ranks, port, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, ranks, here == 0) if ranks > 1 else None
+    found: dict[str, Outcome] = {}
+    for name in sys.argv[5:]:
+        if store is not None:
+            dist.init_process_group("gloo", store=dist.PrefixStore(name, store), rank=here, world_size=ranks)
+        Path(f"{out}.{here}").write_text(json.dumps(found))  # the process may end in the middle
+        found[name] = globals()[name]()
+        Path(f"{out}.{here}").write_text(json.dumps(found))
+        if store is not None:
+            store.set(f"{name}/{here}", "done")
+            alive = range(ranks - 1 if name == "dies" else ranks)
+            store.wait([f"{name}/{rank}" for rank in alive])
+            if dist.is_initialized():
+                dist.destroy_process_group()
+    if store is not None:
+        store.set(f"done/{here}", "")
+        if here == 0:  # which holds the store
+            store.wait([f"done/{rank}" for rank in alive])
+    os._exit(0)  # gloo's threads, when they want Python while it ends, now and then end a process by std::terminate
+
+
+if __name__ == "__main__":
+    main()
