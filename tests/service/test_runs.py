@@ -322,7 +322,7 @@ def test_an_update_without_a_mask_is_refused(training: Any) -> None:
 def test_labels_beyond_the_limits_are_refused_and_nothing_changes(training: Any, labels: dict[str, str]) -> None:
     run = {"name": training.name, "labels": labels}
     refused = training.wire.refused("UpdateRun", run=run, update_mask={"paths": ["labels"]})
-    assert (refused.reason, refused.fields) == ("INVALID_LABELS", ["labels"])
+    assert (refused.reason, refused.fields) == ("INVALID_LABELS", ["run.labels"])
     assert dict(training.run().labels) == {}
 
 

@@ -275,9 +275,10 @@ def test_numbers_at_the_edge_of_what_a_double_holds_never_give_an_infinite_scale
 def test_a_refused_unary_step_names_the_field_at_fault(training: Any, wire: Any) -> None:
     bad = training.reductions(1)[0]._replace(g_norm_sq=-1.0)
     refused = wire.refused("Step", session=training.session, step=1, reductions=training.request([bad]).reductions)
-    assert (refused.reason, refused.fields) == ("NEGATIVE_SQUARE", ["reductions"])
+    assert (refused.reason, refused.fields) == ("NEGATIVE_SQUARE", ["reductions.g_norm_sq"])
     refused = wire.refused("Step", session=training.session, step=1)
-    assert (refused.reason, refused.fields) == ("GROUP_COUNT_MISMATCH", ["reductions"])
+    assert refused.reason == "GROUP_COUNT_MISMATCH"
+    assert refused.fields == [f"reductions.{field}" for field in Reductions._fields]
 
 
 # --- only by a stream -----------------------------------------------------------------------------------------------

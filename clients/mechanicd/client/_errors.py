@@ -82,6 +82,7 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "INVALID_FILTER": InvalidArgument,
     "INVALID_PAGE_TOKEN": InvalidArgument,
     "INVALID_UPDATE_MASK": InvalidArgument,
+    "INVALID_READ_MASK": InvalidArgument,
     "INVALID_RANGE": InvalidArgument,
     "GROUP_COUNT_MISMATCH": InvalidArgument,
     "NEGATIVE_SQUARE": InvalidArgument,

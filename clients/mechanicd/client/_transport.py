@@ -31,6 +31,8 @@ _OPTIONS: Final = [
 
 _MOST_STEPS: Final = 64
 """Per message; a replay sends batches of its own size."""
+_MOST_GROUPS: Final = 100_000
+"""Per message, over all its steps: four float64 each make 3.2 MB. A server takes 64 MiB, what lies between may take only 4."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -79,15 +81,18 @@ class Link:
 
     def _messages(self) -> Iterator[tuner_service_pb2.StreamStepsRequest]:
         """grpc iterates over this when it can send. A message costs more than the steps in it, so each takes all that wait."""
-        while (steps := self._requests.get()) is not None:
-            message = tuner_service_pb2.StreamStepsRequest(steps=steps)
+        rest: Sequence[tuner_service_pb2.StepRequest] = ()
+        while (steps := rest or self._requests.get()) is not None:
+            fit = max(1, _MOST_GROUPS // max(1, len(steps[0].reductions.g_norm_sq)))
+            message, rest = tuner_service_pb2.StreamStepsRequest(steps=steps[:fit]), steps[fit:]
             ended = False
-            while len(message.steps) < _MOST_STEPS and not self._requests.empty():
+            while not rest and (space := min(fit, _MOST_STEPS) - len(message.steps)) > 0 and not self._requests.empty():
                 more = self._requests.get()
                 if more is None:
                     ended = True
                     break
-                message.steps.extend(more)
+                message.steps.extend(more[:space])
+                rest = more[space:]
             yield message
             if ended:
                 return

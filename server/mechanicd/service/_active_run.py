@@ -97,8 +97,8 @@ class ActiveRun:
         tuner, state = self._tuner, self.state
         try:
             groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
-        except ReductionsError as error:
-            raise ServiceError(error.reason, error.message, error.facts, field="reductions") from None
+        except ReductionsError:  # it tells of the first field alone
+            raise _convert.reductions_refused(request.reductions, self._groups) from None
         # h is None if a reduction is not finite. Such a step, like a held one, is recorded but leaves the tuner as it was.
         h = None if request.hold else tuner.h(state, groups)
         if h is not None:
@@ -140,6 +140,7 @@ class ActiveRun:
             f"got step {request.step}, expected step {self.state.step + 1}; steps are 1, 2, … without gaps, and a session may "
             "resend only its own steps",
             {"expected": self.state.step + 1, "received": request.step},
+            field="step",
         )
 
     def reattached(self, time: int, events: list[EventRow]) -> None:

@@ -1,14 +1,19 @@
 """Converts between the contract's messages and the plain values of the tuner and the store. Makes no decisions."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final, cast
+from functools import partial
+from typing import Final, TypeVar, cast
 
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd import runs, store
-from mechanicd.service._errors import ServiceError
+from mechanicd.service._errors import BadField, ServiceError, every
 from mechanicd.tuner import CONVENTIONS, ConfigError, Reductions, StateError, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
+
+M = TypeVar("M", bound=Message)
 
 STATUS_OUT: Final = {
     runs.RunStatus.RUNNING: resources_pb2.RUN_STATUS_RUNNING,
@@ -26,13 +31,9 @@ CLOSING_STATUS: Final = {
 
 
 def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
-    """The config, with defaults for unset fields. Raises ServiceError INVALID_CONFIG."""
+    """The config, with defaults for unset fields. Raises ServiceError INVALID_CONFIG, with each field out of its range."""
     names_of = {spec.wire: name for name, spec in CONVENTIONS.items()}
     convention = names_of.get(message.convention or CONVENTIONS["paper"].wire)  # unset is "paper"
-    if convention is None:
-        raise ServiceError(
-            "INVALID_CONFIG", f"this server does not know convention {message.convention}", field="config.convention"
-        )
     given: dict[str, object] = {"convention": convention}
     for field in ("s_decay", "s_init", "eps", "initial_wealth"):
         if message.HasField(field):
@@ -43,6 +44,18 @@ def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
         given["scale_groups"] = tuple(message.scale_groups)
     try:
         return TunerConfig(**given)  # type: ignore[arg-type]
+    except ConfigError:  # it tells of the first field alone, so each is tried by itself
+        every(*(partial(_setting_in, message, field, value) for field, value in given.items()))
+        raise
+
+
+def _setting_in(message: resources_pb2.TunerConfig, field: str, value: object) -> None:
+    """Refuses one setting that is out of its range, whatever the others are."""
+    if value is None:
+        known = f"this server does not know convention {message.convention}"
+        raise ServiceError("INVALID_CONFIG", known, field="config.convention")
+    try:
+        TunerConfig(**{field: value})  # type: ignore[arg-type]
     except ConfigError as error:
         raise ServiceError("INVALID_CONFIG", error.message, field=f"config.{error.field}") from None
 
@@ -64,20 +77,43 @@ def reductions_in(message: resources_pb2.Reductions, groups: int) -> list[Reduct
     """One `Reductions` per scale group. Raises ServiceError GROUP_COUNT_MISMATCH."""
     g, x, gg, xx = message.delta_dot_g, message.delta_dot_x, message.g_norm_sq, message.x_norm_sq
     if not len(g) == len(x) == len(gg) == len(xx) == groups:
-        raise ServiceError(
-            "GROUP_COUNT_MISMATCH",
-            f"the reductions have {len(g)}, {len(x)}, {len(gg)} and {len(xx)} values, but the run has {groups} scale "
-            f"group{'s' if groups > 1 else ''}; send one value per group in each of the four fields",
-            {"expected": groups, "received": max(len(g), len(x), len(gg), len(xx))},
-            field="reductions",
-        )
+        raise reductions_refused(message, groups)
     if groups == 1:
         return [Reductions(g[0], x[0], gg[0], xx[0])]
     return list(map(Reductions, g, x, gg, xx))
 
 
-def state_in(data: bytes, config: TunerConfig) -> TunerState:
-    """A tuner state. Raises ServiceError INVALID_TUNER_STATE."""
+def reductions_refused(message: resources_pb2.Reductions, groups: int) -> ServiceError:
+    """Why reductions are refused: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE, with each of the four fields that is at fault."""
+    counts = {field: len(getattr(message, field)) for field in Reductions._fields}
+    bad = [
+        BadField(f"reductions.{field}", "GROUP_COUNT_MISMATCH", f"got {count} values, expected {groups}")
+        for field, count in counts.items()
+        if count != groups
+    ]
+    negative: dict[str, float] = {}
+    for field in ("g_norm_sq", "x_norm_sq"):
+        group, value = next(((at, each) for at, each in enumerate(getattr(message, field)) if each < 0.0), (0, 0.0))
+        if value < 0.0:
+            negative[field] = value
+            told = f"{field} of scale group {group} is {value!r}; a squared norm is 0 or more: send ‖·‖², not an inner product"
+            bad.append(BadField(f"reductions.{field}", "NEGATIVE_SQUARE", told))
+    if bad[0].reason == "NEGATIVE_SQUARE":
+        field = next(iter(negative))
+        facts = {"field": field, "value": negative[field]}
+        return ServiceError(bad[0].reason, "; ".join(each.message for each in bad), facts, bad_fields=bad)
+    *most, last = counts.values()
+    return ServiceError(
+        "GROUP_COUNT_MISMATCH",
+        f"the reductions have {', '.join(map(str, most))} and {last} values, but the run has {groups} scale "
+        f"group{'s' if groups > 1 else ''}; send one value per group in each of the four fields",
+        {"expected": groups, "received": max(counts.values())},
+        bad_fields=bad,
+    )
+
+
+def state_in(data: bytes, config: TunerConfig | None) -> TunerState:
+    """A tuner state; without a config of any shape. Raises ServiceError INVALID_TUNER_STATE."""
     try:
         state = TunerState.from_bytes(data, config)
     except StateError as error:
@@ -114,12 +150,29 @@ def filter_in(text: str) -> runs.Filter:
         raise ServiceError("INVALID_FILTER", str(error), metadata, field="filter") from None
 
 
-def labels_in(labels: "dict[str, str]") -> dict[str, str]:
+def labels_in(labels: "dict[str, str]", field: str = "labels") -> dict[str, str]:
     """Raises ServiceError INVALID_LABELS."""
     try:
         return names.check_labels(dict(labels))
     except names.MalformedName as error:
-        raise ServiceError(error.reason, str(error), field="labels") from None
+        raise ServiceError(error.reason, str(error), field=field) from None
+
+
+def check_read_mask(mask: FieldMask, response: type[Message]) -> None:
+    """Refuses paths that the response does not have. Raises ServiceError INVALID_READ_MASK."""
+    bad = [path for path in mask.paths if not FieldMask(paths=[path]).IsValidForDescriptor(response.DESCRIPTOR)]
+    if bad:
+        told = f"{response.__name__} has no {', '.join(map(repr, bad))}; name fields that it has"
+        raise ServiceError("INVALID_READ_MASK", told, {"path": bad[0]}, field="read_mask")
+
+
+def masked(message: M, mask: FieldMask) -> M:
+    """The message with the fields that the mask names; all of it where the mask is empty."""
+    if not mask.paths:
+        return message
+    kept = type(message)()
+    mask.MergeMessage(message, kept)
+    return kept
 
 
 def text_in(text: str, most: int) -> str:
@@ -218,8 +271,16 @@ def error_out(session: int, step: int, error: ServiceError) -> tuner_service_pb2
             reason=cast(errors_pb2.ErrorReason, errors_pb2.ErrorReason.Value(error.reason)),
             message=error.message,
             metadata=error.metadata,
+            bad_fields={bad.field: bad.message for bad in error.bad_fields},
         ),
     )
+
+
+def error_in(error: tuner_service_pb2.StepError) -> ServiceError:
+    """The refusal that `error_out` told of."""
+    reason = errors_pb2.ErrorReason.Name(error.reason)
+    bad_fields = [BadField(field, reason, message) for field, message in sorted(error.bad_fields.items())]
+    return ServiceError(reason, error.message, error.metadata, bad_fields=bad_fields)
 
 
 def time_out(nanoseconds: int) -> Timestamp:

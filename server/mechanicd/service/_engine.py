@@ -9,7 +9,7 @@ from mechanicd.runs import RunRow, SessionRow
 from mechanicd.service import _convert, _events, _session_start
 from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repeated
 from mechanicd.service._clock import now_ns
-from mechanicd.service._errors import ServiceError
+from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._registry import Registry, Unrecognized, unknown
 from mechanicd.service._replay import replayed
@@ -160,16 +160,22 @@ class Engine:
         """See TunerService.OpenSession."""
         if self._draining:
             raise ServiceError("SERVER_DRAINING", "this server is shutting down; try again in a moment")
-        name = _convert.run_name_in(request.name)
-        config = _convert.config_in(request.config)
-        labels = _convert.labels_in(dict(request.labels))
-        start = _start_in(request, config)
+        name, config, labels, start, _ = every(
+            lambda: _convert.run_name_in(request.name),
+            lambda: _convert.config_in(request.config),
+            lambda: _convert.labels_in(dict(request.labels)),
+            lambda: _start_in(request),
+            lambda: _convert.check_read_mask(request.read_mask, tuner_service_pb2.OpenSessionResponse),
+        )
+        command = _convert.command_in(request.command)
         async with self.registry.lock(name):
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
                     if request.session:
-                        return await self._reattach(name, request.session, config)
-                    return await self._open(name, config, labels, start, request.client, _convert.command_in(request.command))
+                        opened = await self._reattach(name, request.session, config)
+                    else:
+                        opened = await self._open(name, config, labels, start, request.client, command)
+                    return _convert.masked(opened, request.read_mask)
                 except OwnershipLost as error:  # another server took the run at this moment: read it again
                     log.info("%s: %s; attempt %d", name, error, attempt + 1)
         raise ServiceError("STORE_UNAVAILABLE", f"{name} is being opened on other servers; try again")
@@ -178,8 +184,10 @@ class Engine:
         self, name: names.RunName, config: TunerConfig, labels: dict[str, str], start: Start, client: str, command: str
     ) -> tuner_service_pb2.OpenSessionResponse:
         row, fresh = await self._get_or_create(name, config, start)
-        _session_start.check_config(row.config, config)
-        labels = _convert.labels_in({**row.labels, **labels})
+        _, labels = every(
+            lambda: _session_start.check_config(row.config, config),
+            lambda: _convert.labels_in({**row.labels, **labels}),
+        )
         session = secrets.randbits(62) + 1
         former = self.registry.named(name)
         if former is not None:
@@ -252,7 +260,8 @@ class Engine:
         """See TunerService.Flush."""
         run = await self._run(request.session)
         await self.writer.flush(run)
-        return tuner_service_pb2.FlushResponse(durable_step=run.durable_step)
+        state = run.state.to_bytes() if request.with_tuner_state else b""
+        return tuner_service_pb2.FlushResponse(durable_step=run.durable_step, tuner_state=state)
 
     async def close_session(self, request: tuner_service_pb2.CloseSessionRequest) -> tuner_service_pb2.CloseSessionResponse:
         """See TunerService.CloseSession."""
@@ -381,9 +390,13 @@ class Engine:
         return state
 
 
-def _start_in(request: tuner_service_pb2.OpenSessionRequest, config: TunerConfig) -> Start:
+def _start_in(request: tuner_service_pb2.OpenSessionRequest) -> Start:
     which = request.WhichOneof("start")
     if which == "tuner_state":
+        try:
+            config = _convert.config_in(request.config)
+        except ServiceError:  # what else is wrong with the state is told all the same
+            config = None
         return _convert.state_in(request.tuner_state, config)
     return request.after_step if which == "after_step" else None
 

@@ -1,7 +1,7 @@
-"""The service's one error class; `_grpc` translates it to gRPC."""
+"""The service's one error class, and how several refusals of one request become one; `_grpc` translates it to gRPC."""
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from google.rpc import code_pb2
 
@@ -29,10 +29,32 @@ _CODES: Final[Mapping[str, int]] = {
     "OWNERSHIP_LOST": code_pb2.ABORTED,
     "RUN_HELD": code_pb2.FAILED_PRECONDITION,
     "RUN_EXISTS": code_pb2.ALREADY_EXISTS,
+    "INVALID_READ_MASK": code_pb2.INVALID_ARGUMENT,
 }
 
 _MOST_BYTES: Final = 800
-"""The limit for each text of an error. Errors travel in trailers, and gRPC rejects trailers above 8 KiB."""
+"""The limit for each text of an error, and for the descriptions of all bad fields together. Errors travel in trailers, and gRPC
+rejects trailers above 8 KiB."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+
+
+class BadField(NamedTuple):
+    """A field of a request that is at fault (google.rpc.BadRequest.FieldViolation).
+
+    Attributes:
+        field: its path in the request, such as `config.betas`.
+        reason: why it is refused, a name of mechanicd.v1.ErrorReason.
+        message: for people: what was received, what was expected, what to do.
+    """
+
+    field: str
+    reason: str
+    message: str
 
 
 class ServiceError(Exception):
@@ -42,23 +64,74 @@ class ServiceError(Exception):
         reason: a name of mechanicd.v1.ErrorReason; it determines the google.rpc.Code.
         message: for people: what was received, what was expected, what to do.
         metadata: the facts that ErrorReason documents for the reason.
-        field: the request field at fault, if there is one (google.rpc.BadRequest).
+        field: the request field at fault, if there is one.
+        bad_fields: all of them, where there are several.
     """
 
     def __init__(
-        self, reason: str, message: str, metadata: Mapping[str, object] | None = None, *, field: str | None = None
+        self,
+        reason: str,
+        message: str,
+        metadata: Mapping[str, object] | None = None,
+        *,
+        field: str | None = None,
+        bad_fields: Sequence[BadField] = (),
     ) -> None:
         self.reason = reason
         self.code = _CODES[reason]
         self.message = _short(message)
         self.metadata = {key: _short(str(value)) for key, value in (metadata or {}).items()}
-        self.field = field
+        if field is not None:
+            bad_fields = (BadField(field, reason, message),)
+        most = _MOST_BYTES // max(1, len(bad_fields))
+        self.bad_fields = tuple(bad._replace(message=_short(bad.message, most)) for bad in bad_fields)
         super().__init__(self.message)
 
 
-def _short(text: str) -> str:
+@overload
+def every(first: Callable[[], A], second: Callable[[], B], /) -> tuple[A, B]: ...
+@overload
+def every(first: Callable[[], A], second: Callable[[], B], third: Callable[[], C], /) -> tuple[A, B, C]: ...
+@overload
+def every(
+    first: Callable[[], A], second: Callable[[], B], third: Callable[[], C], fourth: Callable[[], D], /
+) -> tuple[A, B, C, D]: ...
+@overload
+def every(
+    first: Callable[[], A], second: Callable[[], B], third: Callable[[], C], fourth: Callable[[], D], fifth: Callable[[], E], /
+) -> tuple[A, B, C, D, E]: ...
+@overload
+def every(*reads: Callable[[], Any]) -> tuple[Any, ...]: ...
+def every(*reads: Callable[[], Any]) -> tuple[Any, ...]:
+    """What each of `reads` returns. Where some are refused, the request is refused once, and every bad field is named.
+
+    Raises:
+        ServiceError: with the reason and the facts of the first refusal, and the bad fields of all.
+    """
+    values, refusals = [], []
+    for read in reads:
+        try:
+            values.append(read())
+        except ServiceError as error:
+            refusals.append(error)
+    if refusals:
+        raise _joined(refusals)
+    return tuple(values)
+
+
+def _joined(refusals: Sequence[ServiceError]) -> ServiceError:
+    first = refusals[0]
+    bad_fields = [bad for refusal in refusals for bad in refusal.bad_fields]
+    if len(bad_fields) < 2:
+        return first
+    most = _MOST_BYTES // len(bad_fields) - 48
+    listed = "; ".join(f"{bad.field}: {_short(bad.message, most)}" for bad in bad_fields)
+    return ServiceError(first.reason, f"{len(bad_fields)} fields are refused: {listed}", first.metadata, bad_fields=bad_fields)
+
+
+def _short(text: str, most: int = _MOST_BYTES) -> str:
     data = text.encode()
-    if len(data) <= _MOST_BYTES:
+    if len(data) <= most:
         return text
-    half = _MOST_BYTES // 2 - 4
+    half = most // 2 - 4
     return f"{data[:half].decode(errors='ignore')} … {data[-half:].decode(errors='ignore')}"

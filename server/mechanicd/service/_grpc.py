@@ -9,12 +9,13 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from mechanicd.service import _convert
 from mechanicd.service._active_run import AlreadyTaken
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._registry import Unrecognized
 from mechanicd.service._run_service import RunService
-from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2_grpc
+from mechanicd.v1 import names, run_service_pb2_grpc, tuner_service_pb2_grpc
 from mechanicd.v1 import run_service_pb2 as run
 from mechanicd.v1 import tuner_service_pb2 as tuner
 
@@ -68,7 +69,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
             await self._engine.wait_durable(response)
         (result,) = response.results
         if result.HasField("error"):
-            raise ServiceError(errors_pb2.ErrorReason.Name(result.error.reason), result.error.message, result.error.metadata)
+            raise _convert.error_in(result.error)
         return tuner.StepResponse(result=result)
 
     async def StreamSteps(self, _: object, context: Context) -> None:
@@ -153,9 +154,12 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
 
 async def _abort(context: Context, error: ServiceError) -> NoReturn:
     details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=names.DOMAIN, metadata=error.metadata)]
-    if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.bad_fields:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=bad.field, reason=bad.reason, description=bad.message)
+            for bad in error.bad_fields
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
     status = status_pb2.Status(code=error.code, message=error.message, details=map(_any, details))
     await context.abort(
         _CODES[error.code], error.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),)

@@ -8,7 +8,7 @@ from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
 from mechanicd.service import _convert
 from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
-from mechanicd.service._errors import ServiceError
+from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._replay import replayed
 from mechanicd.store import Fork, OwnershipLost, Rewind, RunExists
 from mechanicd.tuner import TunerState
@@ -79,7 +79,7 @@ class Lineage:
 
     async def fork(self, request: run_service_pb2.ForkRunRequest) -> RunRow:
         """See RunService.ForkRun."""
-        source, name = _convert.run_name_in(request.source, "source"), _convert.run_name_in(request.name)
+        source, name = every(lambda: _convert.run_name_in(request.source, "source"), lambda: _convert.run_name_in(request.name))
         for _ in range(_ATTEMPTS):
             row = await self._engine.flushed(source)
             if await self._call(self._store.get, name.project, name.run) is not None:
