@@ -11,6 +11,7 @@ SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard pro
 WEB   := server/web
 PAGE  := server/mechanicd/dashboard/static/index.html
 NODE_MODULES := $(WEB)/node_modules/.package-lock.json
+FOREIGN := tests/contract/node/node_modules/.package-lock.json
 $(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -prune -o -type f -print) | $(VENV)/bin/python
 	@$(BIN)/python $(WEB)/build_page.py
 
@@ -33,9 +34,9 @@ experiments: $(VENV)/experiments.stamp  ## run the paper's experiments and write
 
 # One test of the main path compares training with and without a server. Tests that need PostgreSQL run only in `make test`.
 quick: $(VENV)/dev.stamp  ## run the tests without a server and one with a real server, within two minutes
-	$(PYTEST) $(QUICK) -k 'not postgres and (not through_server or without_a_server)' $(ARGS)
+	$(PYTEST) $(QUICK) -k 'not postgres and not foreign and (not through_server or without_a_server)' $(ARGS)
 
-test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES)  ## run all tests (under 15 minutes on two cores)
+test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES) $(FOREIGN)  ## run all tests (under 15 minutes on two cores)
 	$(PYTEST) $(ARGS)
 
 soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one), then all experiments with --quick
@@ -73,7 +74,7 @@ baseline: $(VENV)/dev.stamp  ## make today's contract the baseline that later ch
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .mechanicd
-	rm -rf $(WEB)/node_modules server/mechanicd/dashboard/static
+	rm -rf $(WEB)/node_modules $(dir $(FOREIGN)) server/mechanicd/dashboard/static
 	rm -f proto/mechanicd/v1/*_pb2*.py*
 
 $(VENV)/bin/python:
@@ -104,7 +105,7 @@ $(VENV)/dev.stamp: $(SOURCES) | $(VENV)/bin/python
 	@test -x $(BIN)/promtool || sh tests/promtool.sh $(BIN)/promtool
 	@touch $@ $(VENV)/demo.stamp $(VENV)/experiments.stamp
 
-$(NODE_MODULES): $(WEB)/package-lock.json
-	@command -v npm >/dev/null || { echo 'The page and its checks need Node 20.19 or newer, with npm; install it.'; exit 1; }
-	npm --prefix $(WEB) ci --ignore-scripts
+%/node_modules/.package-lock.json: %/package-lock.json
+	@command -v npm >/dev/null || { echo 'The page, its checks and the tests need Node 20.19 or newer, with npm; install it.'; exit 1; }
+	npm --prefix $* ci --ignore-scripts
 	@touch $@

@@ -11,7 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-JOINED = ("CONTRIBUTING.md", "CHANGELOG.md", "clients/experiments/report/*", "server/web/screenshots/*.png")
+JOINED = ("CONTRIBUTING.md", "CHANGELOG.md", "proto/README.md", "clients/experiments/report/*", "server/web/screenshots/*.png")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
+_ELSEWHERE: Final = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "proto/README.md")
 PAGES: Final = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (*map(ROOT.joinpath, _ELSEWHERE), *sorted((ROOT / "docs").glob("*.md")))
 }
 DOCS: Final = {path: text for path, text in PAGES.items() if path.startswith("docs/")}
 _FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
