@@ -20,7 +20,7 @@ WORKERS ?= 2
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 QUICK   := $(wildcard tests/tuner tests/runs tests/contract tests/store) tests/torch/test_through_server.py
 
-.PHONY: demo experiments quick test soak check format docs bench proto baseline clean help
+.PHONY: demo experiments quick test soak floors check format docs bench proto baseline clean help
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,12 @@ soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length (about 15 min
 	rm -rf .mechanicd/soak
 	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak
 	$(BIN)/python -m experiments report --quick --work .mechanicd/soak
+
+# It names the interpreters that are missing. UV_TORCH_BACKEND=cpu avoids gigabytes of CUDA where PyTorch's own index is reachable.
+PYTHONS ?= $(BIN)/python
+floors: $(VENV)/dev.stamp  ## try the lowest and the newest version of every dependency, on each of PYTHONS (about an hour)
+	$(BIN)/pip install --quiet 'uv>=0.5'
+	$(BIN)/python tests/install/floors.py $(ARGS) $(PYTHONS)
 
 check: $(VENV)/dev.stamp $(NODE_MODULES)  ## run ruff, mypy, import-linter and buf, and tsc and biome for the page
 	$(BIN)/ruff check
