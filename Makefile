@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints/ci.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py $(wildcard proto/mechanicd/v1/*.proto)
+SOURCES := pyproject.toml constraints/ci.txt proto/hatch_build.py proto/build_stubs.py $(wildcard proto/mechanicd/v1/*.proto)
 
 # The page is built by the installation, and again when a source is newer. Without Node there is a message, and everything else works.
 WEB   := server/web

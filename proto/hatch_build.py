@@ -1,7 +1,6 @@
 """Build hook: generates the protobuf and gRPC stubs beside their .proto files, and the page. None is committed."""
 
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +8,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class GeneratedHook(BuildHookInterface):
-    """Runs protoc over proto/mechanicd/v1 before a wheel (editable or not) is assembled; an sdist has the page too."""
+    """Makes the page, and before a wheel (editable or not) is assembled the stubs; an sdist has the page alone."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        runpy.run_path(str(Path(self.root) / "server" / "web" / "build_page.py"))["build"]()
-        if self.target_name != "wheel":
-            return
-        import grpc_tools
-        from grpc_tools import protoc
-
-        root = Path(self.root) / "proto"
-        sources = sorted(str(p) for p in (root / "mechanicd" / "v1").glob("*.proto"))
-        well_known = Path(grpc_tools.__file__).parent / "_proto"
-        command = [
-            "protoc",
-            f"-I{root}",
-            f"-I{well_known}",
-            f"--python_out={root}",
-            f"--pyi_out={root}",
-            f"--grpc_python_out={root}",
-            *sources,
-        ]
-        if protoc.main(command) != 0:
-            sys.exit("protoc failed: see its message above")
+        root = Path(self.root)
+        runpy.run_path(str(root / "server" / "web" / "build_page.py"))["build"]()
+        if self.target_name == "wheel":
+            runpy.run_path(str(root / "proto" / "build_stubs.py"))["build"]()

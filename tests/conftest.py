@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mechanicd.client import connect  # before any grpc: it turns off fork handlers that crash programs started here
-from mechanicd.v1 import run_service_pb2
-from tests.support.servers import ServerProcess, wait_for
+from tests.support import stubs
+
+stubs.refresh()  # before anything imports them
+from mechanicd.client import connect  # noqa: E402  # before any grpc: it turns off fork handlers that crash programs started here
+from mechanicd.v1 import run_service_pb2  # noqa: E402
+from tests.support.servers import ServerProcess, wait_for  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.support.postgres import PostgresProcess

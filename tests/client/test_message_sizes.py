@@ -40,7 +40,7 @@ def recorder() -> Iterator[tuple[Recorder, str]]:
 def test_a_replay_and_the_steps_after_it_arrive_in_order(
     recorder: tuple[Recorder, str], groups: int, steps: int, most: int
 ) -> None:
-    """A replay sends up to 256 steps at once: at 65,536 groups that would be half a gigabyte, and it would never get through."""
+    """A replay sends up to 256 steps at once: at 65,536 groups half a gigabyte, which would never get through."""
     service, target = recorder
     values = [0.5] * groups
     fields = {"delta_dot_g": values, "delta_dot_x": values, "g_norm_sq": values, "x_norm_sq": values}
