@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -160,7 +160,8 @@ def labels_in(labels: "dict[str, str]", field: str = "labels") -> dict[str, str]
 
 def check_read_mask(mask: FieldMask, response: type[Message]) -> None:
     """Refuses paths that the response does not have. Raises ServiceError INVALID_READ_MASK."""
-    bad = [path for path in mask.paths if not FieldMask(paths=[path]).IsValidForDescriptor(response.DESCRIPTOR)]
+    described: Any = response.DESCRIPTOR
+    bad = [path for path in mask.paths if not FieldMask(paths=[path]).IsValidForDescriptor(described)]
     if bad:
         told = f"{response.__name__} has no {', '.join(map(repr, bad))}; name fields that it has"
         raise ServiceError("INVALID_READ_MASK", told, {"path": bad[0]}, field="read_mask")
