@@ -101,7 +101,7 @@ for t in range(begin, args.steps):
     params, state, value = step(params, state, batch(t))
     if (t + 1) % args.every == 0 or t + 1 == args.steps:
         bits = float(measure(params, held_out)) / np.log(2.0)
-        print(f"step {t + 1:5d}  loss {value:.4f}  test {bits:.3f} bits a byte  S {scale(state):.2e}", flush=True)
+        print(f"step {t + 1:5d}  loss {value:.4f}  test {bits:.3f} bits per byte  S {scale(state):.2e}", flush=True)
         fresh = args.checkpoint.with_suffix(".new")
         fresh.write_bytes(flax.serialization.to_bytes((params, state, t + 1)))
         os.replace(fresh, args.checkpoint)
