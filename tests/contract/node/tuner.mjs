@@ -1,4 +1,4 @@
-// The tuner of proto/README.md ("A tuner of one's own") and its state as bytes.
+// The tuner of proto/README.md ("Your own tuner") and its state as bytes.
 
 const MAGIC = 0x4d544e52; // "MTNR", read big-endian
 
