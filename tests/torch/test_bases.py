@@ -469,6 +469,12 @@ def test_steps_in_backward_are_refused(new_problem):
     assert refused(Released(problem.params, lr=1.0)) == "BASE_STEPS_IN_BACKWARD"
 
     problem = new_problem()
+    base = torch.optim.SGD(problem.params, lr=1.0)
+    for p in problem.params:
+        p.register_hook(lambda g: base.step())  # a hook of the gradient, as AdaLOMO's
+    assert refused(base) == "BASE_STEPS_IN_BACKWARD"
+
+    problem = new_problem()
     in_backward(problem.params)
     assert refused(torch.optim.AdamW(problem.params, lr=1.0)) == "BASE_STEPS_IN_BACKWARD"
 
@@ -497,7 +503,8 @@ def test_hooks_that_step_nothing_are_welcome(problem):
     norms = []
     opt = mechanize(torch.optim.SGD(problem.params, lr=1.0))
     for p in problem.params:
-        p.register_post_accumulate_grad_hook(lambda p: norms.append(p.grad.norm()))
+        p.register_post_accumulate_grad_hook(lambda p: norms.append(p.grad.norm() * opt.base.param_groups[0]["lr"]))
+        p.register_hook(lambda g: g.clamp(-1.0, 1.0))
     problem.backward()
     opt.step()
     assert len(norms) == 4
@@ -587,6 +594,15 @@ def test_those_of_other_packages_are_refused(name, new_problem):
     package, _, cls = name.partition(".")
     base = getattr(pytest.importorskip(package), cls)(new_problem(torch.float32).params)
     assert refused(base) == "BASE_KEEPS_WEIGHTS"
+
+
+def test_lbfgs_is_refused(problem):
+    """Its curvature is that between the end of its own last step and the next x, where S has put it."""
+    assert refused(torch.optim.LBFGS(problem.params, lr=1.0, line_search_fn="strong_wolfe")) == "BASE_KEEPS_WEIGHTS"
+
+
+def test_sparse_adam_is_refused_at_once(problem):
+    assert refused(torch.optim.SparseAdam(problem.params, lr=1.0)) == "SPARSE_GRADIENT"
 
 
 def test_the_refusal_says_which_way_round(problem):

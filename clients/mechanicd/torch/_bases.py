@@ -2,7 +2,9 @@
 
     BASE_DIFFERENTIABLE       its step is part of a graph, and what S does to the weights would not be
     BASE_STEPS_IN_BACKWARD    it steps during backward, where there is no S
-    BASE_KEEPS_WEIGHTS        it remembers where the weights were (an average, slow weights, z), and S has moved them since
+    BASE_KEEPS_WEIGHTS        it remembers where the weights were (an average, slow weights, z), and S has moved them since;
+                              L-BFGS measures the curvature along its own last step
+    SPARSE_GRADIENT           it takes sparse gradients only
 
 The first two are seen from outside. For the third a BASE is either known (torch's own, and some names), or is tried out:
 `_probe` lets copies of it take a few steps with parameters of a few elements.
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -31,17 +34,23 @@ def check(base: Optimizer) -> None:
     """Checks that BASE can be a BASE.
 
     Raises:
-        InvalidArgument: BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD, BASE_KEEPS_WEIGHTS.
+        InvalidArgument: BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD, BASE_KEEPS_WEIGHTS, SPARSE_GRADIENT.
     """
     check_groups(base)
     check_hooks(base)
+    if any(isinstance(optimizer, torch.optim.SparseAdam) for optimizer in optimizers(base)):
+        raise InvalidArgument(
+            "SPARSE_GRADIENT",
+            "SparseAdam takes sparse gradients only, and h needs dense ones; use torch.optim.Adam, and sparse=False for an "
+            "embedding",
+        )
     why = _keeps_weights(base)
     if why:
         raise InvalidArgument(
             "BASE_KEEPS_WEIGHTS",
-            f"{type(base).__name__} {why}, but S moves them to other places, so its steps would mix both. Wrap the optimizer "
-            "inside it, and put it around mechanize(…) if it is a wrapper: Lookahead(mechanize(AdamW(…))). For an average of "
-            "the weights, use torch.optim.swa_utils.AveragedModel",
+            f"{type(base).__name__} {why}, but S moves them to other places, so its steps would mix both. If it wraps another "
+            "optimizer, put it around the mechanized one: Lookahead(mechanize(AdamW(…))). For an average of the weights, use "
+            "torch.optim.swa_utils.AveragedModel. Else choose another BASE, or use this one without mechanize()",
         )
 
 
@@ -72,10 +81,10 @@ def check_hooks(base: Optimizer) -> None:
         for p in group["params"]:
             if getattr(p, "_in_backward_optimizers", None):
                 raise _steps_in_backward(base, "is applied in backward (_apply_optimizer_in_backward)")
-            hooks: Mapping[int, Any] | None = getattr(p, "_post_accumulate_grad_hooks", None)
-            for hook in (hooks or {}).values():
-                if any(_holds(optimizer, p) for optimizer in _optimizers_of(hook)):
-                    raise _steps_in_backward(base, "has a parameter with a post-accumulate-grad hook that steps an optimizer")
+            hooks: list[Mapping[int, Any] | None] = [getattr(p, "_post_accumulate_grad_hooks", None), p._backward_hooks]
+            for hook in [hook for kind in hooks for hook in (kind or {}).values()]:
+                if any(_holds(optimizer, p) for optimizer in _stepped_by(hook)):
+                    raise _steps_in_backward(base, "has a parameter with a hook that steps an optimizer")
 
 
 def _steps_in_backward(base: Optimizer, what: str) -> InvalidArgument:
@@ -86,19 +95,26 @@ def _steps_in_backward(base: Optimizer, what: str) -> InvalidArgument:
     )
 
 
-def _optimizers_of(hook: Any) -> Iterator[Optimizer]:
-    """The optimizers that a hook can reach: bound, in its closure, its defaults, or the globals that it names."""
-    bound = getattr(hook, "args", ()), getattr(hook, "keywords", None) or {}  # of functools.partial
+def _stepped_by(hook: Any) -> Iterator[Optimizer]:
+    """The optimizers that a hook may step: one whose method it is, or was made by, and those that it can reach (through its
+    arguments, its closure or the globals that it names) if it names anything like "step"."""
+    args, keywords = getattr(hook, "args", ()), getattr(hook, "keywords", None) or {}  # of functools.partial
     function = getattr(hook, "func", hook)
-    values: list[Any] = [*bound[0], *bound[1].values()]
+    owners: list[Any] = []
+    values: list[Any] = [*args, *keywords.values()]
     if isinstance(function, MethodType):
-        values.append(function.__self__)
+        owners.append(function.__self__)
         function = function.__func__
     if isinstance(function, FunctionType):
-        values += [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+        code = function.__code__
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            if _is_full(cell):
+                (owners if name == "self" else values).append(cell.cell_contents)
         values += function.__defaults__ or ()
-        values += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
-    for value in values:
+        values += [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+        if not any("step" in name for name in code.co_names):
+            values = []
+    for value in [*owners, *values]:
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
         for item in inside:
             if isinstance(item, Optimizer):
@@ -122,6 +138,8 @@ def _holds(optimizer: Optimizer, p: Tensor) -> bool:
 
 def _keeps_weights(base: Optimizer) -> str:
     """How BASE remembers where the weights were; empty if it does not."""
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers(base)):
+        return "measures the curvature between the weights where its last step left them and the next ones"
     foreign = [optimizer for optimizer in optimizers(base) if not _is_torchs(optimizer)]
     for name in (type(optimizer).__name__ for optimizer in foreign):
         if name in KEEP_WEIGHTS or any(part in name for part in KEEP_WEIGHTS_PARTS):

@@ -86,7 +86,7 @@ def mechanize(
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
             INVALID_TARGET, COMPLEX_PARAMETER, SHARDING_NOT_SUPPORTED; BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD,
-            BASE_KEEPS_WEIGHTS: BASE would be wrong under S.
+            BASE_KEEPS_WEIGHTS, SPARSE_GRADIENT: BASE would be wrong under S.
     """
     if not isinstance(base, Optimizer) or isinstance(base, Mechanized):
         what = "already a mechanized optimizer" if isinstance(base, Mechanized) else "not a torch.optim.Optimizer"

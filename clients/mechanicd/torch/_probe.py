@@ -1,8 +1,8 @@
 """Tries out whether an optimizer remembers where the weights were.
 
-Two copies of it get the same gradients, with their parameters kept at two places: x and x + c. Then both are put at x, and go
-on. What an optimizer makes of gradients alone is the same in both from then on; what still differs by a part of c, be it an
-update or the state, is a memory of places: slow weights, an average, a z, the weights at the start.
+Two copies of it get the same gradients, with their parameters kept at two places: x and −x, which have the same norms. Then
+both are put at x, and go on. What an optimizer makes of gradients and norms is the same in both from then on. If an update or
+the state still differs by a part of 2x, that is a memory of places: slow weights, an average, a z, the weights at the start.
 
 The copies have small parameters of their own, with as many dimensions as the real ones. An optimizer that can't be copied, or
 does not run so, is not judged.
@@ -33,12 +33,14 @@ APART: Final = 7
 TOGETHER: Final = 13
 """Steps from the same place. In the first of them an optimizer may still compare x with the x of the step before."""
 SETTLED: Final = APART + 2
-SHIFT: Final = 8.0
-"""c, in each element."""
+SIZE: Final = 4.0
+"""The root mean square of x."""
+STEEP: Final = 100.0
+"""The root mean square of g: it is large beside what weight decay adds to it, which is no memory even in a momentum."""
 RATE: Final = 1e-3
-"""The learning rate: steps are short, so that what is as long as c comes from c."""
+"""The learning rate: steps are short, so that what is as long as x comes from x."""
 LEFT: Final = 0.05
-"""The part of c by which two copies may differ at the end."""
+"""The part of 2x by which two copies may differ at the end, in the mean."""
 LARGE: Final = 1 << 24
 """Elements beside the parameters that are copied at most."""
 
@@ -67,10 +69,10 @@ def _judged(base: Optimizer) -> str:
     near, far = _Twin(base), _Twin(base)
     here = [p.detach().clone() for p in near.params]
     for step in range(APART + TOGETHER):
-        for twin, c in ((near, 0.0), (far, SHIFT if step < APART else 0.0)):
+        for twin, sign in ((near, 1.0), (far, -1.0 if step < APART else 1.0)):
             with torch.no_grad():
                 for p, x in zip(twin.params, here, strict=True):
-                    p.copy_(x + c)
+                    p.copy_(sign * x)
             twin.step(step)
         if step >= SETTLED and any(_differ(p, q) for p, q in zip(near.params, far.params, strict=True)):
             return "is drawn to where the weights were"
@@ -98,7 +100,8 @@ class _Twin:
                 for p in group["params"]:
                     if p not in small:
                         shape = [min(size, SIDE) for size in p.shape]
-                        small[p] = torch.nn.Parameter(torch.randn(shape, generator=make, dtype=torch.float32, device="cpu"))
+                        x = torch.randn(shape, generator=make, dtype=torch.float32, device="cpu")
+                        small[p] = torch.nn.Parameter(SIZE * x)
         self.optimizers = [object.__new__(type(optimizer)) for optimizer in originals]
         memo: dict[int, Any] = {id(p): twin for p, twin in small.items()}
         memo |= {id(optimizer): twin for optimizer, twin in zip(originals, self.optimizers, strict=True)}
@@ -127,7 +130,7 @@ class _Twin:
         """One step, with gradients that depend on its number alone."""
         torch.default_generator.manual_seed(number)
         make = torch.Generator().manual_seed(number)
-        gradients = [torch.randn(p.shape, generator=make, dtype=torch.float32, device="cpu") for p in self.params]
+        gradients = [STEEP * torch.randn(p.shape, generator=make, dtype=torch.float32, device="cpu") for p in self.params]
 
         def closure() -> Tensor:
             for p, g in zip(self.params, gradients, strict=True):
@@ -221,4 +224,4 @@ def _differ(value: Tensor, twin: Tensor) -> bool:
     if value.shape != twin.shape or not value.is_floating_point() or value.numel() == 0:
         return False
     gap = (value.detach().double() - twin.detach().double()).abs()
-    return bool(gap.isfinite().all()) and float(gap.mean()) > LEFT * SHIFT
+    return bool(gap.isfinite().all()) and float(gap.mean()) > LEFT * 2.0 * SIZE
