@@ -373,6 +373,66 @@ def all_reload() -> Outcome:
     return {"scales": first["scales"] + rest["scales"], "lost": lost["error"]}
 
 
+def without_a_store() -> Outcome:
+    """As with MPI, which has none."""
+    backends = dist.distributed_c10d._world.pg_map
+    world = dist.group.WORLD
+    assert world is not None
+    name, store = backends[world]
+    backends[world] = name, None  # type: ignore[assignment]
+    found = by_hand()
+    backends[world] = name, store
+    return found
+
+
+class Sam(torch.optim.SGD):
+    """Moves up the gradient, evaluates there, and steps from where it was."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        params = [p for group in self.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            for p in params:
+                p += 0.05 * p.grad
+        loss = closure()
+        with torch.no_grad():
+            for p, x in zip(params, before, strict=True):
+                p.copy_(x)
+        super().step()
+        return loss
+
+
+def _sam(share: bool) -> Outcome:
+    model = new_model()
+    params = list(model.parameters())
+    opt = mechanize(Sam(params, lr=1.0), s_init=1e-4)
+    scales, data = [], batches()
+    for _ in range(STEPS):
+        x, y = (mine(t) if share else t for t in next(data))
+
+        def evaluate(x: Tensor = x, y: Tensor = y) -> Tensor:
+            opt.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            if share:
+                average(params)
+            return loss
+
+        evaluate()
+        opt.step(evaluate)
+        scales.append(opt.scale)
+    return {"scales": scales}
+
+
+def sam() -> Outcome:
+    """BASE calls its closure where it likes, which takes a few more words between the ranks."""
+    return _sam(share=True)
+
+
+def whole_sam() -> Outcome:
+    return _sam(share=False)
+
+
 # ---- refused at the first step
 
 
@@ -438,10 +498,21 @@ def local_sgd_after_a_while() -> Outcome:
 
 
 def one_rank_reloads() -> Outcome:
+    """And then all of them do, which mends it."""
     model = new_model()
     opt = optimizer(model.parameters())
     after = _at(4, lambda: opt.load_state_dict(opt.state_dict()))
-    return train(model, opt, batches(), averaged=True, after=after)
+    found = train(model, opt, batches(), averaged=True, after=after)
+    opt.load_state_dict(opt.state_dict())
+    return {**found, "then": len(train(model, opt, batches(), averaged=True)["scales"])}
+
+
+def own_plateaus() -> Outcome:
+    """A scheduler that looks at each rank's own loss."""
+    model = new_model()
+    opt = optimizer(model.parameters())
+    before = _at(4, lambda: opt.param_groups[0].update(lr=0.1))
+    return train(model, opt, batches(), averaged=True, before=before)
 
 
 def frozen_on_one_rank() -> Outcome:

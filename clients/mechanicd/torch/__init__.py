@@ -12,8 +12,8 @@ _step           one step, on one of three paths
 _passes         its two passes over the parameters, by `_reference` (any device) or `_triton` (CUDA kernels)
 _memory         what is kept of each parameter between two steps
 _async_device   steps that a CUDA device takes before the host does, with `_triton_tuner`
-_team           the processes that train one model; `_distributed` has what they add up
-_meeting        how they find out that they do, with `_fingerprint` and, for others' sharding, `_sharding`
+_membership     with whom this process trains; `_team` has those processes, and `_distributed` what they add up
+_collectives    what they say to each other; `_meeting`, `_fingerprint` and `_sharding`: how they find out that they fit
 _groups         which parameters share one S
 _checkpoint     what `state_dict()` adds to BASE's; `_legacy_checkpoints` reads older forms
 """

@@ -102,36 +102,43 @@ def take(params: Sequence[Tensor], settings: Mapping[str, object], parts: bool) 
     )
 
 
-def differences(ranks: Sequence[Fingerprint]) -> list[str]:
-    """In what the ranks differ that should hold replicas or shards of one model; one line for each rank that does."""
+def differences(ranks: Sequence[Fingerprint], names: Sequence[int]) -> list[str]:
+    """In what the ranks differ that should hold replicas or shards of one model; one line for each rank that does.
+
+    Args:
+        names: how people know the ranks.
+    """
     said = []
     holders: dict[str, int] = {}
-    for rank, here in enumerate(ranks):
-        first = ranks[0]
+    first, leader = ranks[0], names[0]
+    for i, (rank, here) in enumerate(zip(names, ranks, strict=True)):
         other = [name for name, value in first.settings.items() if here.settings.get(name) not in (value, ANY)]
         if other:
             pairs = [(name, first.settings[name], here.settings.get(name)) for name in other]
-            said.append("; ".join(f"{name}: {there} at rank 0, {value} at rank {rank}" for name, there, value in pairs))
+            said.append("; ".join(f"{name}: {there} at rank {leader}, {value} at rank {rank}" for name, there, value in pairs))
             continue
         if here.layout != first.layout:
-            said.append(f"rank {rank} has parameters of other shapes, dtypes or placements than rank 0")
+            said.append(f"rank {rank} has parameters of other shapes, dtypes or placements than rank {leader}")
             continue
         for name, piece in here.pieces.items():
-            holder = holders.setdefault(name, rank)
+            holder = holders.setdefault(name, i)
             there = ranks[holder].pieces[name]
             if piece.weights != there.weights:
-                said.append(f"rank {rank} has other weights than rank {holder}")
+                said.append(f"rank {rank} has other weights than rank {names[holder]}")
                 break
             if not _same_gradient(piece, there):
                 norms = [math.sqrt(sum(p.g_norm_sq)) for p in (piece, there)]
-                said.append(f"rank {rank} has other gradients than rank {holder} (norms {norms[0]:.4g} and {norms[1]:.4g})")
+                said.append(
+                    f"rank {rank} has other gradients than rank {names[holder]} (norms {norms[0]:.4g} and {norms[1]:.4g})"
+                )
                 break
     return said
 
 
-def other_settings(ranks: Sequence[Fingerprint]) -> list[str]:
+def other_settings(ranks: Sequence[Fingerprint], names: Sequence[int]) -> list[str]:
     """As `differences`, for ranks that hold parts of one model: only in their settings must they agree."""
-    return differences([Fingerprint({k: v for k, v in r.settings.items() if k != "parameters"}, "", {}, []) for r in ranks])
+    shared = [{name: value for name, value in rank.settings.items() if name != "parameters"} for rank in ranks]
+    return differences([Fingerprint(settings, "", {}, []) for settings in shared], names)
 
 
 def held_before(ranks: Sequence[Fingerprint]) -> list[list[int]]:

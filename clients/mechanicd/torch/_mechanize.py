@@ -19,8 +19,8 @@ from mechanicd.client.framework import (
 )
 from mechanicd.torch import _bases, _groups, _sharding
 from mechanicd.torch._groups import SCALE_GROUPS, ScaleGroups
+from mechanicd.torch._membership import Distributed, Together
 from mechanicd.torch._optimizer import Mechanized
-from mechanicd.torch._team import Distributed, Together
 from mechanicd.tuner import Convention
 
 if TYPE_CHECKING:

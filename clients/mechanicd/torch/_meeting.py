@@ -65,6 +65,8 @@ class Meetings:
         """
         try:
             store = self._store()
+            if store is None:  # as with MPI
+                return self._hold_without(said, decide)
             self._name = f"mechanicd/{store.add(f'mechanicd/{self._rank}', 1)}"
             store.set(self._key(self._rank), said)
             answer = self._lead(store, decide) if self._rank == LEADER else self._follow(store)
@@ -74,6 +76,12 @@ class Meetings:
             raise Absent(answer["absent"])
         text: str = answer["text"]
         return text
+
+    def _hold_without(self, said: str, decide: Callable[[list[str]], tuple[str, bool]]) -> str:
+        """By a collective, which waits for as long as the group does. Each rank comes to the same answer."""
+        everything = [""] * self._world
+        dist.all_gather_object(everything, said, group=self._group)
+        return decide(everything)[0]
 
     def wait_for(self, place: str) -> None:
         """Notes that this rank waits at a place of the training; `missing_at` tells who does not."""

@@ -16,8 +16,8 @@ from mechanicd.client.framework import DeltaLayout, Run
 from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._groups import ScaleGroups
+from mechanicd.torch._membership import Together
 from mechanicd.torch._step import Stepper
-from mechanicd.torch._team import Together
 from mechanicd.tuner import TunerConfig, TunerState
 
 logger = logging.getLogger("mechanicd.torch")

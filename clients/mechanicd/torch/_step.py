@@ -19,7 +19,7 @@ the rest. Only `apply` needs both BASE and S_{t+1}. There are three paths, one m
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,15 +27,15 @@ from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run
-from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference, _sharding
+from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference
 from mechanicd.torch._async_device import AsyncDevice
 from mechanicd.torch._closure import Closure
 from mechanicd.torch._distributed import Shards, TunerStep
-from mechanicd.torch._fingerprint import ANY
 from mechanicd.torch._groups import ScaleGroups
+from mechanicd.torch._membership import Membership, Together
 from mechanicd.torch._memory import Memory
 from mechanicd.torch._passes import Passes
-from mechanicd.torch._team import Stand, Team, Together
+from mechanicd.torch._team import Team
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 logger = logging.getLogger("mechanicd.torch")
@@ -98,7 +98,7 @@ class Stepper:
         memory: what is kept of each parameter between two steps.
         passes: the two passes over the parameters.
         shards: what this process holds of each parameter.
-        team: the processes that train the model together, from the first step on; None for one alone.
+        membership: who trains with this process.
     """
 
     def __init__(
@@ -124,9 +124,7 @@ class Stepper:
         """Creates what a copy of an optimizer can't share with the original."""
         self.passes = Passes(self.memory)
         self.shards = Shards()
-        self.team: Team | None = None
-        self._alone = False
-        self._failures = 0
+        self.membership = Membership(self._base, self.run, self._together, self._target)
         self.async_device: AsyncDevice | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +134,11 @@ class Stepper:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._connect_parts()
+
+    @property
+    def team(self) -> Team | None:
+        """The processes that train the model together; None before the first step, and for one alone."""
+        return self.membership.team
 
     # ---- the step and its three paths
 
@@ -158,9 +161,9 @@ class Stepper:
         elif _closure.evaluates_first(base):
             loss, replay = _closure.evaluate(closure)
         else:
-            self._meet(config)
+            self.membership.meet(config, self.memory.layout)
             return _closure_path.step(self, config, cap, frozen, closure, base_step)
-        self._meet(config)
+        self.membership.meet(config, self.memory.layout)
         parts = self._parts(config)
         if self.async_device is not None:
             alike = replay is None and not frozen and parts.alike
@@ -204,9 +207,10 @@ class Stepper:
     def _launch_together(self, team: Team, config: TunerConfig, cap: float, frozen: bool, parts: _Parts) -> Step | None:
         """`_launch` of ranks that train together. Each of them takes part, even if none of its parameters does."""
         passes = self.passes
-        stand = self._stand(config, cap, frozen)
+        state = self.tuner_state(config)
+        stand = self.membership.stand(state, cap, frozen)
         try:
-            self._join(parts, self.tuner_state(config), cap)
+            self._join(parts, state, cap)
             groups = _ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active
             passes.launch(self._counted(groups, team))
             *mine, others = passes.read()
@@ -217,7 +221,7 @@ class Stepper:
         try:
             sums, anyone = team.sum(_ascent.signed(mine) if parts.ascending else mine, others, stand, any(parts.active))
             # As for one process, but with the first step in which a parameter takes part on any rank.
-            session = self._open(config, team) if anyone or self.run.state is not None else None
+            session = self.membership.open(config, team) if anyone or self.run.state is not None else None
         except BaseException:
             passes.drop()
             raise
@@ -345,7 +349,7 @@ class Stepper:
 
     def finish_after_failure(self, step: TunerStep) -> None:
         """Finishes a step in which BASE failed: it was begun, so it counts, and on a team the others wait for it."""
-        self._failures += 1
+        self.membership.failures += 1
         try:
             step.finish()
         except MechanicdError as error:
@@ -378,9 +382,7 @@ class Stepper:
         """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
         self.passes = Passes(memory)
-        self._alone, self._failures = False, 0
-        if self.team is not None and not self.team.is_current():
-            self.team = None
+        self.membership.restart()
         self.run.restart(state)
 
     def _can_run_async(self, config: TunerConfig) -> bool:
@@ -388,54 +390,9 @@ class Stepper:
         always_local = self.run.target is None or self.run.on_outage == "local"
         return self._may_run_async and always_local and config.convention in _async_device.CONVENTIONS
 
-    # ---- who trains together
-
-    def _meet(self, config: TunerConfig) -> None:
-        """Finds the team. At the first step the process group is there, and the parameters are sharded."""
-        if self._alone:
-            return
-        if self.team is None:
-            _sharding.refuse(self._base, _groups.flat(self._base.param_groups), self._together.distributed)
-            self.team = self._together.team()
-            self._alone = self.team is None
-            self.run.target = self._target if self.team is None or self.team.leads else None
-        if self.team is not None and not self.team.met:
-            self.team.meet(_groups.flat(self._base.param_groups), self._shared_settings(config, self.team))
-
     def any(self, config: TunerConfig, cap: float, frozen: bool, fact: bool) -> bool:
         """Whether it is so for any process of the team."""
-        return fact if self.team is None else self.team.any(fact, self._stand(config, cap, frozen))
-
-    def _stand(self, config: TunerConfig, cap: float, frozen: bool) -> Stand:
-        state = self.tuner_state(config)
-        return Stand(state.step, state.scale, self.run.session is None, frozen, cap, self._failures)
-
-    def _shared_settings(self, config: TunerConfig, team: Team) -> dict[str, object]:
-        """What all ranks must share beside the parameters."""
-        groups = self._base.param_groups
-        # A rank may leave the target to the leader, but not the other way round: nobody would talk to the server.
-        target = "a server" if self._target is not None else "none" if team.leads else ANY
-        shared: dict[str, object] = {**asdict(config), "target": target}
-        if self._together.distributed != "parts":
-            shared["delta_layout"] = self.memory.layout
-            shared["BASE"] = type(self._base).__qualname__
-            shared["lr"] = [None if group.get("lr") is None else float(group["lr"]) for group in groups]
-        return shared
-
-    def _open(self, config: TunerConfig, team: Team) -> Session:
-        """The session. The other ranks open theirs only after the leader has opened it at the server."""
-        if self.run.session is not None:
-            return self.run.open(config)
-        if not team.leads:
-            team.await_leader(0)
-            return self.run.open(config)
-        try:
-            session = self.run.open(config)
-        except BaseException:
-            team.announce_failure(0)
-            raise
-        team.announce((), held=False)
-        return session
+        return fact if self.team is None else self.team.any(fact, self.membership.stand(self.tuner_state(config), cap, frozen))
 
     # ---- the parameters
 
@@ -449,7 +406,7 @@ class Stepper:
             return self._sort(config)
         except Exception:
             if self.team is not None:
-                self.team.report_failure(self._stand(config, 0.0, False))
+                self.team.report_failure(self.membership.stand(self.tuner_state(config)))
             raise
 
     def _join(self, parts: _Parts, state: TunerState, cap: float) -> None:
