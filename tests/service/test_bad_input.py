@@ -169,6 +169,43 @@ def test_a_setting_out_of_range(server: Any, project: str) -> None:
     assert "1.5" in error.message
 
 
+HUGE = {
+    "groups": (
+        {"config": {"scale_groups": [f"g{index}" for index in range(65_535)] + ["g65534"]}},
+        "INVALID_CONFIG",
+        "'g65534'",
+    ),
+    "too many groups": ({"config": {"scale_groups": ["g"] * 300_000}}, "INVALID_CONFIG", "more than 65,536"),
+    "betas": ({"config": {"betas": [0.5] * 300_000}}, "INVALID_CONFIG", "more than 64"),
+    "read mask": ({"read_mask": {"paths": ["session"] * 300_000}}, "INVALID_READ_MASK", "at most 128"),
+    "labels": ({"labels": {f"k{index}": "v" for index in range(300_000)}}, "INVALID_LABELS", "300000 labels"),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_a_huge_request_is_refused_for_its_size_while_others_train(
+    case: str, session: Session, server: Any, project: str
+) -> None:
+    fields, reason, said = HUGE[case]
+    request = tuner_service_pb2.OpenSessionRequest(name=f"projects/{project}/runs/huge", **fields)
+    error = rejected(server, "OpenSession", request)
+    assert error.reason == reason
+    assert said in error.message
+    session.step(GOOD)
+
+
+def test_a_huge_update_is_refused_for_its_size(session: Session, server: Any) -> None:
+    labels = {f"k{index}": "v" for index in range(300_000)}
+    request = run_service_pb2.UpdateRunRequest(run=resources_pb2.Run(name=session.name, labels=labels))
+    request.update_mask.paths.append("labels")
+    assert rejected(server, "UpdateRun", request).reason == "INVALID_LABELS"
+    request.update_mask.paths.extend(["labels"] * 300_000)
+    error = rejected(server, "UpdateRun", request)
+    assert error.reason == "INVALID_UPDATE_MASK"
+    assert "300001 paths" in error.message
+    assert "300000 labels" in error.message
+
+
 def test_a_start_step_the_server_does_not_have(session: Session, server: Any, project: str) -> None:
     with pytest.raises(ResumeError) as caught:
         open_run(server.target, "run", project=project, start=99)

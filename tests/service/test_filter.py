@@ -163,9 +163,55 @@ def test_a_wrong_filter_is_refused_with_its_place(text: str, position: int, said
     error = caught.value
     assert error.reason == "INVALID_FILTER"
     assert error.metadata == {"filter": text, "position": str(position)}
-    assert error.field == "filter"
+    assert [bad.field for bad in error.bad_fields] == ["filter"]
     assert said in error.message
     assert f"at character {position}" in error.message
+
+
+LONG = " AND ".join(["step > 1"] * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "said"),
+    [
+        (LONG, 0, f"it has {len(LONG):,} characters; a filter has at most 10,000"),
+        ("(" * 100_000, 0, "at most 10,000"),
+        ('name = "' + "x" * 10**6 + '"', 0, "at most 10,000"),
+        (" " * 100_000, 0, "at most 10,000"),
+        (" AND ".join(["step>1"] * 101), 100 * 11 - 4, "at most 100 comparisons"),
+        ("\n AND ".join(["step>1"] * 800), 100 * 12 - 4, "at most 100 comparisons"),
+    ],
+    ids=["ands", "brackets", "a text", "blanks", "one too many", "many"],
+)
+def test_a_filter_has_bounds(text: str, position: int, said: str) -> None:
+    with pytest.raises(ServiceError, match=said) as caught:
+        parse(text)
+    assert caught.value.reason == "INVALID_FILTER"
+    assert caught.value.metadata["position"] == str(position)
+    assert len(caught.value.message) < 600, "it shows only the beginning of a long filter"
+
+
+def test_the_longest_filter_is_taken() -> None:
+    text = " AND ".join(["step > 1"] * 100)
+    assert parse(text.ljust(10_000))(ROW)
+
+
+class Counting(str):
+    """A text that counts how often all of it is read anew."""
+
+    __slots__ = ()
+    read = 0
+
+    def __getitem__(self, key: Any) -> str:
+        Counting.read += len(range(len(self))[key]) if isinstance(key, slice) else 1
+        return super().__getitem__(key)
+
+
+def test_each_character_of_a_filter_is_read_once() -> None:
+    text = Counting(" AND ".join([TRUE] * 90))
+    Counting.read = 0
+    assert parse(text)(ROW)
+    assert Counting.read <= len(text)
 
 
 @settings(deadline=None, max_examples=300)

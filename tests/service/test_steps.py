@@ -1,5 +1,6 @@
 """Steps: what each gives, and that a refused one changes nothing, by unary calls and by the stream alike."""
 
+import asyncio
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ import grpc
 import pytest
 from google.rpc import code_pb2
 
+from mechanicd.service._grpc import TunerServicer
+from mechanicd.service._metrics import Metrics
 from mechanicd.tuner import CONVENTIONS, Reductions, TunerConfig
 from mechanicd.v1 import errors_pb2, resources_pb2, tuner_service_pb2
 
@@ -342,6 +345,62 @@ def test_one_message_holds_the_steps_of_many_sessions_and_the_results_keep_their
 def test_several_steps_of_one_session_may_share_a_message(training: Any, stream: Any) -> None:
     for result in stream.take(*(training.request(step=step) for step in range(1, 101))):
         training.expect(result)
+
+
+def test_a_message_of_very_many_steps_is_answered_in_order_and_others_step_meanwhile(
+    training: Any, new_training: Callable[..., Any], stream: Any
+) -> None:
+    other = new_training("other", seed=1)
+    other.open()
+    unknown = tuner_service_pb2.StepRequest(session=5, step=1)
+    stream.send(*(unknown for _ in range(20_000)), *(training.request(step=step) for step in range(1, 601)), unknown)
+    other.take(3)
+    results = stream.receive()
+    assert [result.session for result in results] == [*[5] * 20_000, *[training.session] * 600, 5]
+    assert {said(result)[1] for result in results if result.session == 5} == {"SESSION_UNKNOWN"}
+    for result in results[20_000:-1]:
+        training.expect(result)
+
+
+async def ticks() -> int:
+    """How often the event loop runs others while a servicer answers one message of 2,600 steps."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    class Engine:
+        metrics = Metrics()
+
+        def steps(self, request: Any) -> Any:
+            return tuner_service_pb2.StreamStepsResponse(), []
+
+        def disconnected(self, sessions: set[int]) -> None:
+            return
+
+    class Context:
+        read_once = False
+
+        async def read(self) -> Any:
+            if self.read_once:
+                return grpc.aio.EOF
+            self.read_once = True
+            return tuner_service_pb2.StreamStepsRequest(steps=[tuner_service_pb2.StepRequest()] * 2600)
+
+        async def write(self, _: Any) -> None:
+            return
+
+    counting = asyncio.create_task(count())
+    await TunerServicer(Engine(), settle=False).StreamSteps(None, Context())  # type: ignore[arg-type]
+    counting.cancel()
+    return turns
+
+
+def test_no_message_holds_the_event_loop_for_more_than_a_few_hundred_steps() -> None:
+    assert asyncio.run(ticks()) >= 2600 // 300
 
 
 def test_messages_may_be_sent_ahead_of_the_answers(training: Any, stream: Any) -> None:

@@ -16,7 +16,7 @@ REFUSED = {
     "convention": ["", "Paper", "adam", None, 3, ["paper"]],
     "betas": [
         *[(), [0.0], [-0.5], [1.0000000001], [0.9, math.nan], [math.inf], [None], ["0.9"], [True], [10**400], [0.9] * 65],
-        *[0.9, None, "0.9", "1"],
+        *[0.9, None, "0.9", "1", b"1", 3, {}],
     ],
     "s_decay": [*NO_NUMBERS, -1e-300, -1.0, 1.0000001e6],
     "s_init": [*NO_NUMBERS, 0.0, -0.0, -1e-8, 1.0000001e6],
@@ -55,6 +55,49 @@ def test_a_bad_value_is_refused_by_the_name_of_its_field(field, value):
     assert refusal.value.field == field
     assert refusal.value.reason == "INVALID_CONFIG"
     assert str(refusal.value).startswith(f"{field}: ")
+
+
+def endless(value):
+    """More values than anyone counts, and an error where all of them are asked for."""
+    for _ in range(100_000):
+        yield value
+    raise AssertionError("all of them were read")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("betas", 0.9), ("betas", math.nan), ("scale_groups", "a"), ("scale_groups", None)]
+)
+def test_values_are_counted_before_they_are_looked_at(field, value):
+    with pytest.raises(ConfigError, match="more than") as refusal:
+        TunerConfig(**{field: endless(value)})
+    assert refusal.value.field == field
+
+
+class Name(str):
+    """A name that counts comparisons."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        Name.compared += 1
+        return super().__eq__(other)
+
+
+@pytest.mark.parametrize("count", [100, 65_536])
+def test_a_name_that_appears_twice_is_found_in_one_pass(count):
+    names = [Name(f"g{index}") for index in range(count - 1)]
+    Name.compared = 0
+    with pytest.raises(ConfigError, match=f"'g{count - 2}' appears twice"):
+        TunerConfig(scale_groups=[*names, Name(f"g{count - 2}")])
+    assert Name.compared <= count
+
+
+@pytest.mark.parametrize("name", ["\ud800", "layer\udcff.weight"])
+def test_a_name_that_is_no_unicode_text_is_refused(name):
+    with pytest.raises(ConfigError, match="UTF-8"):
+        TunerConfig(scale_groups=[name])
 
 
 @pytest.mark.parametrize(("field", "value"), cases(TAKEN))

@@ -81,6 +81,8 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     Raises:
         MalformedName: INVALID_LABELS.
     """
+    if not isinstance(labels, Mapping):
+        raise MalformedName("INVALID_LABELS", f"labels {labels!r}: expected a mapping such as {{'model': 'bert'}}")
     if len(labels) > MAX_LABELS:
         raise MalformedName("INVALID_LABELS", f"{len(labels)} labels; a run has at most {MAX_LABELS}")
     for key, value in labels.items():
@@ -90,4 +92,6 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
             raise MalformedName(
                 "INVALID_LABELS", f"label {key}={value!r}: a value is a string of up to {MAX_LABEL_VALUE} characters"
             )
+        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise MalformedName("INVALID_LABELS", f"label {key}={value!r}: a value is Unicode text, without surrogates")
     return dict(labels)

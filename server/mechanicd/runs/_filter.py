@@ -16,6 +16,10 @@ _COMPARISON: Final = re.compile(
         (?P<value>"(?:[^"\\]|\\.)*"|[^\s"]+)\s*""",
     re.VERBOSE,
 )
+MAX_FILTER: Final = 10_000
+"""The most characters of a filter."""
+MAX_COMPARISONS: Final = 100
+"""The most comparisons of a filter: a list makes each of them for every run."""
 _AND: Final = re.compile(r"AND\b")
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "=": operator.eq,
@@ -25,6 +29,7 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_SHOWN: Final = 300
 _TEXT_FIELDS: Final = {"name", "status"}
 _NUMBER_FIELDS: Final = {"step", "scale"}
 
@@ -33,7 +38,8 @@ class FilterError(ValueError):
     """A filter that can't be parsed, with its text and the position of the error."""
 
     def __init__(self, text: str, position: int, what: str) -> None:
-        super().__init__(f"filter {text!r}, at character {position}: {what}")
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        super().__init__(f"filter {shown!r}, at character {position}: {what}")
         self.text = text
         self.position = position
 
@@ -83,9 +89,13 @@ def parse_filter(text: str) -> Filter:
     Raises:
         FilterError
     """
+    if len(text) > MAX_FILTER:
+        raise FilterError(text, 0, f"it has {len(text):,} characters; a filter has at most {MAX_FILTER:,}")
     comparisons: list[Comparison] = []
-    position = 0
-    while text[position:].strip():
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        if len(comparisons) == MAX_COMPARISONS:
+            raise FilterError(text, position, f"a filter has at most {MAX_COMPARISONS} comparisons")
         if comparisons:
             joined = _AND.match(text, position)
             if joined is None:

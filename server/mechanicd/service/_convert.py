@@ -1,6 +1,6 @@
 """Converts between the contract's messages and the plain values of the tuner and the store. Makes no decisions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -25,6 +25,8 @@ STATUS_OUT: Final = {
 MAX_INTEGER: Final = 2**62
 """The largest step or session accepted from a client: stores keep signed 64-bit integers, and steps count up from here."""
 MAX_COMMAND: Final = 4096
+MOST_PATHS: Final = 128
+"""The most paths of a read mask: more than any response has fields."""
 CLOSING_STATUS: Final = {
     value: name for name, value in STATUS_OUT.items() if name not in (runs.RunStatus.RUNNING, runs.RunStatus.SILENT)
 }
@@ -39,9 +41,9 @@ def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
         if message.HasField(field):
             given[field] = getattr(message, field)
     if message.betas:
-        given["betas"] = tuple(message.betas)
+        given["betas"] = message.betas
     if message.scale_groups:
-        given["scale_groups"] = tuple(message.scale_groups)
+        given["scale_groups"] = message.scale_groups
     try:
         return TunerConfig(**given)  # type: ignore[arg-type]
     except ConfigError:  # it tells of the first field alone, so each is tried by itself
@@ -150,16 +152,19 @@ def filter_in(text: str) -> runs.Filter:
         raise ServiceError("INVALID_FILTER", str(error), metadata, field="filter") from None
 
 
-def labels_in(labels: "dict[str, str]", field: str = "labels") -> dict[str, str]:
-    """Raises ServiceError INVALID_LABELS."""
+def labels_in(labels: Mapping[str, str], field: str = "labels") -> dict[str, str]:
+    """Raises ServiceError INVALID_LABELS. It counts a message's labels before it copies them: there may be millions."""
     try:
-        return names.check_labels(dict(labels))
+        return names.check_labels(labels)
     except names.MalformedName as error:
         raise ServiceError(error.reason, str(error), field=field) from None
 
 
 def check_read_mask(mask: FieldMask, response: type[Message]) -> None:
     """Refuses paths that the response does not have. Raises ServiceError INVALID_READ_MASK."""
+    if len(mask.paths) > MOST_PATHS:
+        told = f"the read mask has {len(mask.paths)} paths; name at most {MOST_PATHS}"
+        raise ServiceError("INVALID_READ_MASK", told, {"path": mask.paths[0]}, field="read_mask")
     described: Any = response.DESCRIPTOR
     bad = [path for path in mask.paths if not FieldMask(paths=[path]).IsValidForDescriptor(described)]
     if bad:

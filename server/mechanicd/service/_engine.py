@@ -163,18 +163,18 @@ class Engine:
         name, config, labels, start, _ = every(
             lambda: _convert.run_name_in(request.name),
             lambda: _convert.config_in(request.config),
-            lambda: _convert.labels_in(dict(request.labels)),
+            lambda: _convert.labels_in(request.labels),
             lambda: _start_in(request),
             lambda: _convert.check_read_mask(request.read_mask, tuner_service_pb2.OpenSessionResponse),
         )
-        command = _convert.command_in(request.command)
+        client, command = _convert.text_in(request.client, 200), _convert.command_in(request.command)
         async with self.registry.lock(name):
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
                     if request.session:
                         opened = await self._reattach(name, request.session, config)
                     else:
-                        opened = await self._open(name, config, labels, start, request.client, command)
+                        opened = await self._open(name, config, labels, start, client, command)
                     return _convert.masked(opened, request.read_mask)
                 except OwnershipLost as error:  # another server took the run at this moment: read it again
                     log.info("%s: %s; attempt %d", name, error, attempt + 1)

@@ -22,7 +22,7 @@ def opened(row: RunRow, decision: Decision, now: int, client: str) -> tuple[Even
     Args:
         row: the run as it was before.
     """
-    by = f" (by {_convert.text_in(client, 200)})" if client else ""
+    by = f" (by {client})" if client else ""
     taken = EventRow(now, decision.after_step, _KINDS[decision.outcome], decision.explanation + by)
     if row.status != RunStatus.RUNNING or not row.session:
         return (taken,)

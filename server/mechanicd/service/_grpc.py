@@ -1,5 +1,6 @@
 """The grpcio adapter: it passes messages to the service and errors to the client, and decides nothing."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
@@ -21,6 +22,8 @@ from mechanicd.v1 import tuner_service_pb2 as tuner
 
 log = logging.getLogger("mechanicd.service")
 
+_AT_ONCE: Final = 256
+"""The most steps of one message that are taken without letting other calls run in between; a client sends 64."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 R = TypeVar("R")
 Context = Any
@@ -80,7 +83,7 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
             while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                 begun = perf_counter()
                 try:
-                    response, old = steps(request)
+                    response, old = steps(request) if len(request.steps) <= _AT_ONCE else await self._in_parts(request)
                     took(perf_counter() - begun)
                     if old or self._settle:
                         await self._complete(request, response, old)
@@ -91,6 +94,17 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
         finally:
             if last is not None:
                 self._engine.disconnected({step.session for step in last.steps})
+
+    async def _in_parts(self, request: tuner.StreamStepsRequest) -> tuple[tuner.StreamStepsResponse, list[int]]:
+        """`Engine.steps` for a message of very many steps: others take theirs in between."""
+        whole, old = tuner.StreamStepsResponse(), list[int]()
+        for start in range(0, len(request.steps), _AT_ONCE):
+            part = tuner.StreamStepsRequest(steps=request.steps[start : start + _AT_ONCE])
+            response, later = self._engine.steps(part)
+            whole.MergeFrom(response)
+            old += [start + index for index in later]
+            await asyncio.sleep(0)
+        return whole, old
 
     async def _complete(self, request: tuner.StreamStepsRequest, response: tuner.StreamStepsResponse, old: list[int]) -> None:
         if old:

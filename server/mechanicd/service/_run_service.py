@@ -1,7 +1,7 @@
 """RunService's calls: queries and changes of runs. Takes messages and returns messages; knows no transport."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
 from mechanicd import store
@@ -14,6 +14,7 @@ from mechanicd.service._run_cache import RunCache, Seen
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
+_MOST_PATHS: Final = 2 * names.MAX_LABELS  # all that a run has, and as many new ones
 
 
 class RunService:
@@ -83,12 +84,12 @@ class RunService:
 
     async def update_run(self, request: run_service_pb2.UpdateRunRequest) -> run_service_pb2.UpdateRunResponse:
         """See RunService.UpdateRun."""
-        given, paths = dict(request.run.labels), request.update_mask.paths
+        paths = request.update_mask.paths
         row = await self._find(request.run.name)
         name, _, labels = every(
             lambda: _convert.run_name_in(request.run.name, "run.name"),
             lambda: _check_mask(paths),
-            lambda: _convert.labels_in(_updated(row.labels if row else {}, given, paths), "run.labels"),
+            lambda: _labels_in(request, row),
         )
         assert row is not None  # its name is well-formed
         await self._call(self._store.set_labels, row.id, labels)
@@ -181,12 +182,14 @@ def _differs(before: Seen | None, now: Seen) -> bool:
     return not same_alerts(old_needs, new_needs)
 
 
-def _check_mask(paths: Collection[str]) -> None:
+def _check_mask(paths: Sequence[str]) -> None:
     """Raises ServiceError INVALID_UPDATE_MASK."""
-    bad = [path for path in paths if path != "labels" and (not path.startswith("labels.") or path == "labels.")]
-    if not paths:
+    bad = [path for path in paths[:_MOST_PATHS] if path != "labels" and (not path.startswith("labels.") or path == "labels.")]
+    if not 1 <= len(paths) <= _MOST_PATHS:
         raise ServiceError(
-            "INVALID_UPDATE_MASK", "the update mask is empty; name `labels` or `labels.KEY` in it", field="update_mask"
+            "INVALID_UPDATE_MASK",
+            f"the update mask has {len(paths)} paths; name `labels` or `labels.KEY` in it, with at most {_MOST_PATHS} paths",
+            field="update_mask",
         )
     if bad:
         raise ServiceError(
@@ -195,6 +198,13 @@ def _check_mask(paths: Collection[str]) -> None:
             {"path": bad[0]},
             field="update_mask",
         )
+
+
+def _labels_in(request: run_service_pb2.UpdateRunRequest, row: RunRow | None) -> dict[str, str]:
+    """The labels that an update leaves. Raises ServiceError INVALID_LABELS."""
+    given = _convert.labels_in(request.run.labels, "run.labels")
+    left = _updated(row.labels if row else {}, given, request.update_mask.paths[:_MOST_PATHS])
+    return _convert.labels_in(left, "run.labels")
 
 
 def _updated(labels: Mapping[str, str], given: Mapping[str, str], paths: Iterable[str]) -> dict[str, str]:

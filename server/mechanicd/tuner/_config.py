@@ -1,15 +1,16 @@
 """The tuner's settings, checked when they are made."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 
 from mechanicd.tuner._conventions import CONVENTIONS, Convention
 from mechanicd.tuner._errors import InvalidArgument
 
 MAX_BETAS: Final = 64
 MAX_SCALE_GROUPS: Final = 65_536
+MAX_GROUP_NAME: Final = 256
 MAX_S_DECAY: Final = 1e6
 
 
@@ -56,8 +57,6 @@ class TunerConfig:
             raise ConfigError("convention", f"got {self.convention!r}; choose one of {', '.join(CONVENTIONS)}")
         object.__setattr__(self, "betas", _floats("betas", self.betas))
         object.__setattr__(self, "scale_groups", _names(self.scale_groups))
-        if not 1 <= len(self.betas) <= MAX_BETAS:
-            raise ConfigError("betas", f"got {len(self.betas)} values; give 1 to {MAX_BETAS}")
         for beta in self.betas:
             if not 0.0 < beta <= 1.0:
                 raise ConfigError("betas", f"got {beta!r}; each must be in (0, 1]")
@@ -86,23 +85,47 @@ def _float(field: str, value: object) -> float:
     return number
 
 
-def _floats(field: str, values: Iterable[object]) -> tuple[float, ...]:
-    try:
-        return tuple(_float(field, value) for value in values)
-    except TypeError:
-        raise ConfigError(field, f"got {values!r}; it must be a list of numbers") from None
+def _floats(field: str, values: object) -> tuple[float, ...]:
+    return tuple([_float(field, value) for value in _listed(field, values, "numbers", MAX_BETAS)])
 
 
 def _names(values: object) -> tuple[str, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConfigError("scale_groups", f"got {values!r}; it must be a list of names")
-    names = tuple(values)
-    if not 1 <= len(names) <= MAX_SCALE_GROUPS:
-        raise ConfigError("scale_groups", f"got {len(names)} names; give 1 to {MAX_SCALE_GROUPS:,}")
+    names = _listed("scale_groups", values, "names", MAX_SCALE_GROUPS)
+    seen = set[str]()
     for name in names:
-        if not isinstance(name, str) or not name or len(name) > 256:
-            raise ConfigError("scale_groups", f"got {name!r}; each must be a string of 1 to 256 characters")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError("scale_groups", f"{twice!r} appears twice; each group needs its own name")
+        if not isinstance(name, str) or not name or len(name) > MAX_GROUP_NAME:
+            raise ConfigError("scale_groups", f"got {name!r}; each must be a string of 1 to {MAX_GROUP_NAME} characters")
+        if not _is_unicode(name):
+            raise ConfigError("scale_groups", f"got {name!r}, which is not Unicode text; a name must be encodable as UTF-8")
+        if name in seen:
+            raise ConfigError("scale_groups", f"{name!r} appears twice; each group needs its own name")
+        seen.add(name)
     return names
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be stored and sent: bytes that were no UTF-8 leave lone surrogates in a str."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _listed(field: str, values: object, kind: str, most: int) -> tuple[Any, ...]:
+    """The values as a tuple. They are counted before anything looks at them: a list of millions is refused at once."""
+    given = None if isinstance(values, str | bytes | bytearray) else _taken(values, most + 1)
+    if given is None:
+        raise ConfigError(field, f"got {values!r}; it must be a list of {kind}")
+    if not 1 <= len(given) <= most:
+        count = len(given) if len(given) <= most else f"more than {most:,}"
+        raise ConfigError(field, f"got {count} {kind}; give 1 to {most:,}")
+    return given
+
+
+def _taken(values: object, most: int) -> tuple[Any, ...] | None:
+    """At most the first values of an iterable; None for what can't be iterated, such as a tensor of no dimensions."""
+    try:
+        return tuple(islice(values, most))  # type: ignore[call-overload]
+    except TypeError:
+        return None
