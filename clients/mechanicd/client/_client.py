@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _address, _signals
+from mechanicd.client import _address, _leftovers, _signals
+from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.tuner import TunerConfig, TunerState
@@ -238,9 +239,11 @@ def _grpc_is_ours() -> bool:
 
 def _after_fork() -> None:
     """A forked child has its parent's memory but none of its threads, so the sessions remain the parent's."""
+    deferred.forget()
     for session in list(_open_sessions):
         session.forget()
     _open_sessions.clear()
+    _leftovers.forget()
     _signals.forget()
 
 
@@ -250,6 +253,7 @@ os.register_at_fork(after_in_child=_after_fork)
 @atexit.register
 def close_sessions() -> None:
     """Closes every open session at exit: as finished, or as failed if an exception ended the process."""
+    _leftovers.do_all()
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     for session in list(_open_sessions):
         if error is None:

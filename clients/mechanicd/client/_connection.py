@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mechanicd.client._backlog import Backlog
+from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed, SessionFenced, StepConflict
 from mechanicd.client._opening import CALL_SECONDS, Opener
 from mechanicd.client._transport import Link, step_error
@@ -36,6 +37,7 @@ log = logging.getLogger("mechanicd.client")
 _BACKOFF_FIRST: Final = 0.1
 _BACKOFF_MOST: Final = 5.0
 _REPLAY_BATCH: Final = 256
+_LOOK_SECONDS: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +101,12 @@ class Connection:
 
     def wait(self, timeout: float) -> bool:
         """Waits while the server is unreachable. Returns False if it still is when the time is up."""
-        return self._settled.wait(timeout)
+        end = time.monotonic() + timeout
+        while not self._settled.is_set():  # a signal amid `Event.wait` could leave the event's lock taken for ever
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
 
     def send(self, request: tuner_service_pb2.StepRequest, *, hold_if_disconnected: bool) -> Link | None:
         """Adds a step to the backlog and, if connected, sends it. Returns the link that will answer, or None."""
@@ -120,17 +127,19 @@ class Connection:
             link: where the answer was missed. If it is not the current one, nothing changes: an old link's late failure says
                 nothing about the new one.
         """
-        with self.lock:
-            if not isinstance(self._state, Connected) or link not in (None, self._state.link):
-                return
-            lost = self._state.link
-            self._enter(Disconnected())
-        lost.close()
+        with deferred:
+            with self.lock:
+                if not isinstance(self._state, Connected) or link not in (None, self._state.link):
+                    return
+                lost = self._state.link
+                self._enter(Disconnected())
+            lost.close()
         self.warn(error)
 
     def warn(self, error: MechanicdError) -> None:
         """Logs that an outage begins."""
-        log.warning("%s: the server is unreachable; training %s: %s", self.opener.name, self._meanwhile, error)
+        # Its text alone: a log that keeps its records would keep the frames of the error, and in them the session.
+        log.warning("%s: the server is unreachable; training %s: %s", self.opener.name, self._meanwhile, str(error))
 
     def end(self, error: MechanicdError | None = None) -> State:
         """Ends the session; only the first end counts. Closes the link after an error; else it is the caller's to close.
@@ -138,14 +147,15 @@ class Connection:
         Returns:
             The state before.
         """
-        with self.lock:
-            before = self._state
-            if isinstance(before, Ended):
-                return before
-            self._enter(Ended(error))
-        if error is not None and isinstance(before, Connected):
-            before.link.close()
-        return before
+        with deferred:
+            with self.lock:
+                before = self._state
+                if isinstance(before, Ended):
+                    return before
+                self._enter(Ended(error))
+            if error is not None and isinstance(before, Connected):
+                before.link.close()
+            return before
 
     def forget(self, error: MechanicdError) -> None:
         """In a forked child: the link, its threads and the reconnect thread are the parent's. Every use raises `error`."""
@@ -186,7 +196,7 @@ class Connection:
                     log.error(
                         "%s: the server refuses the run; training continues, but the server records no further steps: %s",
                         self.opener.name,
-                        error,
+                        str(error),
                     )
                 return
             if replayed is not None:

@@ -22,7 +22,9 @@ from typing import Final
 
 from mechanicd.client._backlog import Backlog
 from mechanicd.client._connection import Connected, Connection, Ended, verify
+from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, MechanicdError, ServerUnavailable, SessionClosed
+from mechanicd.client._leftovers import do_later
 from mechanicd.client._opening import CALL_SECONDS, Opener, Start, config_out
 from mechanicd.client._session import ON_OUTAGE, OnOutage, Session
 from mechanicd.client._signals import Turn
@@ -147,9 +149,9 @@ class RemoteSession(Session):
                 its store refuses to write.
             SessionError: the run is no longer this session's.
         """
-        with self._turn:
+        with deferred, self._turn:
             self._catch_up()
-        # Outside the turn: other threads may take steps while this one waits.
+        # Outside the turn: other threads may take steps while this one waits, and a signal may end the wait.
         return self._flush(CALL_SECONDS if timeout is None else timeout)
 
     def _flush(self, timeout: float) -> int:
@@ -182,7 +184,7 @@ class RemoteSession(Session):
                     raise
                 self._connection.lose(error)
                 continue
-            with self._connection.lock:
+            with deferred, self._connection.lock:
                 self._connection.backlog.durable(reply.durable_step)
             return int(reply.durable_step)
 
@@ -199,6 +201,14 @@ class RemoteSession(Session):
         self._link_of_step = None
         self._unanswered.clear()
         self._closed = True
+
+    def __del__(self) -> None:
+        """A session that nobody closed and nobody can use any more is closed in the background."""
+        if not getattr(self, "_closed", True):
+            do_later(self._close_leftover)
+
+    def _close_leftover(self) -> None:
+        self.close(None, "garbage-collected without close()")
 
     # --- a step: always within the turn ------------------------------------------------------------------------------
 
@@ -219,12 +229,22 @@ class RemoteSession(Session):
 
     def _receive(self, following: TunerState, wait: bool) -> TunerState:
         link = self._link_of_step
-        if link is not None and (wait or self._on_outage != "local"):
-            self._catch_up()
-            self._answered(link, following)
-        elif link is not None:
-            self._unanswered.append((link, following))
-        self._check()
+        try:
+            if link is not None and (wait or self._on_outage != "local"):
+                self._catch_up()
+                self._answered(link, following)
+            elif link is not None:
+                self._unanswered.append((link, following))
+            self._check()
+        except MechanicdError:
+            raise
+        except BaseException as stop:  # a second Ctrl-C: nobody waits for the answer any more, but the step was sent
+            self._connection.lose(ServerUnavailable("DEADLINE_EXCEEDED", f"{type(stop).__name__} ended the wait"))
+            self._state = self._taken(following)
+            raise
+        return self._taken(following)
+
+    def _taken(self, following: TunerState) -> TunerState:
         # Only now may a replay send the step: it compares the server's S with this one.
         with self._connection.lock:
             self._connection.backlog.complete(following)
@@ -264,10 +284,16 @@ class RemoteSession(Session):
         if status not in _STATUS:
             raise InvalidArgument("INVALID_STATUS", f"status={status!r}; choose one of {', '.join(_STATUS)}")
         # A session that an error ended has nothing to flush; one in an outage gives the server a while to return.
-        with contextlib.suppress(MechanicdError):
-            self._check()
-            self._catch_up()
-            self._flush(self._deadline if self.connected else max(self._deadline, _CLOSE_SECONDS))
+        try:
+            with contextlib.suppress(MechanicdError):
+                self._check()
+                self._catch_up()
+                self._flush(self._deadline if self.connected else max(self._deadline, _CLOSE_SECONDS))
+        except BaseException:  # Ctrl-C: the wait ends, and so does the session
+            left = self._connection.end()
+            if isinstance(left, Connected):
+                left.link.close()
+            raise
         before = self._connection.end()
         if isinstance(before, Ended):
             return
@@ -281,7 +307,7 @@ class RemoteSession(Session):
             request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=_STATUS[status], message=message)
             opener.call("CloseSession", request, CALL_SECONDS)
         except MechanicdError as error:
-            log.warning("%s: could not be closed as %s: %s", self.name, status, error)
+            log.warning("%s: could not be closed as %s: %s", self.name, status, str(error))
         finally:
             with contextlib.suppress(Exception):
                 before.link.close()

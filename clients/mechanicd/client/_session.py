@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, get_args
 
+from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._signals import Turn, told_to_stop
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
@@ -22,7 +23,8 @@ class Session(ABC):
     """One training process's hold on a run.
 
     A step is `begin(reductions)`, then whatever may overlap (BASE's step), then `finish()`, which returns S_{t+1}. `step` does
-    both. A session keeps its own copy of the tuner, which computes the same bits as the server's.
+    both. A session keeps its own copy of the tuner, which computes the same bits as the server's. None of the three stops
+    halfway for a signal (Ctrl-C): its handler is called when they have returned.
 
     Attributes:
         config: the tuner's settings.
@@ -74,7 +76,7 @@ class Session(ABC):
             InvalidArgument: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; nothing was sent.
             SessionClosed: after `close()`, or if the last `begin` was not finished.
         """
-        with self._turn:
+        with deferred, self._turn:
             self._check()
             if self._closed:
                 raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the session'} was closed; open the run again")
@@ -100,7 +102,7 @@ class Session(ABC):
         Raises:
             SessionError, ServerUnavailable: what ended the session.
         """
-        with self._turn:
+        with deferred, self._turn:
             if self._next is None:
                 self._check()
                 raise SessionClosed("STEP_NOT_BEGUN", "no step has begun; call begin(reductions) first")
@@ -119,8 +121,9 @@ class Session(ABC):
                 "GROUP_COUNT_MISMATCH",
                 f"step() is for one scale group, but this run has {len(self.config.scale_groups)}; use begin() and finish()",
             )
-        self.begin(reductions)
-        return self.finish()[0]
+        with deferred:
+            self.begin(reductions)
+            return self.finish()[0]
 
     @abstractmethod
     def flush(self, timeout: float | None = None) -> int:
@@ -140,9 +143,11 @@ class Session(ABC):
             self._closed = True
             if status != "finished" and told_to_stop():
                 status, message = "preempted", "SIGTERM told the process to stop"
-            self._close(status or "finished", message)
-            for callback in self._callbacks:
-                callback()
+            try:
+                self._close(status or "finished", message)
+            finally:
+                for callback in self._callbacks:
+                    callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Registers a callback for when the session is closed."""

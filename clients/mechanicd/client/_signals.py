@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from mechanicd.client._deferred import behind, deferred
+
 CLOSE_SECONDS: Final = 10.0
 
 _told = threading.Event()
@@ -61,7 +63,7 @@ def watch(close: Callable[[], None]) -> None:
     global _installed, _former
     if _installed is not None or threading.current_thread() is not threading.main_thread():
         return
-    former = signal.getsignal(signal.SIGTERM)
+    former = behind(signal.getsignal(signal.SIGTERM))
     if former is None or former is signal.SIG_IGN:
         return
 
@@ -74,6 +76,8 @@ def watch(close: Callable[[], None]) -> None:
             _ending.set()
             threading.Thread(target=_end, args=(close,), name="mechanicd-sigterm", daemon=True).start()
 
+    if not callable(former):
+        deferred.harmless = handle  # it never raises, and must come through where a step hangs
     signal.signal(signal.SIGTERM, handle)
     _installed, _former = handle, former
 

@@ -1,6 +1,7 @@
 """The wire: one gRPC channel, and one stream of steps. The only module here that imports grpc; others import it late.
 
-Every call has a deadline. grpc's errors are translated in one place (`translate`).
+Every call has a deadline. grpc's errors are translated in one place (`translate`). Signals wait while grpc's own code runs, but
+not while it waits for an answer: an exception amid that code could leave a lock of the channel taken for ever.
 """
 
 import queue
@@ -12,6 +13,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.client import _address
+from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, NotImplementedByServer, ServerUnavailable, from_reason
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
@@ -77,7 +79,8 @@ class Link:
     def close(self) -> None:
         """Ends the stream."""
         self._requests.put(None)
-        self._call.cancel()
+        with deferred:
+            self._call.cancel()
 
     def _messages(self) -> Iterator[tuner_service_pb2.StreamStepsRequest]:
         """grpc iterates over this when it can send. A message costs more than the steps in it, so each takes all that wait."""
@@ -130,8 +133,19 @@ class Transport:
             MechanicdError: what the server refused, or ServerUnavailable.
         """
         service = self._tuner if hasattr(self._tuner, method) else self._runs
+        answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
-            return getattr(service, method)(request, timeout=timeout, metadata=metadata)
+            with deferred:
+                future = getattr(service, method).future(request, timeout=timeout, metadata=metadata)
+                future.add_done_callback(answered.put)
+            try:
+                answered.get()
+            except BaseException:
+                with deferred:
+                    future.cancel()
+                raise
+            with deferred:
+                return future.result()
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
         except ValueError as error:  # grpc's way of saying that close() was called
@@ -153,11 +167,13 @@ class Transport:
 
     def link(self, metadata: Metadata) -> Link:
         """A new stream of steps."""
-        return Link(self._tuner, self.target, metadata)
+        with deferred:
+            return Link(self._tuner, self.target, metadata)
 
     def close(self) -> None:
         """Closes the channel and its streams."""
-        self._channel.close()
+        with deferred:
+            self._channel.close()
 
 
 def translate(error: grpc.RpcError, target: str) -> MechanicdError:

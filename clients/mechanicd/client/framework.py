@@ -13,7 +13,9 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from mechanicd.client import _signals
 from mechanicd.client._client import close_sessions
+from mechanicd.client._deferred import deferred, exposed
 from mechanicd.client._errors import InvalidArgument, PackageMissing
+from mechanicd.client._leftovers import do_later
 from mechanicd.client._run import Run
 from mechanicd.client._session import ON_OUTAGE, OnOutage, only_scale
 from mechanicd.tuner import Convention, TunerConfig
@@ -35,6 +37,9 @@ __all__ = [
     "check_settings",
     "close_on_sigterm",
     "close_sessions",
+    "deferred",
+    "do_later",
+    "exposed",
     "only_scale",
     "require_package",
 ]

@@ -4,10 +4,12 @@ A callback stalls a GPU: the host cannot enqueue what follows until the callback
 form into a ring that is part of the optimizer's state, and `Mechanized.report` copies the ring from time to time.
 """
 
+import contextlib
+import logging
 import queue
 import threading
 import time
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,11 @@ import numpy as np
 from jax import lax
 
 from mechanicd.client import MechanicdError
+from mechanicd.client.framework import deferred
 from mechanicd.jax._report import Reporter, packed_size
 from mechanicd.tuner import TunerConfig
+
+log = logging.getLogger("mechanicd.jax")
 
 RING_BYTES: Final = 4 * 2**20
 LEAST, MOST = 16, 256
@@ -41,17 +46,15 @@ def _copy(ring: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Reader:
-    """Reports the steps in a ring to the run's server, on a thread of its own.
+    """Reports the steps in a ring to the run's server, on a thread of its own, which ends with this object.
 
     Args:
         reporter: takes each step as a callback's would.
     """
 
     def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._told: dict[int, bytes] = {}
-        self._next, self._owed = 0, 0
-        self._copies: queue.Queue[tuple[jax.Array, jax.Array, int]] = queue.Queue()
+        self._steps = _Steps(reporter)
+        self._copies: queue.SimpleQueue[_Copies | threading.Event | None] = queue.SimpleQueue()
         self._copied, self._reports = 0.0, 0
         self._thread: threading.Thread | None = None
 
@@ -65,27 +68,60 @@ class Reader:
         copies = _copy(ring.addressable_data(0), step.addressable_data(0))
         for array in copies:
             array.copy_to_host_async()
-        reports, self._copied, self._reports = self._reports, moment, 0
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._read, name="mechanicd-report", daemon=True)
-            self._thread.start()
-        self._copies.put((*copies, reports))
+        with deferred:
+            reports, self._copied, self._reports = self._reports, moment, 0
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_read, args=(self._copies, self._steps), name="mechanicd-report", daemon=True
+                )
+                self._thread.start()
+            self._copies.put((*copies, reports))
 
     def settle(self) -> None:
         """Waits until every copied step has been reported."""
-        self._copies.join()
+        if self._thread is not None:
+            reached = threading.Event()
+            self._copies.put(reached)
+            reached.wait()
 
-    def _read(self) -> None:
-        while True:
-            ring, step, reports = self._copies.get()
-            self._owed += reports
-            try:
-                self._tell(np.asarray(ring), int(step), self._owed)
-                self._owed = 0
-            except (MechanicdError, RuntimeError):
-                pass  # the reporter keeps the first; the second is the program's, and is raised where its result is read
-            finally:
-                self._copies.task_done()
+    def leave(self, ring: jax.Array, step: jax.Array) -> None:
+        """Nobody will call `look` again: the thread reads the last ring itself, if it has not been donated. Never waits."""
+        self._copies.put((ring, step, 0))
+
+    def __del__(self) -> None:
+        self._copies.put(None)
+
+
+_Copies: TypeAlias = tuple[jax.Array, jax.Array, int]
+
+
+def _read(copies: "queue.SimpleQueue[_Copies | threading.Event | None]", steps: "_Steps") -> None:
+    """The thread. It does not know the reader, which could else never be collected."""
+    while (found := copies.get()) is not None:
+        if isinstance(found, threading.Event):
+            found.set()
+            continue
+        try:
+            steps.read(*found)
+        except Exception:  # the thread must live: others wait for it
+            log.exception("reading a ring of steps failed")
+
+
+class _Steps:
+    """What the thread has reported so far."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._told: dict[int, bytes] = {}
+        self._next, self._owed = 0, 0
+
+    def read(self, ring: jax.Array, step: jax.Array, reports: int) -> None:
+        """Reports the new steps of a copy."""
+        self._owed += reports
+        with contextlib.suppress(MechanicdError, RuntimeError):
+            # The reporter keeps the first; the second is the program's, and is raised where its result is read.
+            self._tell(np.asarray(ring), int(step), self._owed)
+            self._owed = 0
 
     def _tell(self, ring: Any, steps: int, reports: int) -> None:
         """Reports the new steps. Other entries may be left from before a restore."""

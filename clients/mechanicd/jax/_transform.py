@@ -152,6 +152,12 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         self._settle()
         self.run.close(status, message)
 
+    def __del__(self) -> None:
+        last = getattr(self, "_last", None)
+        for reader in getattr(self, "_readers", {}).values():
+            if last is not None and not last.recent.is_deleted():
+                reader.leave(last.recent, last.step)
+
     def __enter__(self) -> "Mechanized":
         return self
 

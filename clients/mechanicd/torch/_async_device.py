@@ -7,6 +7,7 @@ must give the same bits; `_step.Stepper._async_step` takes such a step.
 
 import atexit
 import contextlib
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mechanicd.client import MechanicdError, Session, StepConflict
+from mechanicd.client.framework import do_later
 from mechanicd.torch._distributed import TunerStep
 from mechanicd.torch._memory import Memory
 from mechanicd.tuner import Reductions
@@ -66,6 +68,12 @@ class AsyncDevice:
         self.tuner.load(session.state)
         self._in_flight: deque[_Report] = deque()
         self._free_buffers: list[Tensor] = []
+        _devices.add(self)
+
+    def __del__(self) -> None:
+        """Nobody closed the optimizer: its last steps still reach the session, which is closed after that."""
+        if getattr(self, "_in_flight", None):
+            do_later(self.settle)
 
     def fits(self, session: Session | None, active: Sequence[Sequence[Tensor]], cap: float) -> bool:
         """Whether a step belongs to this stretch."""
@@ -82,7 +90,6 @@ class AsyncDevice:
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(report.device))
         self._in_flight.append(_Report(host, arrived, base_lr))
-        _unsettled.add(self)
 
     def catch_up(self) -> None:
         """Takes the steps whose reports have arrived, and waits for those that are too far behind.
@@ -112,8 +119,6 @@ class AsyncDevice:
 
     def _take_oldest(self) -> None:
         report = self._in_flight.popleft()
-        if not self._in_flight:
-            _unsettled.discard(self)
         try:
             report.arrived.synchronize()
             rows = report.values.tolist()
@@ -128,16 +133,15 @@ class AsyncDevice:
                 )
         except BaseException:
             self._in_flight.clear()
-            _unsettled.discard(self)
             raise
 
 
-_unsettled: set[AsyncDevice] = set()
+_devices: weakref.WeakSet[AsyncDevice] = weakref.WeakSet()
 
 
 @atexit.register
 def _settle_all() -> None:
     """For a program that ends without close(): its sessions are closed after this, and should have every step."""
-    for device in list(_unsettled):
+    for device in list(_devices):
         with contextlib.suppress(MechanicdError, RuntimeError):
             device.settle()

@@ -7,6 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mechanicd.client.framework import deferred
 from mechanicd.torch import _reference
 from mechanicd.torch._closure import Closure, FirstCall, NotFinite
 from mechanicd.torch._distributed import TunerStep
@@ -33,10 +34,11 @@ class _Begun:
         if step is None:  # the run does not start yet
             return
         stepper = self._stepper
-        sums = stepper.sums(step)
-        tuner_step = TunerStep(step.session, stepper.team, sums, stepper.base_lr(), step.hold)
-        tuner_step.begin()
-        self.step, self.tuner_step = step, tuner_step
+        with deferred:  # the second Ctrl-C, which may get through to BASE, stays out of here
+            sums = stepper.sums(step)
+            tuner_step = TunerStep(step.session, stepper.team, sums, stepper.base_lr(), step.hold)
+            tuner_step.begin()
+            self.step, self.tuner_step = step, tuner_step
         if not all(group.is_finite() for group in sums):
             raise NotFinite(loss)
 
@@ -66,7 +68,8 @@ def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, clos
         if not call.called:
             begun.begin(at_start if had_gradients else stepper.begin(config, cap, frozen), result)
     except BaseException as error:
-        _reference.restore(params, call.x)
+        with stepper.intact:
+            _reference.restore(params, call.x)
         passes.drop()
         if isinstance(error, NotFinite) and begun.tuner_step is not None:
             begun.tuner_step.finish()
@@ -78,12 +81,15 @@ def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, clos
         return result
     taking_part = {p for group in begun.step.active for p in group}
     others = [(p, x) for p, x in zip(params, call.x, strict=True) if p not in taking_part]
-    _reference.restore([p for p, _ in others], [x for _, x in others])
+    with stepper.intact:
+        _reference.restore([p for p, _ in others], [x for _, x in others])
     try:
         scales = begun.tuner_step.finish()
     except BaseException:
-        _reference.restore(params, call.x)
+        with stepper.intact:
+            _reference.restore(params, call.x)
         passes.drop()
         raise
-    passes.apply(begun.step.placed(scales))
+    with stepper.intact:
+        passes.apply(begun.step.placed(scales))
     return result

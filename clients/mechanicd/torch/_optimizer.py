@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable
-from mechanicd.client.framework import DeltaLayout, Run
+from mechanicd.client.framework import DeltaLayout, Run, deferred
 from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._groups import ScaleGroups
@@ -72,6 +72,9 @@ class Mechanized(DelegatingOptimizer):
         parameter sits out, the tuner does not see the step; before the first real step, such a step does not even count. If a
         reduction is NaN or infinite, the step counts but changes nothing, and a warning is logged once for steps in a row.
 
+        A signal whose handler is Python's, such as Ctrl-C's, waits for the end of the step; while BASE runs, a second one gets
+        through, with the effect of an error that BASE raises.
+
         Args:
             closure: evaluates the model and returns the loss. BASE calls it as often as it likes, with the parameters where
                 it likes; h needs one gradient at x_t, which is that of the first call or, if BASE has moved x before it (as
@@ -85,6 +88,7 @@ class Mechanized(DelegatingOptimizer):
             InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER, GROUP_COUNT_MISMATCH, CUDA_GRAPH_CAPTURE; nothing has changed.
             SessionError, ServerUnavailable: from the session; parameters and Δ are as before the step, but BASE's own state
                 has advanced. An error that BASE raises leaves the same, and the step counts.
+            SessionError: STEP_BROKEN; an error stopped the update of an earlier step halfway.
         """
         _refuse_capture()
         base_step = self.base.step if not args and not kwargs else partial(_step_with, self.base, args, kwargs)
@@ -216,12 +220,14 @@ class Mechanized(DelegatingOptimizer):
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
+        self._stepper.intact.check()
         self._stepper.settle()
         if self._run.target is not None and self._run.session is not None and not self._run.closed:
             try:
                 self._run.session.flush(self._run.deadline)
             except ServerUnavailable as error:
-                logger.warning("saving a checkpoint of %s while its server is unreachable: %s", self._stepper.called(), error)
+                called = self._stepper.called()
+                logger.warning("saving a checkpoint of %s while its server is unreachable: %s", called, str(error))
         wholes, params = _groups.flat(self.param_groups), self._stepper.local(self.param_groups)
         state = self._stepper.tuner_state(self._config)
         state_dict = _checkpoint.pack(
@@ -251,9 +257,10 @@ class Mechanized(DelegatingOptimizer):
         layout = self._stepper.memory.layout
         upgraded = _legacy_checkpoints.upgraded(state_dict, self._config, layout, params)
         state, frozen, memory = _checkpoint.unpack(upgraded, self._config, layout, params)
-        self.base.load_state_dict(_checkpoint.bare(upgraded))
-        self.frozen = frozen
-        self._stepper.restart(memory, state)
+        with deferred:
+            self.base.load_state_dict(_checkpoint.bare(upgraded))
+            self.frozen = frozen
+            self._stepper.restart(memory, state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
-from mechanicd.client.framework import DeltaLayout, Run
+from mechanicd.client.framework import DeltaLayout, Run, deferred, exposed
 from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference
 from mechanicd.torch._async_device import AsyncDevice
 from mechanicd.torch._closure import Closure
 from mechanicd.torch._distributed import Shards, TunerStep
 from mechanicd.torch._groups import ScaleGroups
+from mechanicd.torch._intact import Intact
 from mechanicd.torch._membership import Membership, Together
 from mechanicd.torch._memory import Memory
 from mechanicd.torch._passes import Passes
@@ -99,6 +100,7 @@ class Stepper:
         passes: the two passes over the parameters.
         shards: what this process holds of each parameter.
         membership: who trains with this process.
+        intact: whether weights and Δ belong to one step.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Stepper:
         self._target = run.target
         self.run = run
         self.memory = Memory(delta_layout)
+        self.intact = Intact()
         self._connect_parts()
 
     def _connect_parts(self) -> None:
@@ -128,7 +131,7 @@ class Stepper:
         self.async_device: AsyncDevice | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "run")
+        names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "intact", "run")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -155,16 +158,22 @@ class Stepper:
         Returns:
             What BASE returns; the closure's first loss if the step did nothing.
         """
-        base, cap = self._base, _cap(max_scale)
-        if closure is None:
-            loss, replay = None, None
-        elif _closure.evaluates_first(base):
+        self.intact.check()
+        cap = _cap(max_scale)
+        loss, replay = None, None
+        if closure is not None and _closure.evaluates_first(self._base):
             loss, replay = _closure.evaluate(closure)
-        else:
+            closure = None
+        with deferred:  # signals wait from here on
             self.membership.meet(config, self.memory.layout)
-            return _closure_path.step(self, config, cap, frozen, closure, base_step)
-        self.membership.meet(config, self.memory.layout)
-        parts = self._parts(config)
+            if closure is not None:
+                return _closure_path.step(self, config, cap, frozen, closure, base_step)
+            return self._step(config, cap, frozen, loss, replay, base_step)
+
+    def _step(
+        self, config: TunerConfig, cap: float, frozen: bool, loss: Any, replay: Closure | None, base_step: BaseStep
+    ) -> Any:
+        base, parts = self._base, self._parts(config)
         if self.async_device is not None:
             alike = replay is None and not frozen and parts.alike
             if alike and self.async_device.fits(self.run.session, parts.active, cap):
@@ -255,23 +264,28 @@ class Stepper:
             tuner_step.finish()
             return loss
         # 3. BASE. One that evaluates the closure again may move parameters that take no part; they are put back.
-        others = [] if replay is None else self._not_in(step.active)
-        saved = _reference.save(others)
+        others: list[Tensor] = []
+        saved: list[Tensor] = []
         try:
+            others = [] if replay is None else self._not_in(step.active)
+            saved = _reference.save(others)
             result = self.run_base(base_step, replay)
         except BaseException:
-            passes.restore()
-            _reference.restore(others, saved)
-            self.finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
+            try:
+                self._restore(others, saved)
+            finally:
+                self.finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
             raise
-        _reference.restore(others, saved)
+        with self.intact:
+            _reference.restore(others, saved)
         # 4. S_{t+1}. If there is none, x_t is restored; Δ has not changed yet.
         try:
             scales = tuner_step.finish()
         except BaseException:
-            passes.restore()
+            self._restore()
             raise
-        passes.apply(step.placed(scales))
+        with self.intact:
+            passes.apply(step.placed(scales))
         return result
 
     def _guarded_step(self, step: Step, flag: Tensor, base_step: BaseStep, next_async: bool) -> Any:
@@ -285,11 +299,17 @@ class Stepper:
         # 1. BASE first: the GPU goes from the sums straight to BASE, and the host's wait and the round trip cost it nothing.
         try:
             result = self._run_base_unless(flag, base_step)
+        except BaseException:
+            self._restore()
+            tuner_step = TunerStep(step.session, None, self.sums(step), self.base_lr(), step.hold)
+            self.finish_after_failure(tuner_step, begun=False)  # it counts, as on the other paths
+            raise
+        try:
             sums = self.sums(step)
             tuner_step = TunerStep(step.session, None, sums, self.base_lr(), step.hold)
             tuner_step.begin()
         except BaseException:
-            passes.restore()
+            self._restore()
             raise
         # 2. Now the host sees what the flag told BASE: it has done nothing, so there is nothing to take back.
         if not all(group.is_finite() for group in sums):
@@ -300,9 +320,10 @@ class Stepper:
         try:
             scales = tuner_step.finish()
         except BaseException:
-            passes.restore()
+            self._restore()
             raise
-        passes.apply(step.placed(scales))
+        with self.intact:
+            passes.apply(step.placed(scales))
         if next_async:
             self.async_device = AsyncDevice(step.session, self.memory, step.active, step.cap)
         return result
@@ -319,13 +340,15 @@ class Stepper:
                 result = self._run_base_unless(flag, base_step)
             except BaseException:
                 # The step counts, without BASE. The host must catch up first: `restore` needs the S at which x was placed.
-                device.settle()
-                passes.restore()
+                with self.intact:
+                    device.settle()
+                    passes.restore()
                 device.take(passes.read(), base_lr)
                 raise
-            passes.advance(device.tuner)  # lines 10–16; where the flag is set, the state stays as it is
-            device.send_report(base_lr)  # before `apply`, so that the host need not wait for that too
-            passes.apply_async(device.tuner)
+            with self.intact:
+                passes.advance(device.tuner)  # lines 10–16; where the flag is set, the state stays as it is
+                device.send_report(base_lr)  # before `apply`, so that the host need not wait for that too
+                passes.apply_async(device.tuner)
         except BaseException:
             self.async_device = None
             raise
@@ -334,8 +357,11 @@ class Stepper:
     # ---- what the paths share
 
     def run_base(self, base_step: BaseStep, closure: Closure | None = None) -> Any:
-        """BASE's step. The hooks for every optimizer's step are for the mechanized optimizer's, which calls them itself."""
-        with _global_hooks.held():
+        """BASE's step. The hooks for every optimizer's step are for the mechanized optimizer's, which calls them itself.
+
+        It may hang, in a closure for one, and it can be undone: so a second Ctrl-C gets through.
+        """
+        with _global_hooks.held(), exposed:
             return base_step() if closure is None else base_step(closure)
 
     def _run_base_unless(self, flag: Tensor, base_step: BaseStep) -> Any:
@@ -347,13 +373,22 @@ class Stepper:
         finally:
             del base.grad_scale, base.found_inf
 
-    def finish_after_failure(self, step: TunerStep) -> None:
-        """Finishes a step in which BASE failed: it was begun, so it counts, and on a team the others wait for it."""
+    def _restore(self, others: Sequence[Tensor] = (), saved: Sequence[Tensor] = ()) -> None:
+        """Undoes BASE's update, of the parameters that take part and of others."""
+        with self.intact:
+            self.passes.restore()
+            _reference.restore(others, saved)
+
+    def finish_after_failure(self, step: TunerStep, begun: bool = True) -> None:
+        """Finishes a step in which BASE failed: it counts, and if it was begun, the others of a team wait for it."""
         self.membership.failures += 1
         try:
+            if not begun:
+                step.begin()
             step.finish()
         except MechanicdError as error:
-            logger.warning("BASE failed in a step of %s, and the step could not be finished either: %s", self.called(), error)
+            called = self.called()
+            logger.warning("BASE failed in a step of %s, and the step could not be finished either: %s", called, str(error))
 
     def base_lr(self) -> float | None:
         lr = self._base.param_groups[0].get("lr")
@@ -372,15 +407,17 @@ class Stepper:
     def settle(self) -> None:
         """The host takes the steps that so far only the device has taken."""
         if self.async_device is not None:
-            try:
-                self.async_device.settle()
-            except BaseException:
-                self.async_device = None
-                raise
+            with deferred:
+                try:
+                    self.async_device.settle()
+                except BaseException:
+                    self.async_device = None
+                    raise
 
     def restart(self, memory: Memory, state: TunerState) -> None:
         """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
+        self.intact = Intact()
         self.passes = Passes(memory)
         self.membership.restart()
         self.run.restart(state)

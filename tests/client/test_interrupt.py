@@ -1,0 +1,114 @@
+"""A session's step that a signal interrupts at any line: it is taken whole or not at all, here and at the server."""
+
+import os
+import random
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from mechanicd.client import LocalSession, Reductions, TunerConfig, open_run
+
+SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+MOST = 10**6 if os.environ.get("MECHANICD_SOAK") == "1" else 25
+STEPS = [Reductions(-1.0 - 0.1 * t, 0.5, 1.0 + t, 2.0) for t in range(6)]
+
+
+def in_finalizer(frame: FrameType | None) -> bool:
+    """Where Python swallows what a handler raises."""
+    while frame is not None and frame.f_code.co_name not in ("__del__", "_remove"):
+        frame = frame.f_back
+    return frame is not None
+
+
+class At:
+    """Sends SIGINT at the n-th line that runs in it; at none for 0."""
+
+    def __init__(self, n: int = 0) -> None:
+        self.n, self.count, self.sent = n, 0, False
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count >= self.n > 0 and not self.sent and not in_finalizer(frame):
+                self.sent = True
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+    def __enter__(self) -> "At":
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
+def take(session: Any, reductions: Reductions, how: str) -> None:
+    if how == "step":
+        session.step(reductions)
+    else:
+        session.begin(reductions)
+        session.finish(wait=how == "wait")
+
+
+@pytest.mark.parametrize("policy", ["local", "hold"])
+@pytest.mark.parametrize("call", ["step", "begin", "finish", "flush"])
+def test_it_is_taken_whole_or_not_at_all(call: str, policy: Any, server: Any, project: str, history: Any) -> None:
+    alone = LocalSession(TunerConfig())
+    scales = [alone.step(reductions) for reductions in STEPS]
+
+    def call_it(session: Any, at: At) -> None:
+        wait = call != "flush"
+        with at if call == "step" else At():
+            if call == "step":
+                session.step(STEPS[2])
+        if call == "step":
+            return
+        with at if call == "begin" else At():
+            session.begin(STEPS[2])
+        with at if call == "finish" else At():
+            session.finish(wait=wait)
+        with at if call == "flush" else At():
+            session.flush()
+
+    def opened(run: str) -> Any:
+        session = open_run(server.target, run, project=project, start=0, on_outage=policy)
+        for reductions in STEPS[:2]:
+            session.begin(reductions)
+            session.finish(wait=False)
+        return session
+
+    counter = At()
+    call_it(opened("lines"), counter)
+    lines = range(1, counter.count + 1)
+    for n in lines if counter.count <= MOST else sorted(random.Random(SEED).sample(lines, MOST)):
+        session, at = opened(f"r{n}"), At(n)
+        try:
+            call_it(session, at)
+            assert not at.sent, f"seed {SEED}: line {n} of {call}"  # else this time the call took fewer lines
+        except KeyboardInterrupt:
+            pass
+        if session._next is not None:  # between begin and finish the program itself was interrupted
+            session.finish()
+        for reductions in STEPS[session.state.step :]:
+            session.step(reductions)
+        session.close()
+        kept = [(record.step, record.scale[0]) for record in history(server.target, f"r{n}", project)]
+        assert kept == list(enumerate(scales, 1)), f"seed {SEED}: line {n} of {call}"
+
+
+def test_a_close_that_is_interrupted_leaves_no_thread(new_server: Any, wait_for: Any) -> None:
+    """The server is away, so close() waits for it; Ctrl-C ends the wait."""
+    server = new_server().start()
+    session = open_run(server.target, "away", start=0)
+    session.step(STEPS[0])
+    server.kill()
+    session.step(STEPS[1])
+    timer = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        session.close()
+    assert wait_for(lambda: not any(thread.name.startswith("mechanicd") for thread in threading.enumerate()))
