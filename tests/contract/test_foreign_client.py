@@ -185,14 +185,14 @@ def test_lists_fit_into_the_usual_limit(server: Any, project: str) -> None:
                 if not request.page_token:
                     return
 
-        of_project = {"parent": f"projects/{project}"}
-        listed = list(pages(stub.ListRuns, run_service_pb2.ListRunsRequest(**of_project)))
+        parent = f"projects/{project}"
+        listed = list(pages(stub.ListRuns, run_service_pb2.ListRunsRequest(parent=parent)))
         assert [run.name.rpartition("/")[2] for page in listed for run in page.runs] == [*runs, "steps"]
         query = run_service_pb2.QuerySeriesRequest(name=f"projects/{project}/runs/steps")
         series = list(pages(stub.QuerySeries, query))
         assert [record.step for page in series for record in page.records] == list(range(1, 91))
         watched: list[str] = []
-        for response in stub.WatchRuns(run_service_pb2.WatchRunsRequest(**of_project), timeout=20):
+        for response in stub.WatchRuns(run_service_pb2.WatchRunsRequest(parent=parent), timeout=20):
             watched += [run.name.rpartition("/")[2] for run in response.runs]
             if len(watched) == 4:
                 break

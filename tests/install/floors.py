@@ -11,6 +11,8 @@ UV_FIND_LINKS names a folder of wheels.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +54,9 @@ def stated(extra: str, nested: bool = True) -> dict[str, str]:
     is "client"."""
     found: dict[str, str] = {}
     for requirement in PROJECT["dependencies"] if extra == "client" else PROJECT["optional-dependencies"][extra]:
-        name, extras, versions = re.fullmatch(r"([\w.-]+)(?:\[([\w,]+)\])?([^;]*).*", requirement).groups()
+        match = re.fullmatch(r"([\w.-]+)(?:\[([\w,]+)\])?([^;]*).*", requirement)
+        assert match, requirement
+        name, extras, versions = match.groups()
         if name != "mechanicd":
             found[name] = versions
         elif nested:
@@ -133,46 +137,47 @@ def rows(python: str, extra: str, wheel: Path, target: str, new_database: Callab
             sys.stderr.write("    " + failed.replace("\n", "\n    ") + "\n")
     result = ", ".join(f"{end} fails" for end, (failed, _) in ends.items() if failed) or "ok"
     for name, floor in stated(extra, nested=False).items():
-        yield Row(extra, name, floor, *(ends[end][1].get(name, "?") for end in ENDS), number, result)
+        lowest, newest = (ends[end][1].get(name, "?") for end in ENDS)
+        yield Row(extra, name, floor, lowest, newest, number, result)
+
+
+def table(pythons: list[str], extras: list[str]) -> Iterator[Row]:
+    """Every line, beside a server and a PostgreSQL that are there meanwhile."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mechanicd-floors-")))
+        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
+        (wheel,) = folder.glob("*.whl")
+        server = ServerProcess(folder).start()
+        stack.callback(server.kill)
+        databases: Iterator[str] = iter(())
+        if "postgres" in extras:
+            postgres = PostgresProcess(folder / "postgres").start()
+            stack.callback(postgres.remove)
+            databases = (postgres.create_database(f"floors{number}") for number in itertools.count())
+        for python, extra in itertools.product(pythons, extras):
+            yield from rows(python, extra, wheel, server.target, lambda: next(databases))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints the table. Returns 1 where anything failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pythons", nargs="*", default=[sys.executable], help="interpreters; default: this one")
     parser.add_argument("--only", default=",".join(SMOKES), help="which extras, joined by commas")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     options = parser.parse_args()
     there = [python for python in options.pythons if shutil.which(python)]
     absent = [python for python in options.pythons if python not in there]
-    table: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="mechanicd-floors-") as temporary:
-        folder = Path(temporary)
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
-        (wheel,) = folder.glob("*.whl")
-        server = ServerProcess(folder).start()
-        postgres = PostgresProcess(folder / "postgres").start() if "postgres" in options.only else None
-        names = iter(f"floors{number}" for number in range(1000))
-        try:
-            for python in there:
-                for extra in options.only.split(","):
-                    table += rows(python, extra, wheel, server.target, lambda: postgres.create_database(next(names)))
-        finally:
-            server.kill()
-            if postgres is not None:
-                postgres.remove()
+    found = list(table(there, options.only.split(","))) if there else []
     if options.json:
-        print(json.dumps({"rows": [asdict(row) for row in table], "not_run": absent}, indent=2))
+        print(json.dumps({"rows": [asdict(row) for row in found], "not_run": absent}, indent=2))
     else:
-        lines = [
-            ["extra", "package", "stated", "lowest", "newest", "Python", "result"],
-            *(asdict(row).values() for row in table),
-        ]
-        widths = [max(len(line[column]) for line in map(list, lines)) for column in range(7)]
+        lines = [[field.name for field in fields(Row)], *([*asdict(row).values()] for row in found)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         for python in absent:
             print(f"not run: {python} is not installed here")
-    return 1 if any(row.result != "ok" for row in table) else 0
+    return 1 if any(row.result != "ok" for row in found) else 0
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def torch(target: str, folder: Path) -> None:
     half = mechanize(torch.optim.SGD(model.parameters(), lr=1.0), s_init=1e-3)
     for _ in range(3):
         half.zero_grad()
-        sum(parameter.float().square().sum() for parameter in model.parameters()).backward()
+        torch.stack([parameter.float().square().sum() for parameter in model.parameters()]).sum().backward()
         half.step()
     assert half.scale > 0
 
@@ -136,13 +136,15 @@ def jax(target: str, folder: Path) -> None:
     start = {"w": jnp.ones((4, 8)) / 4, "v": jnp.ones(8) / 8}
     alone = mechanize(optax.adamw(1.0), s_init=1e-3)
     wanted, wanted_state = steps(alone, start, alone.init(start), 0, STEPS)
-    for how, layout in itertools.product(("callback", "loop"), ("delta", "delta+ref")):
+    ways: Any = itertools.product(("callback", "loop"), ("delta", "delta+ref"))
+    for how, layout in ways:
         run = f"jax/{how}/{layout.replace('+', '')}"
         with mechanize(optax.adamw(1.0), run, target, s_init=1e-3, report=how, delta_layout=layout, on_outage="local") as tx:
             params, state = steps(tx, start, tx.init(start), 0, 5, how)
-            kept = jax.tree.map(np.asarray, (params, state))
+            kept: Any = jax.tree.map(np.asarray, (params, state))
             steps(tx, params, state, 5, 7, how)
-            params, state = steps(tx, *jax.tree.map(jnp.asarray, kept), 5, STEPS, how)
+            params, state = (jax.tree.map(jnp.asarray, each) for each in kept)
+            params, state = steps(tx, params, state, 5, STEPS, how)
             assert tx.flush() == STEPS
             if layout == "delta":
                 assert scale(state) == scale(wanted_state) > 0

@@ -1,6 +1,9 @@
-"""The documentation states the lowest versions that pyproject.toml does."""
+"""The documentation states the lowest versions that pyproject.toml does, and `make floors` says what it could not try."""
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -23,3 +26,19 @@ def test_the_table_of_versions_has_the_floors_of_pyproject() -> None:
         rows
     )
     assert rows == {package: stated()[package] for package in rows}
+
+
+def test_an_interpreter_that_is_not_here_is_named() -> None:
+    script = str(Path(__file__).with_name("floors.py"))
+    done = subprocess.run([sys.executable, script, "python9.9"], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.splitlines()[-1] == "not run: python9.9 is not installed here"
+    done = subprocess.run(
+        [sys.executable, script, "--json", "python9.9"], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert json.loads(done.stdout) == {"rows": [], "not_run": ["python9.9"]}
+
+
+def test_every_extra_for_users_has_a_smoke_test() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    smokes = set(re.findall(r"^def (\w+)\(target", Path(__file__).with_name("smoke.py").read_text(), re.MULTILINE))
+    assert smokes == extras - {"experiments", "docs", "dev"} | {"client"}
