@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,13 @@ def ddp_mechanized_first() -> Outcome:
 def by_hand() -> Outcome:
     model = new_model()
     return train(model, optimizer(model.parameters()), batches(), averaged=True)
+
+
+def slow_rank() -> Outcome:
+    """One rank comes late, but in time."""
+    model = new_model()
+    opt = optimizer(model.parameters())
+    return train(model, opt, batches(), averaged=True, before=_at(4, lambda: time.sleep(2.5)))
 
 
 def unused_parameter() -> Outcome:
@@ -306,6 +314,35 @@ class Stages:
                 return {"error": error.reason, "said": error.message, "at": len(scales) + 1}
             scales.append(opt.scale)
         return {"scales": scales}
+
+
+def pipeline_of_shards() -> Outcome:
+    """Two stages, each sharded over two ranks by FSDP2 on a mesh of its own."""
+    meshes = init_device_mesh("cpu", (2, world() // 2), mesh_dim_names=("stage", "shard"))
+    model, first, peer = new_model(), rank() < 2, (rank() + 2) % 4
+    stage = torch.nn.Sequential(model[0], model[1]) if first else model[2]
+    fully_shard(stage, mesh=meshes["shard"])
+    opt = optimizer(stage.parameters(), distributed="parts")
+    scales, data, half = [], batches(), slice(rank() % 2 * 8, rank() % 2 * 8 + 8)
+    for _ in range(STEPS):
+        x, y = (t[half] for t in next(data))
+        opt.zero_grad()
+        if first:
+            h = stage(x)
+            dist.send(h.detach(), peer)
+            back = torch.empty_like(h)
+            dist.recv(back, peer)
+            h.backward(back)
+        else:
+            h = torch.empty(8, 10, dtype=torch.float64)
+            dist.recv(h, peer)
+            h.requires_grad_()
+            torch.nn.functional.mse_loss(stage(h), y).backward()
+            assert h.grad is not None
+            dist.send(h.grad, peer)
+        opt.step()
+        scales.append(opt.scale)
+    return {"scales": scales}
 
 
 def pipeline() -> Outcome:
@@ -638,6 +675,7 @@ def refusals() -> Outcome:
         "a wrong word": reason(lambda: optimizer(params, distributed="pipeline")),
         "True": reason(lambda: optimizer(params, distributed=True)),
         "no group": reason(lambda: optimizer(params, process_group="ranks")),
+        "a copy": reason(lambda: copy.deepcopy(optimizer(params, process_group=dist.group.WORLD))),
         "no time": reason(lambda: optimizer(params, rank_timeout=0.0)),
     }
 

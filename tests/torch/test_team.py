@@ -60,6 +60,7 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
         "hsdp",
         "parts_that_are_replicas",
         "without_a_store",
+        "slow_rank",
     )
     parts = ("pipeline", "tensor_parallel_by_hand", "all_reload")
     found = run(2, tmp_path, *names, *parts, "pipeline_frozen", "sam", "warm_up", "gan", "alone")
@@ -86,7 +87,7 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
 
 
 def test_four_ranks_in_two_dimensions_or_two_teams(tmp_path: Path, single: dict[str, Any]) -> None:
-    names = ("hsdp", "tp_and_fsdp", "pipeline")
+    names = ("hsdp", "tp_and_fsdp", "pipeline", "pipeline_of_shards")
     found = run(4, tmp_path, *names, "two_teams", "mesh_of_some", "leaves")
     for name in names:
         for rank in found[name]:
@@ -140,7 +141,7 @@ def test_what_the_ranks_do_not_share_is_found_at_once_on_every_rank(tmp_path: Pa
     for rank in found["refusals"]:
         reasons = {name: said.partition(":")[0] for name, said in rank.items()}
         settings = ("a group, alone", "a wrong word", "True", "no group", "no time")
-        taken = ("megatron as parts", "zero")
+        taken = ("megatron as parts", "zero", "a copy")
         assert reasons == {
             name: "INVALID_SETTING" if name in settings else "taken" if name in taken else "SHARDING_NOT_SUPPORTED"
             for name in reasons

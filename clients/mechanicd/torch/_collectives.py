@@ -26,8 +26,11 @@ CHOICES: Final = (
 )
 """What a user may have meant."""
 
-_PATIENCE: Final = 2.0
-"""Seconds after which a rank that waits says so in the store."""
+_PATIENCE: Final = 1.0
+"""Seconds after which a rank that waits says so in the store, and again looks for an interrupt."""
+
+_GRACE: Final = 2.0
+"""Seconds for the other ranks to say that they wait too."""
 
 
 class Collectives:
@@ -118,30 +121,20 @@ class Collectives:
     def _wait(self, work: Any, message: Tensor, where: str) -> list[float]:
         """What a collective brings, which has a time-out of its own: in gloo a pending one holds up the end of the process."""
         self._count += 1
-        if not self._comes(work, _PATIENCE):
-            place, began = f"{self._count}", time.monotonic()
+        began, place = time.monotonic(), f"{self._count}"
+        while (error := _error(work)) is not None:
             with contextlib.suppress(RuntimeError, StoreLost):
                 self._meetings.wait_for(place)
-            try:
-                work.wait(timedelta(seconds=self._timeout + _PATIENCE))
-            except RuntimeError as error:
-                late = time.monotonic() - began + 2 * _PATIENCE > self._timeout
+            if work.is_completed():
+                late = time.monotonic() - began > 0.9 * self._timeout
                 why = f" within {self._timeout:g} s" if late else f"; a connection broke: {str(error).partition('. ')[0]}"
                 self._say_who_is_missing(where, place, why)
         return _listed(message)
 
-    def _comes(self, work: Any, seconds: float) -> bool:
-        """Whether a collective ends well within so many seconds."""
-        try:
-            work.wait(timedelta(seconds=seconds))
-        except RuntimeError:
-            return False
-        return True
-
     def _say_who_is_missing(self, where: str, place: str, why: str) -> None:
         try:
             self._meetings.wait_for(place)
-            missing = self._meetings.missing_at(place, _PATIENCE)
+            missing = self._meetings.missing_at(place, _GRACE)
         except (RuntimeError, StoreLost):
             missing = []
         self.broken = self._missing(missing, where, why)
@@ -156,6 +149,15 @@ class Collectives:
             f"none of its parameters take part. {CHOICES}; rank_timeout= if a rank may be slower",
             {"ranks": ",".join(map(str, names))},
         )
+
+
+def _error(work: Any) -> RuntimeError | None:
+    """Waits for a collective for a short while, since nothing interrupts that: what ended the wait, or None for success."""
+    try:
+        work.wait(timedelta(seconds=_PATIENCE))
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _listed(message: Tensor) -> list[float]:

@@ -24,6 +24,9 @@ _BUCKETS: Final = 8
 _SAME: Final = 1e-3
 """Relative difference of a gradient's norm up to which two ranks hold the same one."""
 
+_CHUNK: Final = 1 << 24
+"""Elements at a time: torch makes a copy in the wider dtype to add them up."""
+
 _INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -197,7 +200,7 @@ def _measure(params: Sequence[Tensor]) -> list[tuple[int, int | None, float | No
         bits[x.device].append(((i, 0), _bits(x)))
         if g is not None:
             bits[g.device].append(((i, 1), _bits(g)))
-            squares[g.device].append(((i, 2), torch.linalg.vector_norm(g, dtype=_wide(g)).float()))
+            squares[g.device].append(((i, 2), _norm(g)))
     for table in (bits, squares):
         for rows in table.values():
             found.update(zip((at for at, _ in rows), torch.stack([value for _, value in rows]).tolist(), strict=True))
@@ -207,12 +210,15 @@ def _measure(params: Sequence[Tensor]) -> list[tuple[int, int | None, float | No
     ]
 
 
-def _wide(g: Tensor) -> torch.dtype:
-    return torch.float32 if g.element_size() < 4 else g.dtype
-
-
 def _bits(t: Tensor) -> Tensor:
-    return t.detach().contiguous().view(-1).view(_INTEGERS[t.element_size()]).sum(dtype=torch.int64)
+    chunks = t.reshape(-1).view(_INTEGERS[t.element_size()]).split(_CHUNK)
+    return torch.stack([chunk.sum(dtype=torch.int64) for chunk in chunks]).sum()
+
+
+def _norm(g: Tensor) -> Tensor:
+    dtype = torch.float32 if g.element_size() < 4 else g.dtype
+    norms = [torch.linalg.vector_norm(chunk, dtype=dtype).float() for chunk in g.reshape(-1).split(_CHUNK)]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _local(p: Tensor) -> Tensor:
