@@ -218,7 +218,8 @@ def _bits(t: Tensor) -> Tensor:
 def _norm(g: Tensor) -> Tensor:
     dtype = torch.float32 if g.element_size() < 4 else g.dtype
     norms = [torch.linalg.vector_norm(chunk, dtype=dtype).float() for chunk in g.reshape(-1).split(_CHUNK)]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    found: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return found
 
 
 def _local(p: Tensor) -> Tensor:
