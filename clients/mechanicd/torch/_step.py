@@ -164,8 +164,8 @@ class Stepper:
         if closure is not None and _closure.evaluates_first(self._base):
             loss, replay = _closure.evaluate(closure)
             closure = None
+        self.membership.meet(config, self.memory.layout)
         with deferred:  # signals wait from here on
-            self.membership.meet(config, self.memory.layout)
             if closure is not None:
                 return _closure_path.step(self, config, cap, frozen, closure, base_step)
             return self._step(config, cap, frozen, loss, replay, base_step)
