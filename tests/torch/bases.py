@@ -117,7 +117,8 @@ class Training:
             if self.case.loop != "closure":
                 self.backward()
             if self.case.loop in ("closure", "sam"):
-                self.opt.step(self.backward)
+                gsam = self.case.name == "GSAM"  # its closure returns the outputs as well
+                self.opt.step((lambda: (None, self.backward())) if gsam else self.backward)
             else:
                 self.opt.step()
             for p in self.model.parameters():
@@ -275,6 +276,7 @@ def torch_rows(findings: list[Finding]) -> Iterator[str]:
 
 FLAGGED: Final = ("AdaGO", "AdaMuon", "DistributedMuon", "Muon", "MuonClip", "NorMuon")
 """Those whose param groups say use_muon."""
+MATRICES: Final = ("SpectralSphere",)
 GRAPH: Final = ("AdaHessian", "SophiaH")
 CLOSURE: Final = ("AliG",)
 SAMS: Final = ("BSAM", "FriendlySAM", "GSAM", "LookSAM", "SAM", "WSAM")
@@ -293,7 +295,7 @@ def package_cases() -> Iterator[Case]:
         if not inspect.isclass(cls) or not issubclass(cls, torch.optim.Optimizer) or cls.__module__.startswith("torch."):
             continue
         loop = "graph" if name in GRAPH else "closure" if name in CLOSURE else "sam" if name in SAMS else "plain"
-        yield Case(name, _maker(name, cls), loop)
+        yield Case(name, _maker(name, cls), loop, biases=name not in MATRICES)
 
 
 def _maker(name: str, cls: Any) -> Make:
@@ -329,9 +331,13 @@ def _special(name: str, cls: Any, model: torch.nn.Module, params: Any, own: dict
     if name in SAMS and name != "BSAM":
         return cls(params, torch.optim.SGD, lr=rate)
     if name == "BSAM":
-        return cls(params, num_data=64, foreach=False, **own)
+        return cls(params, num_data=10**6, foreach=False, **own)
     if name in ("LOMO", "AdaLOMO", "AdamMini"):
         return cls(model, **own)
+    if name == "Ranger21":
+        return cls(params, STEPS, **own)
+    if name == "SaRA":
+        return cls(params, threshold=10.0, **own)  # it trains the weights below
     if name == "SafeFP16Optimizer":
         return cls(torch.optim.SGD(params, lr=rate))
     return cls(params, **own)

@@ -10,7 +10,10 @@ The first two are seen from outside. For the third a BASE is either known (torch
 `_probe` lets copies of it take a few steps with parameters of a few elements.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import product
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -23,11 +26,26 @@ from mechanicd.torch import _probe
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._nested import optimizers
 
-KEEP_WEIGHTS: Final = frozenset(
-    {"AccSGD", "DoG", "EMA", "FTRL", "LDoG", "MADGRAD", "Prodigy", "SafeFP16Optimizer", "SPlus", "SWA", "TRAC"}
-)
-KEEP_WEIGHTS_PARTS: Final = ("DAdapt", "Lookahead", "Ranger", "ScheduleFree")
-"""Names, and parts of names, of optimizers that remember where the weights were: for when they can't be tried out."""
+KEEP_WEIGHTS: Final = {
+    "remembers where the weights were": (
+        *(
+            "AccSGD",
+            "EMA",
+            "FTRL",
+            "Lookahead*",
+            "MADGRAD",
+            "*Lookahead",
+            "Ranger*",
+            "SafeFP16Optimizer",
+            "SPlus",
+            "SWA",
+            "TRAC",
+        ),
+        "*ScheduleFree*",
+    ),
+    "finds its learning rate from how far its own steps have come": ("DAdapt*", "DoG", "LDoG", "Prodigy*"),
+}
+"""What optimizers of these names (patterns) do, for when they can't be tried out."""
 
 
 def check(base: Optimizer) -> None:
@@ -48,7 +66,7 @@ def check(base: Optimizer) -> None:
     if why:
         raise InvalidArgument(
             "BASE_KEEPS_WEIGHTS",
-            f"{type(base).__name__} {why}, but S moves them to other places, so its steps would mix both. If it wraps another "
+            f"{type(base).__name__} {why}, but S moves the weights to other places. If it wraps another "
             "optimizer, put it around the mechanized one: Lookahead(mechanize(AdamW(…))). For an average of the weights, use "
             "torch.optim.swa_utils.AveragedModel. Else choose another BASE, or use this one without mechanize()",
         )
@@ -60,7 +78,7 @@ def check_groups(base: Optimizer) -> None:
     Raises:
         InvalidArgument: BASE_DIFFERENTIABLE, BASE_STEPS_IN_BACKWARD.
     """
-    for group in [base.defaults, *base.param_groups]:
+    for group in [getattr(base, "defaults", {}), *base.param_groups]:
         if group.get("differentiable"):
             raise InvalidArgument(
                 "BASE_DIFFERENTIABLE",
@@ -99,12 +117,12 @@ def _stepped_by(hook: Any) -> Iterator[Optimizer]:
     """The optimizers that a hook may step: one whose method it is, or was made by, and those that it can reach (through its
     arguments, its closure or the globals that it names) if it names anything like "step"."""
     args, keywords = getattr(hook, "args", ()), getattr(hook, "keywords", None) or {}  # of functools.partial
-    function = getattr(hook, "func", hook)
+    function = inspect.unwrap(getattr(hook, "func", hook))
     owners: list[Any] = []
     values: list[Any] = [*args, *keywords.values()]
     if isinstance(function, MethodType):
         owners.append(function.__self__)
-        function = function.__func__
+        function = inspect.unwrap(function.__func__)
     if isinstance(function, FunctionType):
         code = function.__code__
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -141,9 +159,9 @@ def _keeps_weights(base: Optimizer) -> str:
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers(base)):
         return "measures the curvature between the weights where its last step left them and the next ones"
     foreign = [optimizer for optimizer in optimizers(base) if not _is_torchs(optimizer)]
-    for name in (type(optimizer).__name__ for optimizer in foreign):
-        if name in KEEP_WEIGHTS or any(part in name for part in KEEP_WEIGHTS_PARTS):
-            return "remembers where the weights were"
+    for optimizer, (why, patterns) in product(foreign, KEEP_WEIGHTS.items()):
+        if any(fnmatchcase(type(optimizer).__name__, pattern) for pattern in patterns):
+            return why
     return _probe.memory_of(base) if foreign else ""
 
 

@@ -46,7 +46,9 @@ class DelegatingOptimizer(Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """BASE's."""
+        """BASE's; some wrappers of optimizers have none."""
+        if not hasattr(self.base, "defaults"):
+            self.base.defaults = {}
         return self.base.defaults
 
     @defaults.setter

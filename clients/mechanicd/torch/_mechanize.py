@@ -94,6 +94,11 @@ def mechanize(
             "BASE_NOT_AN_OPTIMIZER",
             f"{base!r} is {what}; wrap an instance: mechanize(torch.optim.SGD(model.parameters(), lr=1.0))",
         )
+    if not isinstance(getattr(base, "param_groups", None), list):
+        raise InvalidArgument(
+            "BASE_NOT_AN_OPTIMIZER",
+            f"{type(base).__name__} has no list param_groups; wrap the optimizer inside it, which has one",
+        )
     together = Together(distributed, process_group, rank_timeout)
     together.check()
     _sharding.refuse(base, _groups.flat(base.param_groups), distributed)

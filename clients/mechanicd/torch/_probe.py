@@ -9,6 +9,7 @@ does not run so, is not judged.
 """
 
 import copy
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ STEEP: Final = 100.0
 RATE: Final = 1e-3
 """The learning rate: steps are short, so that what is as long as x comes from x."""
 LEFT: Final = 0.05
-"""The part of 2x by which two copies may differ at the end, in the mean."""
+"""The part of 2x, or of itself, by which an update or a state may differ at the end, in the mean."""
+LITTLE: Final = 1e-4
+"""The part of x below which a difference is rounding."""
 LARGE: Final = 1 << 24
 """Elements beside the parameters that are copied at most."""
 
@@ -74,11 +77,11 @@ def _judged(base: Optimizer) -> str:
                 for p, x in zip(twin.params, here, strict=True):
                     p.copy_(sign * x)
             twin.step(step)
-        if step >= SETTLED and any(_differ(p, q) for p, q in zip(near.params, far.params, strict=True)):
+        if step >= SETTLED and any(_drawn(p, q) for p, q in zip(near.params, far.params, strict=True)):
             return "is drawn to where the weights were"
     for one, other in zip(near.optimizers, far.optimizers, strict=True):
         for name, value, shifted in _pairs("", vars(one), vars(other)):
-            if _differ(value, shifted):
+            if _remembers(value, shifted):
                 return f'keeps where the weights were (as "{name}")'
     return ""
 
@@ -164,7 +167,7 @@ def _small_state(state: Any, small: dict[Tensor, Tensor], memo: dict[int, Any]) 
     for key, entry in state.items():
         if isinstance(key, Tensor) and isinstance(entry, dict):
             found[small[key]] = {
-                name: value.detach()[tuple(slice(0, SIDE) for _ in key.shape)].clone().cpu().float()
+                name: value.detach()[tuple(slice(0, SIDE) for _ in key.shape)].clone().cpu()
                 if isinstance(value, Tensor) and value.shape == key.shape
                 else copy.deepcopy(value, memo)
                 for name, value in entry.items()
@@ -220,8 +223,21 @@ def _pairs(name: str, value: Any, twin: Any) -> Iterator[tuple[str, Tensor, Tens
             yield from _pairs(name, one, other)
 
 
-def _differ(value: Tensor, twin: Tensor) -> bool:
+def _gap(value: Tensor, twin: Tensor) -> tuple[float, float]:
+    """The mean difference of two tensors, and the mean size of the larger one; 0 and 0 if they can't be compared."""
     if value.shape != twin.shape or not value.is_floating_point() or value.numel() == 0:
-        return False
-    gap = (value.detach().double() - twin.detach().double()).abs()
-    return bool(gap.isfinite().all()) and float(gap.mean()) > LEFT * 2.0 * SIZE
+        return 0.0, 0.0
+    one, other = value.detach().double(), twin.detach().double()
+    gap = float((one - other).abs().mean())
+    return (gap, float(torch.maximum(one.abs(), other.abs()).mean())) if math.isfinite(gap) else (0.0, 0.0)
+
+
+def _drawn(p: Tensor, q: Tensor) -> bool:
+    """Whether two updates from the same place differ by a part of 2x."""
+    return _gap(p, q)[0] > LEFT * 2.0 * SIZE
+
+
+def _remembers(value: Tensor, twin: Tensor) -> bool:
+    """Whether two states differ by a part of themselves; an average has often taken in but little of x so far."""
+    gap, size = _gap(value, twin)
+    return gap > max(LEFT * size, LITTLE * SIZE)
