@@ -185,7 +185,7 @@ def tried(case: Case) -> Finding:
         why = ""
         if there == "yes" and here != "yes":
             why = f"resumes alone, but not as BASE: {here}"
-        elif best > 0.8 * start:
+        elif best > 0.95 * start:
             return Finding(case.name, "untried", "does not learn this problem alone", losses, here)
         elif not S > 2.0 * S_INIT:
             why = f"S stays at {S:.1e}"

@@ -669,6 +669,23 @@ def test_a_base_that_has_trained_already_is_taken(new_problem):
     mechanize(base)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_asgd_averages_the_weights_as_they_are_placed(foreach, problem):
+    opt = mechanize(torch.optim.ASGD(problem.params, lr=1.0, t0=5.0, foreach=foreach), s_init=1e-3)
+    average, weight = copies(problem.params), 1.0
+    for t in range(1, 31):
+        problem.backward(without=[3] if t % 4 == 0 else [])
+        opt.step()
+        with torch.no_grad():
+            for i, (a, p) in enumerate(zip(average, problem.params, strict=True)):
+                if i != 3:
+                    a.lerp_(p, weight)
+        weight = 1.0 / max(1.0, t - 5.0)
+    assert weight == 1.0 / 25.0
+    for a, p in zip(average[:3], problem.params[:3], strict=True):
+        torch.testing.assert_close(opt.state[p]["ax"], a, rtol=1e-6, atol=1e-6)  # its weights are float32
+
+
 # ---- learning rates
 
 

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run, deferred, exposed
-from mechanicd.torch import _ascent, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference
+from mechanicd.torch import _ascent, _asgd, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference
 from mechanicd.torch._async_device import AsyncDevice
 from mechanicd.torch._closure import Closure
 from mechanicd.torch._distributed import Shards, TunerStep
@@ -266,6 +266,7 @@ class Stepper:
         # 3. BASE. One that evaluates the closure again may move parameters that take no part; they are put back.
         others: list[Tensor] = []
         saved: list[Tensor] = []
+        take_average = _asgd.keep(self._base)
         try:
             others = [] if replay is None else self._not_in(step.active)
             saved = _reference.save(others)
@@ -286,6 +287,7 @@ class Stepper:
             raise
         with self.intact:
             passes.apply(step.placed(scales))
+            take_average()
         return result
 
     def _guarded_step(self, step: Step, flag: Tensor, base_step: BaseStep, next_async: bool) -> Any:
