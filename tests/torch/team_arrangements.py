@@ -141,6 +141,22 @@ def ddp_mechanized_first() -> Outcome:
     return train(DistributedDataParallel(model), opt, batches())
 
 
+def late_group() -> Outcome:
+    """The process group comes when each rank has trained by itself for a while; a checkpoint brings them together."""
+    store = dist.distributed_c10d._get_default_store()
+    here, ranks = rank(), world()
+    dist.destroy_process_group()
+    model = new_model()
+    opt = optimizer(model.parameters())
+    data = batches()
+    first = train(model, opt, data, share=False, steps=6)
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=here, world_size=ranks)
+    refused = train(model, opt, batches(7), steps=1)
+    opt.load_state_dict(opt.state_dict())
+    rest = train(model, opt, data, averaged=True, steps=6)
+    return {**rest, "scales": first["scales"] + rest["scales"], "refused": refused["error"]}
+
+
 def by_hand() -> Outcome:
     model = new_model()
     return train(model, optimizer(model.parameters()), batches(), averaged=True)

@@ -61,6 +61,7 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
         "parts_that_are_replicas",
         "without_a_store",
         "slow_rank",
+        "late_group",
     )
     parts = ("pipeline", "tensor_parallel_by_hand", "all_reload")
     found = run(2, tmp_path, *names, *parts, "pipeline_frozen", "sam", "warm_up", "gan", "alone")
@@ -83,7 +84,8 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
     assert one["0"] != one["1"]
     for rank, scales in zip(found["alone"], single["team_of"].values(), strict=True):
         assert rank["scales"] == scales, "bit for bit as alone"
-    assert [rank["lost"] for rank in found["all_reload"]] == ["PROCESS_GROUP_LOST"] * 2
+    assert [rank["refused"] for rank in found["late_group"]] == ["PROCESS_GROUP_CHANGED"] * 2
+    assert [rank["lost"] for rank in found["all_reload"]] == ["PROCESS_GROUP_CHANGED"] * 2
 
 
 def test_four_ranks_in_two_dimensions_or_two_teams(tmp_path: Path, single: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ class Collectives:
             step: t − 1, for the error.
 
         Raises:
-            SessionError: RANKS_MISSING, PROCESS_GROUP_LOST.
+            SessionError: RANKS_MISSING, PROCESS_GROUP_CHANGED.
         """
         self._check()
         message = torch.tensor(values, dtype=torch.float64, device=self._device)
@@ -114,7 +114,7 @@ class Collectives:
             raise self.broken
         if not self.has_group():
             raise SessionError(
-                "PROCESS_GROUP_LOST",
+                "PROCESS_GROUP_CHANGED",
                 "the process group in which this training began was destroyed; load a checkpoint to continue in a new one",
             )
 

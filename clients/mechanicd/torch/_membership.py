@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mechanicd.client import InvalidArgument, Session
+from mechanicd.client import InvalidArgument, Session, SessionError
 from mechanicd.client.framework import Run
 from mechanicd.torch import _groups, _sharding
 from mechanicd.torch._fingerprint import ANY
@@ -80,6 +80,7 @@ class Membership:
         self._together = together
         self._target = target
         self._alone = False
+        self._world: object = None
         self.team: Team | None = None
         self.failures = 0
 
@@ -88,14 +89,16 @@ class Membership:
 
         Raises:
             InvalidArgument: SHARDING_NOT_SUPPORTED, RANKS_DIFFER; nothing has changed.
-            SessionError: RANKS_MISSING.
+            SessionError: RANKS_MISSING, PROCESS_GROUP_CHANGED.
         """
         if self._alone:
+            if self._together.distributed is not False and _world() is not self._world:
+                self._refuse_late_group()
             return
         if self.team is None:
             _sharding.refuse(self._base, _groups.flat(self._base.param_groups), self._together.distributed)
             self.team = self._together.team()
-            self._alone = self.team is None
+            self._alone, self._world = self.team is None, _world()
             self._run.target = self._target if self.team is None or self.team.leads else None
         if self.team is not None and not self.team.met:
             self.team.meet(_groups.flat(self._base.param_groups), self._shared_settings(self.team, config, delta_layout))
@@ -126,6 +129,16 @@ class Membership:
         team.announce((), held=False)
         return session
 
+    def _refuse_late_group(self) -> None:
+        if self._together.team() is None:
+            self._world = _world()
+            return
+        raise SessionError(
+            "PROCESS_GROUP_CHANGED",
+            "the training began before torch.distributed had this process group, so S is this rank's own. Initialize the group "
+            "first, or load one checkpoint on all ranks to go on together; pass distributed=False to go on alone",
+        )
+
     def _shared_settings(self, team: Team, config: TunerConfig, delta_layout: str) -> dict[str, object]:
         """What all ranks must share beside the parameters."""
         # A rank may leave the target to the leader, but not the other way round: nobody would talk to the server.
@@ -136,6 +149,11 @@ class Membership:
             shared["BASE"] = type(self._base).__qualname__
             shared["lr"] = list(map(_lr, self._base.param_groups))
         return shared
+
+
+def _world() -> object:
+    """The default process group, or None."""
+    return dist.group.WORLD if dist.is_available() else None
 
 
 def _lr(group: dict[str, Any]) -> float:
