@@ -124,7 +124,7 @@ def _joined(refusals: Sequence[ServiceError]) -> ServiceError:
     bad_fields = [bad for refusal in refusals for bad in refusal.bad_fields]
     if len(bad_fields) < 2:
         return first
-    most = _MOST_BYTES // len(bad_fields) - 48
+    most = max(24, _MOST_BYTES // len(bad_fields) - 48)
     listed = "; ".join(f"{bad.field}: {_short(bad.message, most)}" for bad in bad_fields)
     return ServiceError(first.reason, f"{len(bad_fields)} fields are refused: {listed}", first.metadata, bad_fields=bad_fields)
 
