@@ -1,5 +1,6 @@
 """The run of a mechanized optimizer; its session opens with the first step, so that a checkpoint can be loaded before."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._local import LocalSession
 from mechanicd.client._session import ON_OUTAGE, OnOutage, Session
 from mechanicd.tuner import TunerConfig, TunerState
+
+log = logging.getLogger("mechanicd.client")
 
 
 @dataclass
@@ -22,6 +25,7 @@ class Run:
         start: the tuner's state to open at; None for a new run.
         session: the session, open or closed; the state of a closed one can still be read.
         closed: whether the user closed it. Loading a checkpoint continues the run.
+        grown: how many scale groups the run has been given since it began; 0 if it has those that it began with.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Run:
     start: TunerState | None = None
     session: Session | None = field(default=None, repr=False)
     closed: bool = False
+    grown: int = 0
 
     def __post_init__(self) -> None:
         if self.on_outage not in ON_OUTAGE:
@@ -46,6 +51,12 @@ class Run:
 
         if self.target is not None:
             _address.parse(self.target)
+
+    @property
+    def called(self) -> str:
+        """The run's name at the server. There the scale groups of a run are fixed, so one that has been given more goes on
+        under a name of its own."""
+        return f"{self.name}/{self.grown}-groups" if self.target is not None and self.grown else self.name
 
     @property
     def state(self) -> TunerState | None:
@@ -68,12 +79,26 @@ class Run:
                 self.session = self._open_at_server(self.target, config)
         return self.session
 
-    def restart(self, state: TunerState) -> None:
-        """Closes the session, if there is one; the next step opens a new one at `state`."""
+    def restart(self, state: TunerState, grown: int = 0) -> None:
+        """Continues from a checkpoint: closes the session, if there is one; the next step opens a new one at `state`."""
         session, self.session = self.session, None
-        self.start, self.closed = state, False
+        self.start, self.closed, self.grown = state, False, grown
         if session is not None:
             session.close("preempted", f"a checkpoint of step {state.step} was loaded; the run continues from there")
+
+    def grow(self, state: TunerState, groups: int) -> None:
+        """Continues with more scale groups: closes the session, if there is one; the next step opens one at `state`."""
+        session, self.session = self.session, None
+        self.start, self.grown = state, groups
+        if session is not None:
+            session.close("finished", f"from step {state.step} on with {groups} scale groups, as run {self.called}")
+            if self.target is not None:
+                log.warning(
+                    "%s has %d scale groups now; those of a run are fixed at the server, so it goes on as run %s",
+                    session.name,
+                    groups,
+                    self.called,
+                )
 
     def close(self, status: str | None, message: str) -> None:
         """Closes the session, if there is one; no step can follow."""
@@ -84,7 +109,7 @@ class Run:
     def _open_at_server(self, target: str, config: TunerConfig) -> Session:
         return open_run(
             target,
-            self.name,
+            self.called,
             project=self.project,
             config=config,
             labels=self.labels,

@@ -75,6 +75,17 @@ class TunerState:
             return cls(step, totals, _rules_numpy.from_rows(rows))
         return cls(step, totals, rows)
 
+    def grown(self, config: TunerConfig, larger: TunerConfig) -> Self:
+        """The same state with more scale groups: each old one keeps what it has, a new one is as before the first step.
+
+        Args:
+            config: the config of this state.
+            larger: the same with further names in `scale_groups`, in any order.
+        """
+        known = dict(zip(config.scale_groups, self.rows, strict=True))
+        new = CONVENTIONS[larger.convention].initial_row(larger)
+        return type(self).from_rows(self.step, tuple(known.get(name, new) for name in larger.scale_groups))
+
     def to_bytes(self) -> bytes:
         """The versioned binary form, little-endian: header, then m v r s q per group as float64, then a CRC-32."""
         first = self.table[0]
