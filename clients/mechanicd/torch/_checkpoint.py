@@ -1,10 +1,11 @@
 """What `state_dict()` adds to BASE's, in the places where torch's own tools expect an optimizer's state.
 
     state[i]["mechanic_delta"]     Δ of parameter i, with its shape and device, if it is kept; a DTensor for a DTensor
-    state[i]["mechanic_ref"]       x_ref, with its shape, dtype and device, if it is kept
+    state[i]["mechanic_ref"]       x_ref, with its shape and device, in its dtype or Δ's, if it is kept
     state[i]["mechanic_placed"]    float64, shape (): the S at which x was placed last
     param_groups[0]["mechanic"]    version: 2; config: the tuner's settings and delta_layout; frozen: whether S is frozen;
-                                   tuner_state: TunerState.to_bytes() in base64
+                                   tuner_state: TunerState.to_bytes() in base64; grown: the number of scale groups
+                                   where the run got some after its first step, else 0
 
 x itself is in the model's checkpoint. BASE never sees these entries.
 
@@ -37,6 +38,7 @@ def pack(
     config: TunerConfig,
     state: TunerState,
     frozen: bool,
+    grown: int,
     memory: Memory,
     params: Sequence[Tensor],
     wholes: Sequence[Tensor],
@@ -62,6 +64,7 @@ def pack(
         "config": plain(config, memory.layout),
         "tuner_state": base64.b64encode(state.to_bytes()).decode(),
         "frozen": frozen,
+        "grown": grown,
     }
     if not is_standard(base, len(params)):
         return {**base, KEY: {**ours, "params": kept}}
@@ -102,9 +105,9 @@ def bare(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 def unpack(
     state_dict: Mapping[str, Any], config: TunerConfig, delta_layout: str, params: Sequence[Tensor]
-) -> tuple[TunerState, bool, Memory]:
-    """The tuner's state, whether it is frozen, and copies of what is kept of each parameter, on the parameter's device; the
-    inverse of `pack`, exact.
+) -> tuple[TunerState, bool, int, Memory]:
+    """The tuner's state, whether it is frozen, how far the run has grown, and copies of what is kept of each parameter, on the
+    parameter's device; the inverse of `pack`, exact.
 
     Raises:
         ResumeError: the checkpoint has nothing of MECHANIC (NOT_MECHANIZED), a newer version wrote it
@@ -139,7 +142,7 @@ def unpack(
             if not 0 <= i < len(params):
                 raise _misfit(i, entry.get(DELTA, entry.get(REF)), "does not exist")
             _remember(memory, params[i], i, entry)
-    return state, bool(saved["frozen"]), memory
+    return state, bool(saved["frozen"]), int(saved.get("grown", 0)), memory
 
 
 def check_config(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -180,18 +183,21 @@ def _remember(memory: Memory, p: Tensor, i: int, entry: Mapping[str, Any]) -> No
     for tensor in saved.values():
         if tensor.shape != p.shape:
             raise _misfit(i, tensor, f"has the shape {tuple(p.shape)}")
+    D = _reference.new_delta(p)
     if memory.keeps_ref(p):
         if REF in saved:
-            memory.ref[p] = torch.empty_like(p, requires_grad=False).copy_(saved[REF])
+            wide = saved[REF].dtype is D.dtype
+            memory.ref[p] = torch.empty_like(p, dtype=D.dtype if wide else p.dtype, requires_grad=False).copy_(saved[REF])
         else:  # saved with another dtype: x − S·Δ is the closest
             there = p.detach().to(torch.float64) - placed * saved[DELTA].to(p.device, torch.float64)
-            memory.ref[p] = torch.empty_like(p, requires_grad=False).copy_(there)
+            memory.ref[p] = torch.empty_like(D).copy_(there)
+    memory.note(p)
     if DELTA in saved:
-        memory.delta[p] = _reference.new_delta(p).copy_(saved[DELTA])
+        memory.delta[p] = D.copy_(saved[DELTA])
         memory.forget(p)
     elif not memory.recomputes_delta(p):
         there = (p.detach().to(torch.float64) - saved[REF].to(p.device, torch.float64)) / placed
-        memory.delta[p] = _reference.new_delta(p).copy_(there)
+        memory.delta[p] = D.copy_(there)
 
 
 def _misfit(i: int, tensor: Tensor | None, what: str) -> ResumeError:

@@ -7,10 +7,11 @@ server and broadcasts the result; each rank's own tuner takes the same step and 
 ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from mechanicd.client import Session
 from mechanicd.torch._memory import Memory
@@ -95,6 +96,12 @@ class Shards:
         known.grad = local_grad(p)
         return known
 
+    def keep_only(self, params: Iterable[Tensor]) -> None:
+        """Forgets every other parameter."""
+        kept = set(params)
+        self._shards = {p: shard for p, shard in self._shards.items() if p in kept}
+        self._whole = {shard: p for p, shard in self._shards.items()}
+
     def counts(self, shard: Tensor, team: Team) -> bool:
         """Whether this rank counts what it holds of a parameter."""
         return team.counts(self._whole.get(shard, shard))
@@ -102,6 +109,8 @@ class Shards:
 
 def local(p: Tensor) -> Tensor:
     """What this rank holds of a tensor: the shard of a DTensor, not a copy."""
+    if type(p) is Parameter:  # the most common case, and looking for an attribute that is not there is slow
+        return p
     shard = getattr(p, "_local_tensor", None)
     return p if shard is None else shard.detach()
 

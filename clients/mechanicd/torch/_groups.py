@@ -55,12 +55,20 @@ def per_param_group(
     ]
 
 
-def too_many(kind: ScaleGroups) -> InvalidArgument:
-    """The error for a run that has started and would get more scale groups."""
+def count(kind: ScaleGroups, param_groups: ParamGroups) -> int:
+    """How many scale groups there are."""
+    if kind == "all":
+        return 1
+    return len(param_groups) if kind == "param_group" else sum(len(group["params"]) for group in param_groups)
+
+
+def lost(kind: ScaleGroups, before: Sequence[str], now: Sequence[str]) -> InvalidArgument:
+    """The error for a run that has started and no longer has all of its scale groups."""
     return InvalidArgument(
         "GROUP_COUNT_MISMATCH",
-        f'scale_groups="{kind}" gives a new group its own S, but a run that has started can\'t get more of them; '
-        'add all groups before the first step, or use scale_groups="all"',
+        f'with scale_groups="{kind}" this run began with {len(before)} scale groups, and the optimizer has only '
+        f"{len(now)} now, so it is not known whose S is whose; keep all of them (lr = 0 or no gradient rests one), or use "
+        'scale_groups="all"',
     )
 
 

@@ -10,16 +10,19 @@ recomputed at all, so until then that layout keeps it too.
 
 With "delta", a step also keeps a copy of x_t while BASE runs; on the CPU that buffer stays allocated.
 
-A parameter in bfloat16 or float16 has Δ (in float32) and x_ref in every layout: together they are its master copy.
+A parameter in bfloat16 or float16 has Δ (in float32) and x_ref in every layout: together they are its master copy. x_ref has
+the parameter's dtype, or float32 once something else than a step has changed the parameter (`_changes`).
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mechanicd.torch import _reference
+
+Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 
 
 @dataclass
@@ -31,12 +34,17 @@ class Memory:
         delta: Δ of each parameter that keeps it; float32 for low-precision parameters, else their dtype.
         ref: x_ref of each that keeps it.
         placed: the S at which each parameter was placed last, so that x_ref = x − placed·Δ even if it sat out some steps.
+        form: shape, dtype and device of each, as of its last step.
+        left: x as the last step left it, of parameters whose x_ref is kept: where that can't be computed again, because Δ is
+            not kept; on the CPU, where that would take longer; and where x_ref has followed a change from outside.
     """
 
     layout: str = "delta"
     delta: dict[Tensor, Tensor] = field(default_factory=dict)
     ref: dict[Tensor, Tensor] = field(default_factory=dict)
     placed: dict[Tensor, float] = field(default_factory=dict)
+    form: dict[Tensor, Form] = field(default_factory=dict)
+    left: dict[Tensor, Tensor] = field(default_factory=dict)
 
     def join(self, p: Tensor, S: float) -> None:
         """Gives a new parameter its Δ = 0, and its x_ref if it keeps one."""
@@ -45,13 +53,29 @@ class Memory:
             self.placed[p] = S
             if self.keeps_ref(p):
                 self.ref[p] = p.detach().clone()
+            self.note(p)
+
+    def note(self, p: Tensor) -> None:
+        """Notes a parameter's form, to which what is kept of it fits."""
+        self.form[p] = (p.shape, p.dtype, p.device)
+
+    def fits(self, p: Tensor) -> bool:
+        """Whether a parameter has joined, and has the form that it had then."""
+        return self.form.get(p) == (p.shape, p.dtype, p.device)
+
+    def drop(self, p: Tensor) -> None:
+        """Keeps nothing more of a parameter; if it takes part again, it joins with Δ = 0."""
+        for kept in self._tables():
+            kept.pop(p, None)
 
     def move(self, old: Tensor, new: Tensor) -> None:
         """Hands what is kept of one tensor over to another."""
-        tables: tuple[dict[Tensor, Any], ...] = (self.delta, self.ref, self.placed)
-        for kept in tables:
+        for kept in self._tables():
             if old in kept:
                 kept[new] = kept.pop(old)
+
+    def _tables(self) -> tuple[dict[Tensor, Any], ...]:
+        return (self.delta, self.ref, self.placed, self.form, self.left)
 
     def keeps_ref(self, p: Tensor) -> bool:
         """Whether a parameter's x_ref is kept."""

@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, overload
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable
@@ -85,7 +86,8 @@ class Mechanized(DelegatingOptimizer):
             What BASE returns; the loss of the first evaluation if the step changed nothing.
 
         Raises:
-            InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER, GROUP_COUNT_MISMATCH, CUDA_GRAPH_CAPTURE; nothing has changed.
+            InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER, META_PARAMETER, PARAMETER_RESHAPED, GRADIENT_RESHAPED,
+                SHARED_STORAGE, GROUP_COUNT_MISMATCH, CUDA_GRAPH_CAPTURE; nothing has changed.
             SessionError, ServerUnavailable: from the session; parameters and Δ are as before the step, but BASE's own state
                 has advanced. An error that BASE raises leaves the same, and the step counts.
             SessionError: STEP_BROKEN; an error stopped the update of an earlier step halfway.
@@ -94,20 +96,45 @@ class Mechanized(DelegatingOptimizer):
         base_step = self.base.step if not args and not kwargs else partial(_step_with, self.base, args, kwargs)
         if self._run.session is None:
             _bases.check_hooks(self.base)  # it may have got hooks since
-        if self._run.state is None:
+        if self._run.state is None or _groups.count(self._scale_groups, self.param_groups) != len(self._config.scale_groups):
             self._name_scale_groups()  # BASE may have got param groups without this optimizer being called
         result: float | None = self._stepper.step(self._config, self.max_scale, self.frozen, closure, base_step)
         return result
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Gives BASE more parameters; they join with Δ = 0.
+    def start_again(self, params: Iterable[Tensor] | Tensor | None = None) -> None:
+        """Trains on from the weights as they are: x_ref := x and Δ := 0.
+
+        What MECHANIC has learned as a direction, Δ, belongs to the weights it was learned for. Call this after a change that
+        puts others in their place: a merged and reset adapter (ReLoRA), weights of another training, a new shape. A change
+        that training should simply go on from, such as clipping, pruning or averaging, needs no call. S and BASE's own state
+        stay as they are; `opt.state.clear()` resets the latter.
+
+        Args:
+            params: the parameters, each one of this optimizer; None for all of them.
 
         Raises:
-            InvalidArgument: GROUP_COUNT_MISMATCH if that would add scale groups to a run that has started;
-                COMPLEX_PARAMETER or BASE_DIFFERENTIABLE, and the group is not added.
+            InvalidArgument: PARAMETER_UNKNOWN; nothing has changed.
+            SessionError: from the session; on a CUDA device this waits for the steps that are still in flight.
         """
-        if self._scale_groups != "all" and self._run.state is not None:
-            raise _groups.too_many(self._scale_groups)
+        chosen = None if params is None else [params] if isinstance(params, Tensor) else list(params)
+        known = set(_groups.flat(self.param_groups))
+        for p in chosen or ():
+            if not isinstance(p, Tensor) or p not in known:
+                what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else repr(p)
+                raise InvalidArgument(
+                    "PARAMETER_UNKNOWN", f"{what} is no parameter of this optimizer; pass some of opt.param_groups, or nothing"
+                )
+        self._stepper.start_again(chosen)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Gives BASE more parameters; they join with Δ = 0. Unless all parameters share one S, they get an S of their own.
+
+        The scale groups of a run are fixed at the server. So a run that gets one there goes on under another name from then on:
+        "bert/seed0" with three groups as "bert/seed0/3-groups". Without a server nothing but `scales` shows it.
+
+        Raises:
+            InvalidArgument: COMPLEX_PARAMETER or BASE_DIFFERENTIABLE, and the group is not added.
+        """
         self.base.add_param_group(param_group)
         try:
             _bases.check_groups(self.base)
@@ -118,14 +145,19 @@ class Mechanized(DelegatingOptimizer):
         self._name_scale_groups()
 
     def _name_scale_groups(self) -> None:
-        self._config = replace(self._config, scale_groups=_groups.names(self._scale_groups, self.param_groups))
+        before, now = self._config, replace(self._config, scale_groups=_groups.names(self._scale_groups, self.param_groups))
+        if self._run.state is not None and now != before:
+            if not set(now.scale_groups) > set(before.scale_groups):
+                raise _groups.lost(self._scale_groups, before.scale_groups, now.scale_groups)
+            self._stepper.grow(before, now)
+        self._config = now
 
     # ---- the run
 
     @property
     def run(self) -> str:
         """The run's name."""
-        return self._run.name
+        return self._run.called
 
     @property
     def last_step(self) -> int:
@@ -231,7 +263,7 @@ class Mechanized(DelegatingOptimizer):
         wholes, params = _groups.flat(self.param_groups), self._stepper.local(self.param_groups)
         state = self._stepper.tuner_state(self._config)
         state_dict = _checkpoint.pack(
-            self.base.state_dict(), self._config, state, self.frozen, self._stepper.memory, params, wholes
+            self.base.state_dict(), self._config, state, self.frozen, self._run.grown, self._stepper.memory, params, wholes
         )
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
@@ -256,11 +288,11 @@ class Mechanized(DelegatingOptimizer):
         params = self._stepper.local(self.param_groups)
         layout = self._stepper.memory.layout
         upgraded = _legacy_checkpoints.upgraded(state_dict, self._config, layout, params)
-        state, frozen, memory = _checkpoint.unpack(upgraded, self._config, layout, params)
+        state, frozen, grown, memory = _checkpoint.unpack(upgraded, self._config, layout, params)
         with deferred:
             self.base.load_state_dict(_checkpoint.bare(upgraded))
             self.frozen = frozen
-            self._stepper.restart(memory, state)
+            self._stepper.restart(memory, state, grown)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

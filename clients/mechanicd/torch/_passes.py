@@ -1,10 +1,12 @@
 """The two passes of a step over the parameters that take part: fused kernels where possible, else the Reference.
 
 `_memory` says what is kept of a parameter. If x_ref is kept, x is placed at x_ref + S·Δ afresh, so the way back to x_ref is
-exact. Otherwise x_t is kept while BASE runs, and x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}. A parameter in bfloat16 or float16
-has x_ref and a float32 Δ, so that no move is lost for being smaller than a unit in the last place of x.
+exact, and x_ref first follows whatever else has changed x (`_changes`). Otherwise x moves by S_t·u + (S_{t+1} − S_t)·Δ_{t+1}.
+A parameter in bfloat16 or float16 has x_ref and a float32 Δ, so that no move is lost for being smaller than a unit in the last
+place of x.
 
-On the CPU the buffers for x_t stay from step to step: getting fresh pages from the system costs more than the copy itself.
+x_t is kept while BASE runs. On the CPU its buffers stay from step to step: getting fresh pages from the system costs more than
+the copy itself.
 """
 
 from collections import defaultdict
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mechanicd.torch import _reference
+from mechanicd.torch import _changes, _reference
 from mechanicd.torch._memory import Memory
 from mechanicd.tuner import Reductions
 
@@ -40,35 +42,50 @@ class Passes:
         self._buffers: dict[Tensor, Tensor] = {}
         self._sums: list[Reductions] = []
 
-    def launch(self, groups: Sequence[Sequence[Tensor]], to_host: bool = True) -> None:
+    def launch(self, groups: Sequence[Sequence[Tensor]], to_host: bool = True) -> bool:
         """Starts the four sums of each scale group, and copies x_t where `apply` or `restore` will need it. On CUDA it does not
         wait.
 
         Args:
             groups: per scale group, the parameters that take part.
-            to_host: whether to start copying the sums to the host, for `read`.
+            to_host: whether to start copying the sums to the host, for `read`; False where the host does not know yet at which
+                S the parameters were placed.
+
+        Returns:
+            Whether it did. It does not where that needs a new plan, which needs the S, and the host does not know it.
         """
-        if self._memory.layout == "ref":
-            for group in groups:
-                for p in group:
-                    self._memory.recall(p)
         key = tuple(tuple(map(id, group)) for group in groups)
-        if key != self._key or not all(device.fits() for device in self._devices):
-            self._plan(groups, key)
-        if not all(device.launch_reduce(to_host) for device in self._devices):
+        planned = key == self._key and all(device.fits() for device in self._devices)
+        if not (planned and all(device.launch_reduce(to_host) for device in self._devices)):
+            if not to_host:
+                return False
             self._plan(groups, key)
             for device in self._devices:
                 device.launch_reduce(to_host)
-        self._sums = _reference.reduce(self._plain, self._memory.delta)
-        kept = [p for group in self._plain for p in group if p not in self._memory.ref]
-        self._saved = {p: self._save(p) for p in kept}
+        memory = self._memory
+        plain = [p for group in self._plain for p in group]
+        _changes.keep(memory, [p for p in plain if p in memory.ref])
+        if memory.layout == "ref":
+            for p in plain:
+                memory.recall(p)
+        self._sums = _reference.reduce(self._plain, memory.delta)
+        self._saved = {p: self._save(p) for p in plain if p not in memory.ref or p in memory.left}
         self._buffers = {p: x for p, x in self._saved.items() if p.device.type == "cpu"}
+        return True
 
     def _save(self, p: Tensor) -> Tensor:
+        left = self._memory.left.get(p)
+        if left is not None:
+            return left
         buffer = self._buffers.get(p)
         if buffer is None or buffer.shape != p.shape or buffer.dtype is not p.dtype:
             return p.detach().clone()
         return buffer.copy_(p.detach())
+
+    def forget(self) -> None:
+        """Drops the plan and the buffers, for other parameters or another memory of theirs."""
+        self._key, self._devices, self._plain = (), [], []
+        self._saved, self._buffers = {}, {}
 
     def guard(self, base: Optimizer) -> Tensor | None:
         """A flag on the device that tells BASE to do nothing if a sum is not finite, so that BASE need not wait for `read`.
@@ -111,11 +128,23 @@ class Passes:
         for device in self._devices:
             params = device.order
             device.apply([placed[p] for p in params], [after[p] for p in params])
-        kept = list(self._saved)
+        kept = [p for p in self._saved if p not in ref]
         _reference.apply(
-            kept, list(self._saved.values()), [delta[p] for p in kept], [placed[p] for p in kept], [after[p] for p in kept]
+            kept,
+            [self._saved[p] for p in kept],
+            [delta[p] for p in kept],
+            [placed[p] for p in kept],
+            [after[p] for p in kept],
         )
-        anchored = [p for group in self._plain for p in group if p in ref]
+        left = [p for p in self._saved if p in ref]
+        _reference.apply_left(
+            left,
+            [self._saved[p] for p in left],
+            [ref[p] for p in left],
+            [delta[p] for p in left],
+            [after[p] for p in left],
+        )
+        anchored = self._anchored()
         _reference.apply_ref(
             anchored,
             [ref[p] for p in anchored],
@@ -126,10 +155,14 @@ class Passes:
         placed.update(after)
         self._end()
 
+    def _anchored(self) -> list[Tensor]:
+        """Those of the Reference whose x_t is x_ref + S·Δ, and is not saved."""
+        return [p for group in self._plain for p in group if p in self._memory.ref and p not in self._saved]
+
     def restore(self) -> None:
         """x ← x_t: undoes BASE's update."""
         memory = self._memory
-        anchored = [p for group in self._plain for p in group if p in memory.ref]
+        anchored = self._anchored()
         for device in self._devices:
             anchored += [p for p in device.order if p in memory.ref]
             device.restore()
@@ -158,17 +191,23 @@ class Passes:
     def _plan(self, groups: Sequence[Sequence[Tensor]], key: tuple[Any, ...]) -> None:
         """Decides which parameters go to the kernels, and which to the Reference."""
         memory, kernels = self._memory, _kernels() if self._fused else None
-        fused: defaultdict[torch.device, list[tuple[int, Tensor, Tensor, Tensor | None]]] = defaultdict(list)
+        fused: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
         self._plain = [[] for _ in groups]
         for index, group in enumerate(groups):
             for p in group:
                 assert p.grad is not None
                 # A recomputed Δ has a new address in each step; the kernels' tables are for tensors that stay in place.
                 if kernels is not None and not memory.recomputes_delta(p) and kernels.takes(p, memory.delta[p], p.grad):
-                    fused[p.device].append((index, p, memory.delta[p], memory.ref.get(p)))
+                    fused[p.device].append((index, p))
                 else:
                     self._plain[index].append(p)
-        self._devices = [kernels.Device(device, len(groups), items) for device, items in fused.items()] if kernels else []
+        by_kernels = [p for items in fused.values() for _, p in items if p in memory.ref]
+        _changes.keep(memory, by_kernels)
+        for p in by_kernels:
+            memory.left.pop(p, None)  # the kernels don't keep it up to date
+        self._devices = (
+            [kernels.Device(device, len(groups), items, memory) for device, items in fused.items()] if kernels else []
+        )
         self._key = key
 
 

@@ -121,9 +121,9 @@ def place(params: Sequence[Tensor], refs: Sequence[Tensor], deltas: Sequence[Ten
         deltas: Δ, float32 for low-precision parameters, else their dtype.
         scales: per parameter S.
     """
-    for indices, S in _buckets(params, scales, scales):
-        x = _sum([refs[i] for i in indices], [deltas[i] for i in indices], S[0])
-        torch._foreach_copy_([params[i] for i in indices], x)
+    for indices, (S, _) in _buckets(params, scales, scales):
+        for x, r, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, refs, deltas))):
+            torch._foreach_copy_(x, _sum(r, D, S))
 
 
 @torch.no_grad()
@@ -138,25 +138,55 @@ def apply_ref(
 
     Args:
         params: x_t + u_t, as BASE left them; become x_{t+1}.
-        refs: x_ref, of the shapes and dtypes of `params`.
+        refs: x_ref, of the shapes of `params`, in their dtype or that of `deltas`.
         deltas: Δ_t, float32 for low-precision parameters, else their dtype; become Δ_{t+1}.
         before: per parameter the S at which x_t was placed.
         after: per parameter S_{t+1}.
     """
     for indices, (S, S_next) in _buckets(params, before, after):
-        for x, r, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, refs, deltas))):
-            u = _sum(r, D, S)
-            if x[0].dtype != D[0].dtype:  # x held x_t rounded to its dtype
-                u = [t.to(x[0].dtype).to(t.dtype) for t in u]
-            torch._foreach_neg_(u)
-            torch._foreach_add_(u, [t.to(D[0].dtype) for t in x])
-            torch._foreach_add_(D, u)
-            torch._foreach_copy_(x, _sum(r, D, S_next))
+        for here, r, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, refs, deltas))):
+            x_t = _sum(r, D, S)
+            if here[0].dtype is not D[0].dtype:  # x held x_t rounded to its dtype
+                x_t = [t.to(here[0].dtype) for t in x_t]
+            _step_from(here, x_t, r, D, S_next)
+
+
+@torch.no_grad()
+def apply_left(
+    params: Sequence[Tensor],
+    left: Sequence[Tensor],
+    refs: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    after: Sequence[float],
+) -> None:
+    """`apply_ref` where x_t is at hand: `left`, of the shapes and dtypes of `params`, which becomes x_{t+1} too."""
+    for indices, (S_next, _) in _buckets(params, after, after):
+        for here, x_t, r, D in _in_cache(*([tensors[i] for i in indices] for tensors in (params, left, refs, deltas))):
+            _step_from(here, x_t, r, D, S_next)
+            torch._foreach_copy_(x_t, here)
+
+
+def _step_from(here: list[Tensor], x_t: list[Tensor], refs: list[Tensor], deltas: list[Tensor], S: float) -> None:
+    """Δ += x_t + u − x_t; x = x_ref + S·Δ. `here` is x_t + u."""
+    if here[0].dtype is deltas[0].dtype:
+        torch._foreach_sub_(here, x_t)
+        torch._foreach_add_(deltas, here)
+        for x, r, D in zip(here, refs, deltas, strict=True):
+            torch.add(r, D, alpha=S, out=x)
+        return
+    u = [p.to(deltas[0].dtype) for p in here]
+    torch._foreach_sub_(u, [p.to(deltas[0].dtype) for p in x_t])
+    torch._foreach_add_(deltas, u)
+    torch._foreach_copy_(here, _sum(refs, deltas, S))
 
 
 def _sum(refs: Sequence[Tensor], deltas: Sequence[Tensor], S: float) -> list[Tensor]:
     """x_ref + S·Δ in Δ's dtype."""
-    return list(torch._foreach_add([r.to(D.dtype) for r, D in zip(refs, deltas, strict=True)], list(deltas), alpha=S))
+    wide = [r.to(D.dtype) for r, D in zip(refs, deltas, strict=True)]
+    if any(w is r for w, r in zip(wide, refs, strict=True)):
+        return list(torch._foreach_add(wide, list(deltas), alpha=S))
+    torch._foreach_add_(wide, list(deltas), alpha=S)
+    return wide
 
 
 def _buckets(

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run, deferred, exposed
-from mechanicd.torch import _ascent, _asgd, _async_device, _closure, _closure_path, _global_hooks, _groups, _reference
+from mechanicd.torch import _ascent, _asgd, _async_device, _changes, _closure, _closure_path, _global_hooks, _groups, _reference
 from mechanicd.torch._async_device import AsyncDevice
 from mechanicd.torch._closure import Closure
 from mechanicd.torch._distributed import Shards, TunerStep
@@ -77,12 +77,14 @@ class _Parts:
         with_gradient: per scale group, those that have a gradient.
         active: those of them that take part; `ascending`: those whose gradient BASE ascends.
         alike: whether all take part and descend.
+        news: whether any with a gradient is new, or has another form than before.
     """
 
     with_gradient: list[list[Tensor]]
     active: list[list[Tensor]]
     ascending: set[Tensor]
     alike: bool
+    news: bool
 
 
 class Stepper:
@@ -129,6 +131,7 @@ class Stepper:
         self.shards = Shards()
         self.membership = Membership(self._base, self.run, self._together, self._target)
         self.async_device: AsyncDevice | None = None
+        self._ids: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "intact", "run")
@@ -178,13 +181,11 @@ class Stepper:
             alike = replay is None and not frozen and parts.alike
             if alike and self.async_device.fits(self.run.session, parts.active, cap):
                 self.async_device.catch_up()
-                self.passes.launch(parts.active, to_host=False)
-                flag = self.passes.guard(base)
+                flag = self.passes.guard(base) if self.passes.launch(parts.active, to_host=False) else None
                 if flag is not None:
                     return self._async_step(self.async_device, flag, base_step)
             # Something has changed. The other paths need the host's tuner to be where the device's is.
-            self.settle()
-            self.async_device = None
+            self._leave_async()
 
         step = self._launch(config, cap, frozen, parts)
         if step is None:
@@ -398,7 +399,7 @@ class Stepper:
 
     def called(self) -> str:
         """The run's name, for log lines."""
-        return self.run.name or "an unnamed run"
+        return self.run.called or "an unnamed run"
 
     # ---- the tuner
 
@@ -416,13 +417,18 @@ class Stepper:
                     self.async_device = None
                     raise
 
-    def restart(self, memory: Memory, state: TunerState) -> None:
+    def restart(self, memory: Memory, state: TunerState, grown: int) -> None:
         """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
         self.intact = Intact()
         self.passes = Passes(memory)
         self.membership.restart()
-        self.run.restart(state)
+        self.run.restart(state, grown)
+
+    def grow(self, config: TunerConfig, larger: TunerConfig) -> None:
+        """Goes on with the scale groups of `larger`, which are those of `config` and new ones."""
+        self._leave_async()
+        self.run.grow(self.tuner_state(config).grown(config, larger), len(larger.scale_groups))
 
     def _can_run_async(self, config: TunerConfig) -> bool:
         """Whether S depends on the sums alone, so that the device can know it before the host does."""
@@ -434,6 +440,47 @@ class Stepper:
         return fact if self.team is None else self.team.any(fact, self.membership.stand(self.tuner_state(config), cap, frozen))
 
     # ---- the parameters
+
+    def _forget_those_that_left(self) -> None:
+        """Frees what is kept of parameters that are no longer in the optimizer."""
+        params = _groups.flat(self._base.param_groups)
+        ids = list(map(id, params))
+        if ids == self._ids:
+            return
+        _changes.refuse_meta(params)
+        if self.memory.placed.keys() - {self.shards.of(p, self.memory) for p in params}:
+            self._leave_async()
+            _changes.forget_all_but(self.memory, self.local(self._base.param_groups))
+            self.passes.forget()
+        self.shards.keep_only(params)
+        self._ids = ids
+
+    def _follow_changes(self, groups: list[list[Tensor]]) -> bool:
+        """What is kept of a parameter follows its dtype and device; returns whether any parameter is new or has changed so."""
+        memory = self.memory
+        changed = [p for group in groups for p in group if not memory.fits(p)]
+        if not changed:
+            return False
+        _changes.check(memory, changed, [p for group in groups for p in group])
+        self._leave_async()
+        for p in changed:
+            if p in memory.placed:
+                _changes.follow(memory, p)
+        self.passes.forget()
+        return True
+
+    def start_again(self, params: Sequence[Tensor] | None) -> None:
+        """x_ref becomes x, and Δ 0: the parameters join anew with the next step in which they take part."""
+        self._leave_async()
+        held = self.local(self._base.param_groups) if params is None else [self.shards.of(p, self.memory) for p in params]
+        for p in held:
+            self.memory.drop(p)
+        self.passes.forget()
+
+    def _leave_async(self) -> None:
+        """The host's tuner comes to where the device's is, and takes the next step."""
+        self.settle()
+        self.async_device = None
 
     def local(self, param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
         """What this process holds of each parameter."""
@@ -449,6 +496,8 @@ class Stepper:
             raise
 
     def _join(self, parts: _Parts, state: TunerState, cap: float) -> None:
+        if not parts.news:
+            return
         for group, S in zip(parts.with_gradient, state.scale, strict=True):
             for p in group:
                 self.memory.join(p, min(S, cap))
@@ -456,16 +505,15 @@ class Stepper:
     def _sort(self, config: TunerConfig) -> _Parts:
         param_groups = self._base.param_groups
         groups = _groups.members(self._scale_groups, param_groups)
-        if len(groups) != len(config.scale_groups):
-            raise _groups.too_many(self._scale_groups)
-        _groups.refuse_complex(param_groups)
         _groups.refuse_sparse(param_groups)
+        self._forget_those_that_left()
         with_gradient = [[self.shards.of(p, self.memory) for p in group if p.grad is not None] for group in groups]
+        news = self._follow_changes(with_gradient)
         # lr = 0: the user froze these parameters, and a new S must not move them.
         still = set(self.local([group for group in param_groups if _is_still(group)]))
         ascending = set(self.local([group for group in param_groups if group.get("maximize", self._ascends)]))
         active = [[p for p in group if p not in still] for group in with_gradient] if still else with_gradient
-        return _Parts(with_gradient, active, ascending, alike=not still and not ascending)
+        return _Parts(with_gradient, active, ascending, alike=not still and not ascending, news=news)
 
     def params(self) -> list[Tensor]:
         """What this process holds of every parameter."""

@@ -6,6 +6,10 @@
 `_reference` does the same in plain tensor operations; tests compare the two. Products and sums are float64, and every sum is
 taken in one fixed order: the same tensors give the same bits.
 
+Where x_ref is kept, `apply` also leaves a seal of each part that it writes: a hash of x, and the S at which x was placed.
+`reduce` has x at hand anyway and compares. A block whose hash differs was changed from outside (`_changes`), and its program
+moves x_ref too. So a change is seen at no cost in memory traffic, and without the host.
+
 Only imported if there are a CUDA device and Triton.
 """
 
@@ -17,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mechanicd.torch._memory import Memory
 
 CHUNK: Final = 8192
 """Elements per block. One program reduces a block; APPLY_PARTS of them apply it. Chosen on an H100 from 24 settings each."""
@@ -34,9 +40,55 @@ ALIGNMENT: Final = 16
 
 
 @triton.jit
+def _mixed(x, at):
+    """Of each element a number that depends on its bits and its place `at` in the block; a change of the element changes it."""
+    if x.dtype.primitive_bitwidth == 32:
+        z = x.to(tl.uint32, bitcast=True)
+    else:
+        z = x.to(tl.uint16, bitcast=True).to(tl.uint32)
+    z ^= at.to(tl.uint32) * 0x9E3779B9
+    z ^= z >> 16
+    z *= 0x85EBCA6B
+    z ^= z >> 13
+    z *= 0xC2B2AE35
+    return z.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _seal_kernel(
+    table, count, block_tensor, block_start, numels, scales, seals, sealed_at,
+    X: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Seals x as it is; `scales` is float32 (tensors): the S at which each was placed."""
+    block = tl.program_id(0) // PARTS
+    part = tl.program_id(0) % PARTS
+    t = tl.load(block_tensor + block)
+    start = tl.load(block_start + block) + part * BLOCK
+    x = tl.load(table + 2 * count + t).to(tl.pointer_type(X)) + start
+    at = tl.arange(0, BLOCK)
+    inside = at < tl.load(numels + t) - start
+    mixed = tl.where(inside, _mixed(tl.load(x + at, mask=inside, other=0.0), part * BLOCK + at), 0)
+    tl.store(seals + tl.program_id(0), tl.sum(mixed))
+    tl.store(sealed_at + tl.program_id(0), tl.load(scales + t))
+
+
+@triton.jit
+def _move_ref(delta, x, base, at, inside, S, X: tl.constexpr, R: tl.constexpr):
+    """x_ref ← x − S·Δ where x is not what apply left. x then follows the rounding of x_ref, for apply computes x_t from it."""
+    v = tl.load(x + at, mask=inside, other=0.0)
+    d = tl.load(delta + at, mask=inside, other=0.0)
+    b = tl.load(base + at, mask=inside, other=0.0)
+    differs = inside & (v != (b.to(tl.float32) + S * d).to(X))
+    moved = (v.to(tl.float32) - S * d).to(R)
+    tl.store(base + at, moved, mask=differs)
+    tl.store(x + at, (moved.to(tl.float32) + S * d).to(X), mask=differs)
+
+
+@triton.jit
 def _reduce_kernel(
-    table, count, block_tensor, block_start, numels, partial, blocks,
-    X: tl.constexpr, G: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    table, count, block_tensor, block_start, numels, partial, blocks, seals, sealed_at,
+    X: tl.constexpr, G: tl.constexpr, R: tl.constexpr, SAVE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """One program reduces CHUNK elements of one tensor, and writes four sums to `partial`, float64 (4, blocks)."""
     pid = tl.program_id(0)
@@ -46,7 +98,8 @@ def _reduce_kernel(
     delta = tl.multiple_of(tl.load(table + t).to(tl.pointer_type(tl.float32)), 16) + start
     grad = tl.multiple_of(tl.load(table + count + t).to(tl.pointer_type(G)), 16) + start
     x = tl.multiple_of(tl.load(table + 2 * count + t).to(tl.pointer_type(X)), 16) + start
-    saved = tl.multiple_of(tl.load(table + 3 * count + t).to(tl.pointer_type(X)), 16) + start
+    saved = tl.multiple_of(tl.load(table + 3 * count + t).to(tl.pointer_type(R)), 16) + start
+    mixed = tl.zeros([BLOCK], tl.int32)
     dg = tl.zeros([BLOCK], tl.float64)
     dx = tl.zeros([BLOCK], tl.float64)
     gg = tl.zeros([BLOCK], tl.float64)
@@ -59,6 +112,8 @@ def _reduce_kernel(
             g = tl.load(grad + at).to(tl.float64)
             if SAVE:
                 tl.store(saved + at, raw)
+            else:
+                mixed += _mixed(raw, at)
             v = raw.to(tl.float64)
             dg += d * g
             dx += d * v
@@ -73,6 +128,8 @@ def _reduce_kernel(
             g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float64)
             if SAVE:
                 tl.store(saved + at, raw, mask=inside)
+            else:
+                mixed += tl.where(inside, _mixed(raw, at), 0)
             v = raw.to(tl.float64)
             dg += d * g
             dx += d * v
@@ -82,6 +139,15 @@ def _reduce_kernel(
     tl.store(partial + blocks + pid, tl.sum(dx))
     tl.store(partial + 2 * blocks + pid, tl.sum(gg))
     tl.store(partial + 3 * blocks + pid, tl.sum(xx))
+    if not SAVE:
+        seal = tl.load(seals + PARTS * pid)
+        for part in tl.static_range(1, PARTS):
+            seal += tl.load(seals + PARTS * pid + part)
+        if tl.sum(mixed) != seal:
+            S = tl.load(sealed_at + PARTS * pid)
+            for i in range(0, CHUNK, BLOCK):
+                at = i + tl.arange(0, BLOCK)
+                _move_ref(delta, x, saved, at, at < left, S, X, R)
 
 
 @triton.jit
@@ -126,19 +192,20 @@ def _moved(D, x_base, x, S, S_next, X: tl.constexpr, REF: tl.constexpr):
 
 @triton.jit
 def _apply_kernel(
-    table, count, block_tensor, block_start, numels, scales,
-    X: tl.constexpr, REF: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    table, count, block_tensor, block_start, numels, scales, seals, sealed_at,
+    X: tl.constexpr, R: tl.constexpr, REF: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """PARTS programs share a block. `scales` is float32 (2, tensors): S_t at which each tensor was placed, and S_{t+1}."""
     block = tl.program_id(0) // PARTS
+    first = (tl.program_id(0) % PARTS) * BLOCK
     t = tl.load(block_tensor + block)
-    start = tl.multiple_of(tl.load(block_start + block) + (tl.program_id(0) % PARTS) * BLOCK, 16)
+    start = tl.multiple_of(tl.load(block_start + block) + first, 16)
     left = tl.load(numels + t) - start
     S = tl.load(scales + t)
     S_next = tl.load(scales + count + t)
     delta = tl.multiple_of(tl.load(table + t).to(tl.pointer_type(tl.float32)), 16) + start
     x = tl.multiple_of(tl.load(table + 2 * count + t).to(tl.pointer_type(X)), 16) + start
-    base = tl.multiple_of(tl.load(table + 3 * count + t).to(tl.pointer_type(X)), 16) + start
+    base = tl.multiple_of(tl.load(table + 3 * count + t).to(tl.pointer_type(R)), 16) + start
     at = tl.arange(0, BLOCK)
     if left >= BLOCK:
         d = tl.load(delta + at)
@@ -147,6 +214,9 @@ def _apply_kernel(
         d_next, x_next = _moved(d, b, v, S, S_next, X, REF)
         tl.store(delta + at, d_next)
         tl.store(x + at, x_next.to(X))
+        if REF:
+            tl.store(seals + tl.program_id(0), tl.sum(_mixed(x_next.to(X), first + at)))
+            tl.store(sealed_at + tl.program_id(0), S_next)
     else:
         inside = at < left
         d = tl.load(delta + at, mask=inside)
@@ -155,6 +225,9 @@ def _apply_kernel(
         d_next, x_next = _moved(d, b, v, S, S_next, X, REF)
         tl.store(delta + at, d_next, mask=inside)
         tl.store(x + at, x_next.to(X), mask=inside)
+        if REF:
+            tl.store(seals + tl.program_id(0), tl.sum(tl.where(inside, _mixed(x_next.to(X), first + at), 0)))
+            tl.store(sealed_at + tl.program_id(0), S_next)
 
 
 def takes(p: Tensor, D: Tensor, g: Tensor) -> bool:
@@ -179,17 +252,23 @@ class _Launch:
     """Tensors of one dtype and kind, in the order of their scale groups, and how they are split into blocks.
 
     Attributes:
+        base_type: dtype of x_ref, or of x_t in `scratch`.
         ref: x_ref of each if it is kept; else None, and x_t goes to `scratch` while BASE runs, at its entry of `starts`.
+        placed: the S at which each was placed when the launch was planned.
         addresses: what `table` holds now.
         scales_host: S_t and S_{t+1} of each tensor, from the host; `scales_device`: from the tuner on the device.
         group_of: int64, the index of each tensor's scale group.
+        seals, sealed_at: int32 and float32, one per program of apply, if x_ref is kept.
+        versions: how often torch had changed each parameter in place at the end of the last step, if x_ref is kept.
     """
 
     x_type: torch.dtype
     g_type: torch.dtype
+    base_type: torch.dtype
     params: list[Tensor] = field(default_factory=list)
     deltas: list[Tensor] = field(default_factory=list)
     ref: list[Tensor] | None = None
+    placed: list[float] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     scratch_size: int = 0
@@ -203,6 +282,9 @@ class _Launch:
     scales_host: Tensor | None = None
     group_of: Tensor | None = None
     scales_device: Tensor | None = None
+    seals: Tensor | None = None
+    sealed_at: Tensor | None = None
+    versions: list[int] = field(default_factory=list)
 
 
 class Device:
@@ -210,10 +292,11 @@ class Device:
 
     Args:
         groups: how many scale groups there are.
-        items: (scale group, parameter, Δ, x_ref or None) in the order of the groups; `takes` must accept each.
+        items: (scale group, parameter) in the order of the groups; `takes` must accept each.
+        memory: what is kept of them; where it has x_ref, x is at x_ref + S·Δ now.
     """
 
-    def __init__(self, device: torch.device, groups: int, items: Sequence[tuple[int, Tensor, Tensor, Tensor | None]]) -> None:
+    def __init__(self, device: torch.device, groups: int, items: Sequence[tuple[int, Tensor]], memory: Memory) -> None:
         self.device = device
         self.groups = groups
         self._pinned: dict[str, Tensor] = {}
@@ -221,16 +304,20 @@ class Device:
         self._host: Tensor | None = None
         self._copying_to_host = False
         launches: dict[Any, _Launch] = {}
-        for group, p, D, ref in items:
+        for group, p in items:
             assert p.grad is not None
-            key = (p.dtype, p.grad.dtype, ref is not None)
-            launch = launches.setdefault(key, _Launch(p.dtype, p.grad.dtype, ref=None if ref is None else []))
+            ref = memory.ref.get(p)
+            base_type = p.dtype if ref is None else ref.dtype
+            key = (p.dtype, p.grad.dtype, base_type, ref is not None)
+            launch = launches.setdefault(key, _Launch(p.dtype, p.grad.dtype, base_type, ref=None if ref is None else []))
             launch.params.append(p)
-            launch.deltas.append(D)
+            launch.deltas.append(memory.delta[p])
             launch.groups.append(group)
+            launch.placed.append(memory.placed[p])
             if ref is not None:
                 assert launch.ref is not None
                 launch.ref.append(ref)
+                launch.versions.append(p._version)
         self._launches = list(launches.values())
         for launch in self._launches:
             self._map(launch)
@@ -243,13 +330,16 @@ class Device:
         return [p for launch in self._launches for p in launch.params]
 
     def fits(self) -> bool:
-        """Whether this step's gradients are of the kind that the tables were made for."""
+        """Whether this step's gradients are of the kind that the tables were made for, and no operation of torch has changed a
+        parameter whose x_ref is kept. (The seals find such changes as well, but x_ref then keeps its dtype.)"""
         for launch in self._launches:
+            if launch.ref is not None and launch.versions != [p._version for p in launch.params]:
+                return False
             for p, D in zip(launch.params, launch.deltas, strict=True):
                 g = p.grad
                 if g is None or g.dtype is not launch.g_type or p.dtype is not launch.x_type:
                     return False
-                if not (g.is_contiguous() and p.is_contiguous()) and not takes(p, D, g):
+                if not (g.is_contiguous() and p.is_contiguous() and D.is_contiguous()) and not takes(p, D, g):
                     return False
         return True
 
@@ -268,11 +358,13 @@ class Device:
                 if launch.addresses != addresses:
                     launch.table = self._send(f"table{number}", torch.tensor(addresses, dtype=torch.int64))
                     launch.addresses = addresses
+                if launch.ref is not None and launch.seals is None:
+                    self._seal(launch)
                 partial = torch.empty(4 * launch.blocks, dtype=torch.float64, device=self.device)
                 _reduce_kernel[(launch.blocks,)](
-                    launch.table, len(launch.params), *launch.maps, partial, launch.blocks,
-                    X=_TYPES[launch.x_type], G=_TYPES[launch.g_type], SAVE=launch.ref is None,
-                    BLOCK=REDUCE_BLOCK, CHUNK=CHUNK, num_warps=8,
+                    launch.table, len(launch.params), *launch.maps, partial, launch.blocks, launch.seals, launch.sealed_at,
+                    X=_TYPES[launch.x_type], G=_TYPES[launch.g_type], R=_TYPES[launch.base_type], SAVE=launch.ref is None,
+                    BLOCK=REDUCE_BLOCK, CHUNK=CHUNK, PARTS=APPLY_PARTS, num_warps=8,
                 )  # fmt: skip
                 _total_kernel[(self.groups, 4)](
                     partial, launch.blocks, launch.group_start, self.totals, BLOCK=TOTAL_BLOCK, num_warps=8
@@ -335,9 +427,20 @@ class Device:
     @staticmethod
     def _apply(launch: _Launch, scales: Tensor | None) -> None:
         _apply_kernel[(launch.blocks * APPLY_PARTS,)](
-            launch.table, len(launch.params), *launch.maps, scales,
-            X=_TYPES[launch.x_type], REF=launch.ref is not None,
+            launch.table, len(launch.params), *launch.maps, scales, launch.seals, launch.sealed_at,
+            X=_TYPES[launch.x_type], R=_TYPES[launch.base_type], REF=launch.ref is not None,
             BLOCK=CHUNK // APPLY_PARTS, PARTS=APPLY_PARTS, num_warps=8,
+        )  # fmt: skip
+
+    def _seal(self, launch: _Launch) -> None:
+        """Seals x as it is, before the first step of a plan."""
+        programs = launch.blocks * APPLY_PARTS
+        launch.seals = torch.empty(programs, dtype=torch.int32, device=self.device)
+        launch.sealed_at = torch.empty(programs, dtype=torch.float32, device=self.device)
+        _seal_kernel[(programs,)](
+            launch.table, len(launch.params), *launch.maps,
+            torch.tensor(launch.placed, dtype=torch.float32, device=self.device), launch.seals, launch.sealed_at,
+            X=_TYPES[launch.x_type], BLOCK=CHUNK // APPLY_PARTS, PARTS=APPLY_PARTS, num_warps=8,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -354,6 +457,8 @@ class Device:
         """The step is over: frees the scratch buffers for x_t."""
         for launch in self._launches:
             launch.scratch = None
+            if launch.ref is not None:
+                launch.versions = [p._version for p in launch.params]
 
     def _addresses(self, launch: _Launch) -> list[int]:
         """The addresses of Δ, g, x and x_ref (or the scratch for x_t), one list after the other."""
