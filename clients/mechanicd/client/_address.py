@@ -23,6 +23,8 @@ def parse(target: str) -> list[str]:
     Raises:
         InvalidArgument: INVALID_TARGET.
     """
+    if not isinstance(target, str):
+        raise _invalid(target, "is not a string")
     given = [part.strip() for part in target.split(",") if part.strip()]
     if not given:
         raise _invalid(target, "names no server")
@@ -61,6 +63,10 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def _check(address: str) -> None:
+    try:
+        address.encode()
+    except UnicodeEncodeError:
+        raise _invalid(address, "is not Unicode text") from None
     url = _URL.fullmatch(address)
     if url is not None and url[1].lower() not in _GRPC_URLS:
         raise _invalid(
@@ -77,10 +83,19 @@ def _check(address: str) -> None:
         raise _invalid(address, "has several colons", "put an IPv6 address in brackets, as in [::1]:50051")
     if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
         raise _invalid(address, f"has the port {port!r}", "a port is a number from 1 to 65535")
-    if re.search(r"[\s/@?#]", host):
+    if re.search(r"[\s/@?#]", host) or not _can_be_resolved(host):
         raise _invalid(address, f"has the host {host!r}")
 
 
-def _invalid(target: str, what: str, advice: str = "") -> InvalidArgument:
+def _can_be_resolved(host: str) -> bool:
+    """Whether the system can be asked for this host: a name has labels of 1 to 63 characters."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _invalid(target: object, what: str, advice: str = "") -> InvalidArgument:
     expected = "expected HOST:PORT such as 127.0.0.1:50051, unix:PATH, or several joined by commas"
     return InvalidArgument("INVALID_TARGET", f"target {target!r} {what}; {advice or expected}")

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _address, _leftovers, _signals
+from mechanicd.client import _address, _arguments, _leftovers, _signals
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
-from mechanicd.client._session import OnOutage, Session
+from mechanicd.client._session import OnOutage, Session, check_outage_policy
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import names
 
@@ -39,7 +39,7 @@ def connect(target: str | None = None) -> "Client":
     Raises:
         InvalidArgument: TARGET_MISSING, INVALID_TARGET.
     """
-    target = target or os.environ.get("MECHANICD_TARGET")
+    target = target if target not in (None, "") else os.environ.get("MECHANICD_TARGET")
     if not target:
         raise InvalidArgument(
             "TARGET_MISSING", "there is no server to connect to; pass target='127.0.0.1:50051' or set MECHANICD_TARGET"
@@ -109,20 +109,20 @@ class Client:
         from mechanicd.client._targets import Route
 
         _signals.await_end()
-        name = _full_name(project, run)
-        try:
-            checked = names.check_labels(labels or {})
-        except names.MalformedName as error:
-            raise InvalidArgument(error.reason, str(error)) from None
+        name = full_name(project, run)
+        checked = _arguments.labels(labels)
+        config = _arguments.config(config)
+        start, deadline = _arguments.start(start), _arguments.deadline(deadline)
+        check_outage_policy(on_outage)
         session = open_session(
             Route(self._targets, name),
             name,
-            config or TunerConfig(),
+            config,
             checked,
             start,
             on_outage,
             deadline,
-            client=f"mechanicd python, {socket.gethostname()}, process {os.getpid()}",
+            client=_arguments.text(f"mechanicd python, {socket.gethostname()}, process {os.getpid()}", 200),
             command=_command(),
         )
         _open_sessions.add(session)
@@ -149,7 +149,7 @@ class Client:
         from mechanicd.client._scale_of import finished_scale
         from mechanicd.v1 import run_service_pb2
 
-        name = _full_name(project, run)
+        name = full_name(project, run)
         return finished_scale(self.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run, group)
 
     def call(self, method: str, request: Any, timeout: float = 10.0) -> Any:
@@ -219,7 +219,8 @@ def scale_of(target: str | None, run: str, *, project: str | None = None, group:
         return client.scale_of(run, project=project, group=group)
 
 
-def _full_name(project: str | None, run: str) -> str:
+def full_name(project: str | None, run: str) -> str:
+    """`projects/{project}/runs/{run}`. Raises InvalidArgument MALFORMED_NAME."""
     try:
         return str(names.run_name(project or os.environ.get("MECHANICD_PROJECT") or DEFAULT_PROJECT, run))
     except names.MalformedName as error:
@@ -230,7 +231,7 @@ def _command() -> str:
     """The shell command that started this process; the server keeps it to show how to resume the run."""
     if os.environ.get("MECHANICD_SEND_COMMAND", "1") == "0":
         return ""
-    return shlex.join(sys.orig_argv)[:_MAX_COMMAND]
+    return _arguments.text(shlex.join(sys.orig_argv), _MAX_COMMAND)
 
 
 def _grpc_is_ours() -> bool:

@@ -20,13 +20,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from mechanicd.client import _arguments
 from mechanicd.client._backlog import Backlog
 from mechanicd.client._connection import Connected, Connection, Ended, verify
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import InvalidArgument, MechanicdError, ServerUnavailable, SessionClosed
+from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
 from mechanicd.client._leftovers import do_later
 from mechanicd.client._opening import CALL_SECONDS, Opener, Start, config_out
-from mechanicd.client._session import ON_OUTAGE, OnOutage, Session
+from mechanicd.client._session import OnOutage, Session
 from mechanicd.client._signals import Turn
 from mechanicd.client._targets import Route
 from mechanicd.client._transport import Link
@@ -79,8 +80,6 @@ def open_session(
         MechanicdError: what the server refuses. ServerUnavailable if it is unreachable and `on_outage` is "raise", or if only
             the server knows where to start.
     """
-    if on_outage not in ON_OUTAGE:
-        raise InvalidArgument("INVALID_OUTAGE_POLICY", f"on_outage={on_outage!r}; choose one of {', '.join(ON_OUTAGE)}")
     opener = Opener(
         route,
         tuner_service_pb2.OpenSessionRequest(
@@ -149,10 +148,11 @@ class RemoteSession(Session):
                 its store refuses to write.
             SessionError: the run is no longer this session's.
         """
+        seconds = _arguments.timeout(timeout, CALL_SECONDS)
         with deferred, self._turn:
             self._catch_up()
         # Outside the turn: other threads may take steps while this one waits, and a signal may end the wait.
-        return self._flush(CALL_SECONDS if timeout is None else timeout)
+        return self._flush(seconds)
 
     def _flush(self, timeout: float) -> int:
         end = time.monotonic() + timeout
@@ -281,8 +281,6 @@ class RemoteSession(Session):
                 self._connection.backlog.durable(result.durable_step)
 
     def _close(self, status: str, message: str) -> None:
-        if status not in _STATUS:
-            raise InvalidArgument("INVALID_STATUS", f"status={status!r}; choose one of {', '.join(_STATUS)}")
         # A session that an error ended has nothing to flush; one in an outage gives the server a while to return.
         try:
             with contextlib.suppress(MechanicdError):

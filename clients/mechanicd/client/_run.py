@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mechanicd.client import _address
-from mechanicd.client._client import open_run
+from mechanicd.client import _address, _arguments
+from mechanicd.client._client import full_name, open_run
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._local import LocalSession
-from mechanicd.client._session import ON_OUTAGE, OnOutage, Session
+from mechanicd.client._session import OnOutage, Session, check_outage_policy
 from mechanicd.tuner import TunerConfig, TunerState
 
 log = logging.getLogger("mechanicd.client")
@@ -40,17 +40,16 @@ class Run:
     grown: int = 0
 
     def __post_init__(self) -> None:
-        if self.on_outage not in ON_OUTAGE:
-            raise InvalidArgument(
-                "INVALID_OUTAGE_POLICY", f"on_outage={self.on_outage!r}; choose one of {', '.join(ON_OUTAGE)}"
-            )
+        check_outage_policy(self.on_outage)
+        self.deadline = _arguments.deadline(self.deadline)
+        self.labels = _arguments.labels(self.labels)
         if self.target is not None and not self.name:
             raise InvalidArgument(
                 "RUN_NAME_MISSING", f'the server at {self.target!r} needs the run\'s name: pass run="bert/seed0"'
             )
-
         if self.target is not None:
             _address.parse(self.target)
+            full_name(self.project, self.name)
 
     @property
     def called(self) -> str:
@@ -101,7 +100,12 @@ class Run:
                 )
 
     def close(self, status: str | None, message: str) -> None:
-        """Closes the session, if there is one; no step can follow."""
+        """Closes the session, if there is one; no step can follow.
+
+        Raises:
+            InvalidArgument: INVALID_STATUS; nothing has changed.
+        """
+        _arguments.status(status)
         self.closed = True
         if self.session is not None:
             self.session.close(status, message)

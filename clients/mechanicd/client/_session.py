@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, get_args
 
+from mechanicd.client import _arguments
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._signals import Turn, told_to_stop
@@ -16,7 +17,14 @@ log = logging.getLogger("mechanicd.client")
 OnOutage: TypeAlias = Literal["local", "hold", "raise"]
 """What a step does while the server is unreachable: use this process's own tuner, keep the last S, or raise."""
 
+_MOST_MESSAGE: Final = 1000
 ON_OUTAGE: Final[tuple[OnOutage, ...]] = get_args(OnOutage)
+
+
+def check_outage_policy(policy: object) -> None:
+    """Raises InvalidArgument INVALID_OUTAGE_POLICY."""
+    if policy not in ON_OUTAGE:
+        raise InvalidArgument("INVALID_OUTAGE_POLICY", f"on_outage={policy!r}; choose one of {', '.join(ON_OUTAGE)}")
 
 
 class Session(ABC):
@@ -65,7 +73,8 @@ class Session(ABC):
         """Sends the reductions of the next step and returns at once.
 
         Args:
-            reductions: one `Reductions` per scale group, in the order of `config.scale_groups`; for one group, it alone.
+            reductions: one `Reductions` per scale group, in the order of `config.scale_groups`; for one group, it alone. Its
+                scalars are float64; other numbers (a float32, a tensor of one element) are converted.
             base_lr: BASE's learning rate at this step, for the record.
             hold: keep S for this step; the step counts and is recorded, but the tuner does not take it.
 
@@ -73,7 +82,8 @@ class Session(ABC):
             Whether the tuner takes the step: False if it is held, or if a scalar is NaN or infinite.
 
         Raises:
-            InvalidArgument: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; nothing was sent.
+            InvalidArgument: GROUP_COUNT_MISMATCH, NEGATIVE_SQUARE, INVALID_REDUCTIONS, or INVALID_SETTING for `base_lr` and
+                `hold`; nothing was sent.
             SessionClosed: after `close()`, or if the last `begin` was not finished.
         """
         with deferred, self._turn:
@@ -83,6 +93,8 @@ class Session(ABC):
             if self._next is not None:
                 raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} has already begun; call finish() first")
             groups = self._tuner.groups(reductions)
+            base_lr = None if base_lr is None else _arguments.real("base_lr", base_lr)
+            hold = _arguments.flag("hold", hold)
             hold = self._send(self._state.step + 1, groups, base_lr, hold)
             # While the scalars travel, this process's own copy of the tuner takes the same step.
             h = None if hold else self._tuner.h(self._state, groups)
@@ -136,7 +148,12 @@ class Session(ABC):
             status: "finished", "failed" or "preempted"; None means finished. After a SIGTERM, every status but an explicit
                 "finished" is recorded as "preempted".
             message: why, for people.
+
+        Raises:
+            InvalidArgument: INVALID_STATUS; the session stays open.
         """
+        _arguments.status(status)
+        message = _arguments.text(message, _MOST_MESSAGE)
         with self._turn.closing:
             if self._closed:
                 return

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
 
-from mechanicd.client import _signals
+from mechanicd.client import _arguments, _signals
 from mechanicd.client._client import close_sessions
 from mechanicd.client._deferred import deferred, exposed
 from mechanicd.client._errors import InvalidArgument, PackageMissing
@@ -33,8 +33,11 @@ __all__ = [
     "PackageMissing",
     "Run",
     "Settings",
+    "check_cap",
     "check_choice",
+    "check_flag",
     "check_settings",
+    "check_status",
     "close_on_sigterm",
     "close_sessions",
     "deferred",
@@ -94,17 +97,43 @@ def check_settings(
     """Checks the keywords that every `mechanize` takes.
 
     Raises:
-        InvalidArgument: INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING, INVALID_TARGET.
+        InvalidArgument: INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING, INVALID_TARGET,
+            MALFORMED_NAME, INVALID_LABELS.
     """
     check_choice("delta_layout", delta_layout, DELTA_LAYOUTS)
-    if max_scale is not None and not max_scale > 0:
-        raise InvalidArgument("INVALID_SETTING", f"max_scale={max_scale!r}; give a number above 0, or None for no cap")
     return Settings(
-        config=TunerConfig(convention=convention, betas=tuple(betas), s_decay=s_decay, s_init=s_init, eps=eps),
-        run=Run(run, target, project, labels, cast(OnOutage, on_outage), deadline),  # which checks the policy
+        config=TunerConfig(convention, cast("tuple[float, ...]", betas), s_decay=s_decay, s_init=s_init, eps=eps),
+        run=Run(run, target, project, labels, cast(OnOutage, on_outage), deadline),  # which checks them
         delta_layout=cast(DeltaLayout, delta_layout),
-        max_scale=max_scale,
+        max_scale=check_cap(max_scale),
     )
+
+
+def check_cap(max_scale: object) -> float | None:
+    """`max_scale` as a float, or None for no cap.
+
+    Raises:
+        InvalidArgument: INVALID_SETTING.
+    """
+    return _arguments.cap(max_scale)
+
+
+def check_flag(setting: str, value: object) -> bool:
+    """A setting that is True or False.
+
+    Raises:
+        InvalidArgument: INVALID_SETTING.
+    """
+    return _arguments.flag(setting, value)
+
+
+def check_status(status: object) -> None:
+    """The status that a run is closed with; None is the default.
+
+    Raises:
+        InvalidArgument: INVALID_STATUS.
+    """
+    _arguments.status(status)
 
 
 def check_choice(setting: str, value: object, choices: Collection[str]) -> None:

@@ -109,5 +109,5 @@ def mechanize(
         )
     if target is not None:
         close_on_sigterm()  # here, on the main thread: JAX opens the session from a callback's thread
-    cap = math.inf if max_scale is None else max_scale
+    cap = math.inf if settings.max_scale is None else settings.max_scale
     return transform(base, settings, scale_groups, cap, loop=report == "loop" and target is not None)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from mechanicd.client import InvalidArgument
-from mechanicd.client.framework import DeltaLayout, Run, Settings, only_scale
+from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status, only_scale
 from mechanicd.jax import _reduce, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, host_bits, host_values, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
@@ -148,7 +148,12 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         return 0 if self.run.session is None else self.run.session.flush(timeout)
 
     def close(self, status: str | None = None, message: str = "") -> None:
-        """Closes the run as "finished", "failed" or "preempted". A second call does nothing."""
+        """Closes the run as "finished", "failed" or "preempted". A second call does nothing.
+
+        Raises:
+            InvalidArgument: INVALID_STATUS; nothing has changed.
+        """
+        check_status(status)
         self._settle()
         self.run.close(status, message)
 

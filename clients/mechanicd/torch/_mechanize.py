@@ -15,6 +15,7 @@ from mechanicd.client.framework import (
     DeltaLayout,
     OnOutage,
     check_choice,
+    check_flag,
     check_settings,
 )
 from mechanicd.torch import _bases, _groups, _sharding
@@ -118,6 +119,7 @@ def mechanize(
         deadline=deadline,
         max_scale=max_scale,
     )
+    ahead = check_flag("ahead", ahead)
     check_choice("scale_groups", scale_groups, SCALE_GROUPS)
     return Mechanized(
         base, settings.config, scale_groups, settings.delta_layout, settings.run, settings.max_scale, ahead, together

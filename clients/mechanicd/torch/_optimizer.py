@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable
-from mechanicd.client.framework import DeltaLayout, Run, deferred
+from mechanicd.client.framework import DeltaLayout, Run, check_cap, check_flag, check_status, deferred
 from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._groups import ScaleGroups
@@ -31,8 +31,6 @@ class Mechanized(DelegatingOptimizer):
 
     Attributes:
         base: BASE.
-        max_scale: parameters are placed with no larger S; None for no cap. You may set it between two steps.
-        frozen: while True, S stays as it is: steps count, but the tuner does not see them.
     """
 
     def __init__(
@@ -57,6 +55,34 @@ class Mechanized(DelegatingOptimizer):
         self.__setstate__({})
         _groups.refuse_complex(self.param_groups)
         self._name_scale_groups()
+
+    @property
+    def max_scale(self) -> float | None:
+        """Parameters are placed with no larger S; None for no cap. You may set it between two steps.
+
+        Raises:
+            InvalidArgument: INVALID_SETTING, when it is set.
+        """
+        cap: float | None = self.__dict__["max_scale"]
+        return cap
+
+    @max_scale.setter
+    def max_scale(self, value: float | None) -> None:
+        self.__dict__["max_scale"] = check_cap(value)
+
+    @property
+    def frozen(self) -> bool:
+        """While True, S stays as it is: steps count, but the tuner does not see them. You may set it between two steps.
+
+        Raises:
+            InvalidArgument: INVALID_SETTING, when it is set.
+        """
+        frozen: bool = self.__dict__["frozen"]
+        return frozen
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        self.__dict__["frozen"] = check_flag("frozen", value)
 
     # ---- the step
 
@@ -217,7 +243,12 @@ class Mechanized(DelegatingOptimizer):
 
     def close(self, status: str | None = None, message: str = "") -> None:
         """Ends the session and records why: "finished", "failed" or "preempted"; see `Session.close`. A second call does
-        nothing."""
+        nothing.
+
+        Raises:
+            InvalidArgument: INVALID_STATUS; nothing has changed.
+        """
+        check_status(status)
         try:
             self._stepper.settle()
         finally:
@@ -277,8 +308,11 @@ class Mechanized(DelegatingOptimizer):
 
         Raises:
             ResumeError, ConfigMismatch: as `_checkpoint.unpack` says; nothing has changed.
+            InvalidArgument: INVALID_SETTING; it is no dict.
             ValueError: BASE refuses its part; nothing has changed.
         """
+        if not isinstance(state_dict, dict):
+            raise InvalidArgument("INVALID_SETTING", f"state_dict={state_dict!r}; give what state_dict() returned")
         with contextlib.suppress(MechanicdError):  # what the server refused no longer matters
             self._stepper.settle()
         self._stepper.async_device = None

@@ -42,21 +42,19 @@ class Tuner:
             reductions: one `Reductions` per scale group, in the order of `config.scale_groups`; for one group, it alone.
 
         Raises:
-            ReductionsError: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE; the state is unchanged.
+            ReductionsError: GROUP_COUNT_MISMATCH, NEGATIVE_SQUARE or INVALID_REDUCTIONS; the state is unchanged.
         """
         groups = self.groups(reductions)
         h = self.h(state, groups)
         return self.hold(state) if h is None else self.advance(state, h)
 
     def groups(self, reductions: Reductions | Sequence[Reductions]) -> Sequence[Reductions]:
-        """The reductions as one per scale group, checked.
+        """The reductions as one per scale group, checked, of Python floats: float32 and other numbers are converted.
 
         Raises:
-            ReductionsError: GROUP_COUNT_MISMATCH or NEGATIVE_SQUARE.
+            ReductionsError: GROUP_COUNT_MISMATCH, NEGATIVE_SQUARE or INVALID_REDUCTIONS.
         """
-        groups = (reductions,) if isinstance(reductions, Reductions) else reductions
-        _reductions.check(groups, len(self.config.scale_groups))
-        return groups
+        return _reductions.checked(reductions, len(self.config.scale_groups))
 
     def h(self, state: TunerState, groups: Sequence[Reductions]) -> tuple[float, ...] | None:
         """h_t per scale group, or None where a scalar is NaN or infinite, and the step must be held."""

@@ -1,0 +1,113 @@
+"""Checks what a program passes: every refusal names the argument, and comes before anything has changed.
+
+Texts for people (a message, the command line) are never refused: what can't be sent in them is escaped. Names and keys are.
+"""
+
+import contextlib
+import math
+import operator
+from collections.abc import Mapping
+from typing import Final
+
+from mechanicd.client._errors import InvalidArgument
+from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.v1 import names
+
+STATUSES: Final = ("finished", "failed", "preempted")
+MOST_SECONDS: Final = 1e6
+_MOST_STEPS: Final = 2**62
+
+
+def real(setting: str, value: object, expected: str = "a number") -> float:
+    """A real number as a float, NaN and infinities too: a Python number, or a NumPy or torch scalar.
+
+    Raises:
+        InvalidArgument: INVALID_SETTING.
+    """
+    if type(value) is float:
+        return value
+    if not isinstance(value, (bool, str, bytes, bytearray)):
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            return float(value)  # type: ignore[arg-type]
+    raise InvalidArgument("INVALID_SETTING", f"{setting}={value!r}; give {expected}")
+
+
+def number(setting: str, value: object, low: float, high: float, expected: str) -> float:
+    """A real number from `low` to `high` as a float. Raises InvalidArgument INVALID_SETTING."""
+    found = real(setting, value, expected)
+    if not low <= found <= high:
+        raise InvalidArgument("INVALID_SETTING", f"{setting}={value!r}; give {expected}")
+    return found
+
+
+def deadline(value: object) -> float:
+    """Seconds that a step may wait. Raises InvalidArgument INVALID_SETTING."""
+    return number("deadline", value, 0.0, MOST_SECONDS, f"a number of seconds from 0 to {MOST_SECONDS:,.0f}")
+
+
+def timeout(value: object, default: float) -> float:
+    """Seconds that a call may wait; infinity and None are allowed. Raises InvalidArgument INVALID_SETTING."""
+    if value is None:
+        return default
+    return max(0.0, min(number("timeout", value, -math.inf, math.inf, "a number of seconds, or None"), MOST_SECONDS))
+
+
+def cap(value: object) -> float | None:
+    """`max_scale`. Raises InvalidArgument INVALID_SETTING."""
+    return (
+        None if value is None else number("max_scale", value, math.ulp(0.0), math.inf, "a number above 0, or None for no cap")
+    )
+
+
+def flag(setting: str, value: object) -> bool:
+    """True or False, also those of NumPy and torch. Raises InvalidArgument INVALID_SETTING."""
+    if value is True or value is False:
+        return value
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        if value in (True, False):
+            return bool(value)
+    raise InvalidArgument("INVALID_SETTING", f"{setting}={value!r}; give True or False")
+
+
+def config(value: object) -> TunerConfig:
+    """The tuner's settings; None means the defaults. Raises InvalidArgument INVALID_CONFIG."""
+    if value is None:
+        return TunerConfig()
+    if not isinstance(value, TunerConfig):
+        raise InvalidArgument("INVALID_CONFIG", f"config={value!r}; give a TunerConfig, or None for the defaults")
+    return value
+
+
+def labels(value: Mapping[str, str] | None) -> dict[str, str]:
+    """The labels as a dict; None means none. Raises InvalidArgument INVALID_LABELS."""
+    try:
+        return {} if value is None else names.check_labels(value)
+    except names.MalformedName as error:
+        raise InvalidArgument(error.reason, str(error)) from None
+
+
+def start(value: object) -> int | TunerState | None:
+    """Where training starts. Raises InvalidArgument INVALID_SETTING."""
+    if value is None or isinstance(value, TunerState):
+        return value
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            step = operator.index(value)  # type: ignore[arg-type]
+            if 0 <= step <= _MOST_STEPS:
+                return step
+    raise InvalidArgument(
+        "INVALID_SETTING",
+        f"start={value!r}; give 0 to start from scratch, a step that the server has, a checkpoint's TunerState, or None",
+    )
+
+
+def status(value: object) -> None:
+    """Refuses a status that no run is closed with. Raises InvalidArgument INVALID_STATUS."""
+    if value is not None and value not in STATUSES:
+        raise InvalidArgument("INVALID_STATUS", f"status={value!r}; choose one of {', '.join(STATUSES)}")
+
+
+def text(value: object, most: int) -> str:
+    """Text for people, cut to `most` characters. Bytes of a file name or an argument that are no UTF-8, which Python keeps as
+    lone surrogates, become backslash escapes."""
+    return ("" if value is None else str(value))[:most].encode("utf-8", "backslashreplace").decode()[:most]
