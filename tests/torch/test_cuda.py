@@ -223,3 +223,65 @@ def test_a_step_inside_a_capture_is_refused():
     assert caught.value.reason == "CUDA_GRAPH_CAPTURE"
     opt.step()
     assert opt.last_step == 2
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("through_data", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float32, "delta"), (torch.float32, "delta+ref"), (torch.bfloat16, "delta"), (torch.float16, "delta")],
+)
+def test_an_outside_change_stays(dtype, layout, through_data, ahead):
+    """The host sees what torch changes in place; what goes through `p.data`, only the kernels see."""
+    p = torch.nn.Parameter(torch.randn(20_000, device="cuda").to(dtype))
+    opt = mechanize(torch.optim.SGD([p], lr=1.0, fused=True), s_init=1e-3, delta_layout=layout, ahead=ahead)
+
+    def step(factor):
+        p.grad = factor * (p.detach() - 1)
+        opt.step()
+
+    for _ in range(60):
+        step(1e-2)
+    assert (opt._stepper.async_device is not None) == ahead
+    opt.flush()
+    memory = opt._stepper.memory
+    refs, D, moved = (
+        {q: ref.clone() for q, ref in memory.ref.items()},
+        memory.delta[p].clone(),
+        memory.placed[p] * memory.delta[p],
+    )
+    step(0.0)
+    step(0.0)
+    assert all(torch.equal(memory.ref[q], ref) for q, ref in refs.items()), "without a change x_ref stays to the last bit"
+    with torch.no_grad():
+        (p.data if through_data else p.detach())[5000:15_000].clamp_(-0.01, 0.01)
+    there = p.detach().clone()
+    for _ in range(3):
+        step(0.0)
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(p.detach(), there, rtol=ulp, atol=ulp * moved.abs().max().item())
+    torch.testing.assert_close(memory.delta[p], D, rtol=0, atol=1e-6 * D.abs().max().item())
+    assert all(torch.equal(memory.ref[q][:4096].to(ref.dtype), ref[:4096]) for q, ref in refs.items()), "nor does the rest move"
+    for _ in range(20):
+        step(1e-2)
+    assert not torch.equal(p.detach(), there)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_follows_a_model_to_the_gpu_and_back(dtype):
+    model = torch.nn.Linear(64, 8).to(dtype)
+    opt = mechanize(torch.optim.SGD(model.parameters(), lr=1.0), s_init=1e-3)
+    for device in ("cpu", "cuda", "cpu"):
+        model.to(device)
+        there = model.weight.detach().clone()
+        for step in range(10):
+            opt.zero_grad()
+            loss = (model(torch.ones(4, 64, device=device, dtype=dtype)) - 1).pow(2).mean()
+            (loss * bool(step)).backward()
+            opt.step()
+            if step == 0:
+                torch.testing.assert_close(
+                    model.weight.detach(), there, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-6
+                )
+        assert all(D.device.type == device for D in opt._stepper.memory.delta.values())
+    assert opt.scale > 0

@@ -162,3 +162,21 @@ def sealed(version: int = 1, values: list[float] | None = None) -> bytes:
     values = [1.0] * 10 if values is None else values
     body = struct.pack("<4sBxHIQ", b"MTNR", version, 2, 1, 7) + struct.pack(f"<{len(values)}d", *values)
     return body + struct.pack("<I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("groups", [2, 40])
+def test_a_grown_state_keeps_the_old_groups_and_begins_the_new_ones(convention, groups):
+    """Also across the number from which on states are arrays."""
+    names = tuple(f"g{i}" for i in range(groups))
+    config = TunerConfig(convention=convention, scale_groups=names)
+    larger = TunerConfig(convention=convention, scale_groups=("first", *names, "last"))
+    tuner, state = Tuner(config), TunerState.initial(config)
+    for step in range(5):
+        state = tuner.update(state, [Reductions(-1.0 - i - step, 0.1, 1.0, 2.0) for i in range(groups)])
+    grown = state.grown(config, larger)
+    begin = TunerState.initial(larger)
+    assert grown.step == state.step
+    assert grown.rows == (begin.rows[0], *state.rows, begin.rows[-1])
+    assert grown.scale == (begin.scale[0], *state.scale, begin.scale[-1])
+    assert TunerState.from_bytes(grown.to_bytes(), larger) == grown
