@@ -48,6 +48,9 @@ class Rich(torch.optim.SGD):
     def fused_step(self):
         super().step()
 
+    def get_step(self):
+        return len(self.seen)
+
 
 def test_attributes_and_methods_are_bases(problem):
     opt = mechanize(Rich(problem.params))
@@ -113,6 +116,7 @@ def test_nothing_steps_base_without_s(name, problem):
     assert not hasattr(opt, "inner")  # who unwraps optimizers until there is none inside finds this one
     assert opt.base.inner is not None
     assert opt.update_period == 10
+    assert opt.get_step() == 0
 
 
 def test_a_copy_has_a_base_of_its_own(problem):

@@ -6,12 +6,15 @@ Two kinds of attributes stay behind `opt.base`: an optimizer inside BASE, and a 
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument
+
+TELLS: Final = frozenset({"count", "current", "get", "has", "is", "num", "number", "register", "reset", "set", "size"})
+"""Words in the names of methods that have to do with steps, but take none."""
 
 
 class DelegatingOptimizer(Optimizer):
@@ -73,7 +76,8 @@ class DelegatingOptimizer(Optimizer):
             raise AttributeError(
                 f"{name!r} of {type(base).__name__} is an optimizer that would step without S; it is at opt.base.{name}"
             )
-        if "step" in name.split("_") and callable(found):
+        words = set(name.split("_"))
+        if "step" in words and not words & TELLS and callable(found):
             return _refusal(base, name)
         return found
 

@@ -5,7 +5,7 @@ parameters where S has placed them, not where BASE has left them.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch.optim import optimizer
@@ -14,12 +14,16 @@ _PRE: dict[int, Callable[..., Any]] = getattr(optimizer, "_global_optimizer_pre_
 _POST: dict[int, Callable[..., Any]] = getattr(optimizer, "_global_optimizer_post_hooks", {})
 
 
-@contextmanager
-def held() -> Iterator[None]:
+def held() -> AbstractContextManager[None]:
     """No such hook is called in this block."""
-    if not _PRE and not _POST:
-        yield
-        return
+    return _held() if _PRE or _POST else _NONE
+
+
+_NONE = nullcontext()
+
+
+@contextmanager
+def _held() -> Iterator[None]:
     kept = [(hooks, dict(hooks)) for hooks in (_PRE, _POST)]
     for hooks, _ in kept:
         hooks.clear()
