@@ -70,6 +70,13 @@ class Failure(Exception):
     """Of the trainer's own."""
 
 
+class Refused(Exception):
+    """Carries an outcome out of a block that must end by an error."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
 def train(
     model: Any,
     opt: Any,
@@ -160,6 +167,12 @@ def late_group() -> Outcome:
 def by_hand() -> Outcome:
     model = new_model()
     return train(model, optimizer(model.parameters()), batches(), averaged=True)
+
+
+def join_that_throws() -> Outcome:
+    model = DistributedDataParallel(new_model())
+    with model.join(throw_on_early_termination=True):
+        return train(model, optimizer(model.parameters()), batches())
 
 
 def slow_rank() -> Outcome:
@@ -499,6 +512,16 @@ def not_averaged() -> Outcome:
     return train(model, optimizer(model.parameters()), batches())
 
 
+def join() -> Outcome:
+    """Uneven inputs, of which DDP takes care, but only for itself."""
+    model = DistributedDataParallel(new_model())
+    with model.join():
+        found = train(model, optimizer(model.parameters()), batches(), steps=STEPS + rank())
+        if "error" in found:
+            raise Refused(found)
+    return found
+
+
 def other_shapes() -> Outcome:
     model = new_model(hidden=10 + rank())
     return train(model, optimizer(model.parameters()), batches())
@@ -705,7 +728,10 @@ def main() -> None:
         if store is not None:
             dist.init_process_group("gloo", store=dist.PrefixStore(name, store), rank=here, world_size=ranks)
         Path(f"{out}.{here}").write_text(json.dumps(found))  # the process may end in the middle
-        found[name] = globals()[name]()
+        try:
+            found[name] = globals()[name]()
+        except Refused as refused:
+            found[name] = refused.outcome
         Path(f"{out}.{here}").write_text(json.dumps(found))
         if store is not None:
             store.set(f"{name}/{here}", "done")

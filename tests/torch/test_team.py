@@ -61,6 +61,7 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
         "parts_that_are_replicas",
         "without_a_store",
         "slow_rank",
+        "join_that_throws",
         "late_group",
     )
     parts = ("pipeline", "tensor_parallel_by_hand", "all_reload")
@@ -126,7 +127,9 @@ LATER = {
 
 
 def test_what_the_ranks_do_not_share_is_found_at_once_on_every_rank(tmp_path: Path) -> None:
-    found = run(2, tmp_path, *AT_THE_START, *LATER, "sparse_on_one_rank", "refusals")
+    found = run(2, tmp_path, *AT_THE_START, *LATER, "join", "sparse_on_one_rank", "refusals")
+    for rank in found["join"]:
+        assert (rank["error"], rank["at"], rank["moved"]) == ("UNEVEN_INPUTS", 1, False)
     for name, what in AT_THE_START.items():
         for rank in found[name]:
             assert (rank["error"], rank["at"]) == ("RANKS_DIFFER", 1), (name, rank)

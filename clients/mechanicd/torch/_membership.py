@@ -1,10 +1,13 @@
 """An optimizer's place among the processes that train together: whom it was told to train with, and where it stands."""
 
+import gc
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, Session, SessionError
@@ -88,7 +91,7 @@ class Membership:
         """Finds the team, and out whether it trains one model; at most steps there is nothing to do.
 
         Raises:
-            InvalidArgument: SHARDING_NOT_SUPPORTED, RANKS_DIFFER; nothing has changed.
+            InvalidArgument: SHARDING_NOT_SUPPORTED, UNEVEN_INPUTS, RANKS_DIFFER; nothing has changed.
             SessionError: RANKS_MISSING, PROCESS_GROUP_CHANGED.
         """
         if self._alone:
@@ -101,7 +104,9 @@ class Membership:
             self._alone, self._world = self.team is None, _world()
             self._run.target = self._target if self.team is None or self.team.leads else None
         if self.team is not None and not self.team.met:
-            self.team.meet(_groups.flat(self._base.param_groups), self._shared_settings(self.team, config, delta_layout))
+            params = _groups.flat(self._base.param_groups)
+            _refuse_uneven_inputs(params)
+            self.team.meet(params, self._shared_settings(self.team, config, delta_layout))
 
     def restart(self) -> None:
         """After a checkpoint was loaded: a team that can't go on is found anew."""
@@ -149,6 +154,23 @@ class Membership:
             shared["BASE"] = type(self._base).__qualname__
             shared["lr"] = list(map(_lr, self._base.param_groups))
         return shared
+
+
+def _refuse_uneven_inputs(params: Sequence[Tensor]) -> None:
+    """Checks that no rank may leave early. DDP's join() stands in for DDP's own collectives then, and for nobody else's."""
+    mine = set(map(id, params))
+    for found in gc.get_objects():  # nothing leads from a parameter to its DDP
+        if not issubclass(type(found), DistributedDataParallel):
+            continue
+        join: Any = getattr(found, "_join_config", None)
+        if join is None or not join.enable or join.throw_on_early_termination:
+            continue
+        if any(id(p) in mine for p in found.parameters()):
+            raise InvalidArgument(
+                "UNEVEN_INPUTS",
+                "with DDP's join() a rank without further inputs takes no more steps, but each step needs all ranks. Give all "
+                "of them the same number of batches (drop_last=True), or use join(throw_on_early_termination=True)",
+            )
 
 
 def _world() -> object:
