@@ -40,7 +40,7 @@ test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES) $(FOREIGN)  ## run all tests (un
 	$(PYTEST) $(ARGS)
 
 soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length (about 15 minutes; MECHANICD_SEED=n repeats one), then all experiments with --quick
-	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash $(ARGS)
+	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash tests/client/test_interrupt.py tests/torch/test_interrupt.py tests/jax/test_interrupt.py $(ARGS)
 	rm -rf .mechanicd/soak
 	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak
 	$(BIN)/python -m experiments report --quick --work .mechanicd/soak

@@ -21,9 +21,9 @@ import importlib
 import signal
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import compress
 from types import FrameType
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ ECHO: Final = 0.25
 """Seconds: a second signal that comes sooner is the first one sent twice, by a terminal and by a launcher."""
 PATIENCE: Final = 10.0
 """Seconds after which a second signal to stop gets through wherever it comes."""
+
+_MOMENT: Final = 0.005
 
 _STOP: Final = frozenset(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 _FAULTS: Final = ("SIGKILL", "SIGSTOP", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
@@ -81,7 +83,9 @@ class Deferred:
         self._depth = 0
         self._exposed_at = 0  # the depth at which the section is exposed; 0 where it is not
         self._stand_ins: list[_StandIn] = []
+        self._known: list[Any] = []  # the handlers that the stand-ins were made for, if they may be kept
         self._waiting: dict[int, tuple[_StandIn, FrameType | None, float]] = {}
+        self._in_callback = False  # whether the section is `postponed`
 
     def __enter__(self) -> None:
         if threading.get_ident() != self._main and not self._on_main():
@@ -89,14 +93,12 @@ class Deferred:
         if self._depth:
             self._depth += 1
             return
+        found = [*map(_get, _NUMBERS)]
+        if found != self._known:
+            self._look(found)
         # In this order: until the depth is 1 a stand-in calls its handler, and whatever that raises leaves nothing behind.
-        self._stand_ins = []
-        for number in compress(_NUMBERS, map(callable, map(_get, _NUMBERS))):
-            handler = behind(_get(number))
-            if handler is not self.harmless:
-                stand_in = _StandIn(self, number, handler)
-                self._stand_ins.append(stand_in)
-                _set(number, stand_in)
+        for stand_in in self._stand_ins:
+            _set(stand_in.number, stand_in)
         self._depth = 1
 
     def __exit__(self, *_: object) -> None:
@@ -112,15 +114,19 @@ class Deferred:
                 found = _set(stand_in.number, stand_in.handler)
                 if found is not stand_in:  # the section itself installed another
                     _set(stand_in.number, found)
-            self._stand_ins = []
+            if not self._known:
+                self._stand_ins = []
         finally:
             if self._waiting:
                 self._deliver()
+            self._in_callback = False
 
     def notes(self, stand_in: _StandIn, number: int, frame: FrameType | None) -> bool:
         """Whether a signal has to wait, and is noted; else its handler is to be called now."""
         if not self._depth:
-            return False
+            if self._in_callback:
+                start_new_thread(_send_again, (number,))
+            return self._in_callback
         if number not in self._waiting:
             self._waiting[number] = stand_in, frame, time.monotonic()
             return True
@@ -141,6 +147,11 @@ class Deferred:
         if threading.get_ident() == self._main:
             self._exposed_at = 0
 
+    def postpone(self) -> None:
+        """The section is one in a callback."""
+        if threading.get_ident() == self._main and self._depth == 1:
+            self._in_callback = True
+
     def _on_main(self) -> bool:
         """Whether this is the thread that runs handlers."""
         if threading.get_ident() != threading.main_thread().ident:
@@ -152,12 +163,22 @@ class Deferred:
         self._main = threading.get_ident()
         return True
 
+    def _look(self, found: list[Any]) -> None:
+        """Makes stand-ins for the handlers found. Those of the program are not kept: they may hold whatever it has dropped."""
+        handlers = {number: behind(handler) for number, handler in zip(_NUMBERS, found, strict=True) if callable(handler)}
+        self._stand_ins = [_StandIn(self, *each) for each in handlers.items() if each[1] is not self.harmless]
+        ours = (signal.default_int_handler, self.harmless)
+        self._known = found if all(handler in ours for handler in found if callable(handler)) else []
+
     def _deliver(self) -> None:
         """Calls the handlers of the signals that waited, each of them even if one raises."""
         number = next(iter(self._waiting))
         stand_in, frame, _ = self._waiting.pop(number)
         try:
-            stand_in.handler(number, frame)
+            if self._in_callback:
+                start_new_thread(_send_again, (number,))
+            else:
+                stand_in.handler(number, frame)
         finally:
             if self._waiting:
                 self._deliver()
@@ -173,6 +194,24 @@ class Exposed:
         deferred.cover()
 
 
+class Postponed:
+    """`with postponed:` is a section in a callback of other code, which would take what a handler raises for the callback's own
+    error: the handlers are called a moment after it, where the program is by then."""
+
+    def __enter__(self) -> None:
+        deferred.__enter__()
+        deferred.postpone()
+
+    def __exit__(self, *_: object) -> None:
+        deferred.__exit__()
+
+
+def _send_again(number: int) -> None:
+    time.sleep(_MOMENT)
+    if callable(_get(number)):  # else its action would be the system's
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
 def behind(handler: Any) -> Any:
     """The handler that a stand-in stands for; any other handler itself."""
     return handler.handler if isinstance(handler, _StandIn) else handler
@@ -180,3 +219,4 @@ def behind(handler: Any) -> Any:
 
 deferred: Final = Deferred()
 exposed: Final = Exposed()
+postponed: Final = Postponed()

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from mechanicd.client import _arguments, _signals
 from mechanicd.client._client import close_sessions
-from mechanicd.client._deferred import deferred, exposed
+from mechanicd.client._deferred import deferred, exposed, postponed
 from mechanicd.client._errors import InvalidArgument, PackageMissing
 from mechanicd.client._leftovers import do_later
 from mechanicd.client._run import Run
@@ -44,6 +44,7 @@ __all__ = [
     "do_later",
     "exposed",
     "only_scale",
+    "postponed",
     "require_package",
 ]
 

@@ -12,7 +12,7 @@ from jax import lax
 from numpy.typing import NDArray
 
 from mechanicd.client import MechanicdError, Session, StepConflict
-from mechanicd.client.framework import Run, deferred
+from mechanicd.client.framework import Run, postponed
 from mechanicd.jax._float64 import host_bits, host_values
 from mechanicd.tuner import Reductions, Row, TunerConfig, TunerState
 
@@ -103,7 +103,7 @@ class Reporter:
 
     def _once(self, packed: Any, take: Callable[..., NDArray[Any]]) -> Any:
         words = np.asarray(packed)
-        with deferred, self._lock:
+        with postponed, self._lock:
             if words.tobytes() != self._last[0]:
                 try:
                     self._last = words.tobytes(), take(*unpack(self.config, words))
