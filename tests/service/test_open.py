@@ -469,3 +469,46 @@ def test_a_call_to_a_server_that_is_away_ends_in_an_error_of_its_own(new_server:
     with pytest.raises(grpc.RpcError) as caught:
         new_training(at=server).open()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_call_that_comes_late_changes_nothing(new_training: New) -> None:
+    training = new_training()
+    first = {"trainer": 7, "attempt": 1, "after_step": 0}
+    training.open(**first | {"attempt": 2})
+    training.take(5)
+    assert training.wire.refused("OpenSession", name=training.name, **first).reason == "SESSION_FENCED"
+    training.take(5)
+    training.close()
+    assert training.wire.refused("OpenSession", name=training.name, **first).reason == "SESSION_FENCED", "also after the end"
+    run = training.run()
+    assert (run.session_count, run.rewind_count, run.durable_step) == (1, 0, 10)
+
+
+@pytest.mark.parametrize("start", ["from scratch", "a checkpoint", "where it was"])
+def test_a_call_whose_answer_was_lost_is_answered_with_the_same_session(new_training: New, start: str) -> None:
+    training = new_training()
+    training.open()
+    training.take(3)
+    fields = {
+        "from scratch": {"after_step": 0},
+        "a checkpoint": {"tuner_state": training.state.to_bytes()},
+        "where it was": {},
+    }[start]
+    lost = training.open(trainer=7, attempt=1, **fields)
+    again = training.open(trainer=7, attempt=2, **fields)
+    assert (again.session, again.last_step, again.tuner_state) == (lost.session, lost.last_step, lost.tuner_state)
+    assert again.run.session_count == 2
+    if start == "from scratch":
+        training.rewind(0)
+    training.take(4)
+    other = training.open(trainer=8, attempt=1)
+    assert other.session != again.session, "another trainer takes the run over, as ever"
+
+
+def test_a_trainer_that_took_steps_and_starts_over_gets_a_new_session(new_training: New) -> None:
+    training = new_training()
+    one = training.open(trainer=7, attempt=1, after_step=0)
+    training.take(3)
+    two = training.open(trainer=7, attempt=2, after_step=0)
+    assert (two.outcome, two.last_step) == (REWOUND, 0)
+    assert two.session != one.session

@@ -1,6 +1,7 @@
 """Opening a session at a server: the request, which servers to try, and what the answer says."""
 
 import logging
+import secrets
 from typing import Any, Final, cast
 
 from mechanicd.client._errors import ServerUnavailable
@@ -31,6 +32,8 @@ class Opener:
         self.route = route
         self.session = 0
         self._request = request
+        # By these, the server knows a repeated or late call for one of this trainer's own.
+        self._request.trainer = secrets.randbits(62) + 1
 
     def open_anywhere(self, start: Start) -> tuner_service_pb2.OpenSessionResponse:
         """Opens a new session at the first server that answers.
@@ -51,6 +54,7 @@ class Opener:
         Raises:
             MechanicdError: what the server refuses, or ServerUnavailable.
         """
+        self._request.attempt += 1
         request = tuner_service_pb2.OpenSessionRequest()
         request.CopyFrom(self._request)
         request.session = session

@@ -169,12 +169,15 @@ class Engine:
         )
         client, command = _convert.text_in(request.client, 200), _convert.command_in(request.command)
         async with self.registry.lock(name):
+            again = self.registry.opened_before(name, request.trainer, request.attempt)
             for attempt in range(_CLAIM_ATTEMPTS):
                 try:
-                    if request.session:
-                        opened = await self._reattach(name, request.session, config)
+                    session = request.session or (self._unused(name, start) if again else 0)
+                    if session:
+                        opened = await self._reattach(name, session, config)
                     else:
                         opened = await self._open(name, config, labels, start, client, command)
+                    self.registry.opened(name, request.trainer, request.attempt)
                     return _convert.masked(opened, request.read_mask)
                 except OwnershipLost as error:  # another server took the run at this moment: read it again
                     log.info("%s: %s; attempt %d", name, error, attempt + 1)
@@ -255,6 +258,14 @@ class Engine:
         explanation = f"the session reattached; the server has step {run.state.step}"
         log.info("%s: session %d: %s", name, run.row.session_count, explanation)
         return _opened(run, _session_start.REATTACHED, explanation)
+
+    def _unused(self, name: names.RunName, start: Start) -> int:
+        """The session that holds a run here, if it starts where `start` says and has taken no step yet; else 0."""
+        run = self.registry.named(name)
+        if run is None or run.fenced_by or run.state.step != run.begun_after:
+            return 0
+        same = start.to_bytes() == run.state.to_bytes() if isinstance(start, TunerState) else start in (None, run.begun_after)
+        return run.row.session if same else 0
 
     async def flush(self, request: tuner_service_pb2.FlushRequest) -> tuner_service_pb2.FlushResponse:
         """See TunerService.Flush."""

@@ -1,7 +1,7 @@
 """Which session holds which run on this server, and why any other session is refused.
 
 The registry is a cache: the run's row in the store is the truth. Memory is bounded by the runs that are held now, plus the
-newest `REMEMBERED` sessions that lost theirs. For older ones, `Engine.explain` asks the store.
+newest `REMEMBERED` sessions that lost theirs and trainers that opened one. For older sessions, `Engine.explain` asks the store.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ class Registry:
         self._metrics = metrics
         # Session → its successor, or 0 where another server took the run over together with its session. Oldest first.
         self._former: OrderedDict[int, int] = OrderedDict()
+        self._openers: OrderedDict[names.RunName, tuple[int, int]] = OrderedDict()  # trainer, attempt. Oldest first.
         self._locks: dict[names.RunName, _NamedLock] = {}
 
     def __len__(self) -> int:
@@ -77,6 +78,29 @@ class Registry:
         self._former.pop(run.row.session, None)  # the session may return from another server
         self._by_name[name] = run
         self.by_session[run.row.session] = run
+
+    def opened_before(self, name: names.RunName, trainer: int, attempt: int) -> bool:
+        """Whether the last session of this run was opened by an earlier call of the same trainer.
+
+        Raises:
+            ServiceError: SESSION_FENCED, if it was opened by this call or a later one: this one comes late.
+        """
+        last = self._openers.get(name, (0, 0))
+        if not trainer or trainer != last[0]:
+            return False
+        if attempt <= last[1]:
+            raise ServiceError(
+                "SESSION_FENCED", f"a later call of this trainer has opened {name}; this one came late", {"name": name}
+            )
+        return True
+
+    def opened(self, name: names.RunName, trainer: int, attempt: int) -> None:
+        """A call of a trainer (0: unknown) has opened the run."""
+        self._openers.pop(name, None)
+        if trainer:
+            self._openers[name] = (trainer, attempt)
+        if len(self._openers) > REMEMBERED:
+            self._openers.popitem(last=False)
 
     def release(self, run: ActiveRun) -> None:
         """The run was closed or deleted: from now on, its session is unknown.
