@@ -64,21 +64,25 @@ def checked(groups: object, expected: int) -> Sequence[Reductions]:
             "send one set of four scalars for each name in scale_groups",
             {"expected": expected, "received": len(groups)},
         )
-    for index, group in enumerate(groups):
-        if not isinstance(group, Reductions):
-            raise _no_reductions(group)
+    for group in groups:  # one pass finds that all is well, as it nearly always is
+        if type(group) is not Reductions:
+            break
         g, x, gg, xx = group
-        if not (type(g) is float and type(x) is float and type(gg) is float and type(xx) is float):
-            return checked([_of_floats(group) for group in groups], expected)
-        if gg < 0.0 or xx < 0.0:
-            field = "g_norm_sq" if gg < 0.0 else "x_norm_sq"
+        if not (type(g) is float and type(x) is float and type(gg) is float and type(xx) is float and gg >= 0.0 and xx >= 0.0):
+            break
+    else:
+        return groups
+    floats = [_of_floats(group) for group in groups]
+    for index, group in enumerate(floats):
+        if group.g_norm_sq < 0.0 or group.x_norm_sq < 0.0:
+            field = "g_norm_sq" if group.g_norm_sq < 0.0 else "x_norm_sq"
             raise ReductionsError(
                 "NEGATIVE_SQUARE",
                 f"{field} of scale group {index} is {getattr(group, field)!r}; a squared norm is 0 or more: "
                 "send ‖·‖², not an inner product",
                 {"field": field, "value": getattr(group, field)},
             )
-    return groups
+    return floats
 
 
 def _of_floats(group: object) -> Reductions:
