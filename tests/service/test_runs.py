@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mechanicd.service import Engine, _run_service
+from mechanicd.service import Engine, _pages, _run_service
 from mechanicd.store import _store, open_store
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, run_service_pb2
@@ -160,6 +160,27 @@ def test_pages_are_full_and_complete_however_the_store_is_read(scan: int, size: 
         await engine.stop()
 
     asyncio.run(look())
+
+
+@pytest.mark.parametrize("position", [["x"], ["a", "b", "c"], [], [""]], ids=str)
+def test_a_forged_page_token_of_a_list_is_refused(wire: Any, project: str, position: list[str]) -> None:
+    parent = f"projects/{project}"
+    token = _pages.token_out(position, "runs", parent, "")
+    refused = wire.refused("ListRuns", parent=parent, page_token=token)
+    assert (refused.code, refused.reason, refused.fields) == (3, "INVALID_PAGE_TOKEN", ["page_token"])
+
+
+@pytest.mark.parametrize(
+    "position", [["abc"], ["9" * 30], ["-1"], ["-" + "9" * 30], ["1.5"], ["٣"], [" 1"], ["1", "2"], [""]], ids=str
+)
+def test_a_forged_page_token_of_a_series_is_refused(training: Any, wire: Any, position: list[str]) -> None:
+    training.take(3)
+    training.flush()
+    token = _pages.token_out(position, "series", training.name, "0", "0", "0")
+    refused = wire.refused("QuerySeries", name=training.name, page_token=token)
+    assert (refused.code, refused.reason, refused.fields) == (3, "INVALID_PAGE_TOKEN", ["page_token"])
+    token = _pages.token_out(["3"], "series", training.name, "0", "0", "0")
+    assert [record.step for record in training.series(page_token=token)] == [3], "such is one that is not forged"
 
 
 def test_a_page_token_of_another_list_is_refused(wire: Any, project: str, fleet: list[Any]) -> None:

@@ -5,7 +5,8 @@ import json
 import click
 
 from mechanicd.cli import _options, _text
-from mechanicd.cli._output import json_option
+from mechanicd.cli._output import confirm, json_option
+from mechanicd.cli._ranges import STEP
 from mechanicd.client import connect
 from mechanicd.v1 import run_service_pb2
 
@@ -14,7 +15,7 @@ from mechanicd.v1 import run_service_pb2
 @_options.target_option
 @_options.project_option
 @_options.run_argument
-@click.argument("step", type=click.IntRange(0))
+@click.argument("step", type=STEP)
 @click.option(
     "--fence",
     is_flag=True,
@@ -30,7 +31,7 @@ def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: boo
         found = _options.get_run(client, name)
         if not yes and step < found.durable_step:
             question = f"Rewind {name} from step {found.durable_step} to {step}? The steps in between become a branch."
-            click.confirm(question, abort=True, err=True)
+            confirm(question, as_json)
         now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step, fence=fence), 60.0).run
     if as_json:
         click.echo(json.dumps(_text.run_dict(now)))
@@ -43,7 +44,7 @@ def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: boo
 @_options.project_option
 @_options.run_argument
 @click.argument("new")
-@click.option("--step", type=click.IntRange(0), help="Fork after this step. Default: the last durable step.")
+@click.option("--step", type=STEP, help="Fork after this step. Default: the last durable step.")
 @json_option
 @_options.reports_errors
 def fork(target: str, project: str, run: str, new: str, step: int | None, as_json: bool) -> None:
@@ -70,7 +71,7 @@ def delete(target: str, project: str, run: str, yes: bool, as_json: bool) -> Non
     """Delete a run and its whole history."""
     name = _options.full_name(project, run)
     if not yes:
-        click.confirm(f"Delete {name} and its whole history?", abort=True, err=True)
+        confirm(f"Delete {name} and its whole history?", as_json)
     with connect(target) as client:
         client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name))
     click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")

@@ -13,6 +13,7 @@ from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 _COMPLETION_SECONDS: Final = 1.0
+_NOT_UNICODE: Final = {"target": "INVALID_TARGET", "filter_": "INVALID_FILTER"}
 
 target_option = click.option(
     "--target",
@@ -73,6 +74,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        for option, value in kwargs.items():
+            if isinstance(value, str) and not value.isprintable() and not _is_unicode(value):
+                reason = _NOT_UNICODE.get(option, "MALFORMED_NAME")
+                fail(reason, f"{option.strip('_')} {value!r} is not Unicode text", kwargs.get("as_json", False))
         try:
             command(*args, **kwargs)
         except MechanicdError as error:
@@ -84,6 +89,15 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(0)
 
     return wrapper
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be sent: bytes of the command line that are no UTF-8 are lone surrogates in a str."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def full_name(project: str, run: str) -> str:

@@ -21,3 +21,11 @@ def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
     text = json.dumps({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]"
     click.echo(text, err=True)
     sys.exit(EXIT_FAILED)
+
+
+def confirm(question: str, as_json: bool) -> None:
+    """Goes on only if the answer is yes. With --json a program reads the output, so it is asked only at a terminal."""
+    if not as_json or sys.stdin.isatty():
+        click.confirm(question, abort=True, err=True)
+    elif sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        fail("NOT_CONFIRMED", f"{question} Nothing was changed; pass --yes to confirm", as_json)

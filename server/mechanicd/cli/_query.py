@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mechanicd.cli import _options, _text
 from mechanicd.cli._output import json_option
+from mechanicd.cli._ranges import BRANCH, FIRST_STEP
 from mechanicd.client import Client, connect
 from mechanicd.runs import EXPORT_FORMATS, StepRow, export_rows
 from mechanicd.v1 import resources_pb2, run_service_pb2
@@ -127,10 +128,14 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
     help='jsonl: one object per line. In json and jsonl, non-finite numbers are strings such as "NaN".',
 )
 @click.option(
-    "--branch", default=0, show_default=True, help="0: the current history; n: the steps abandoned by the n-th rewind."
+    "--branch",
+    type=BRANCH,
+    default=0,
+    show_default=True,
+    help="0: the current history; n: the steps abandoned by the n-th rewind.",
 )
-@click.option("--first", type=click.IntRange(1), default=1, show_default=True, metavar="STEP", help="First step to export.")
-@click.option("--last", type=click.IntRange(1), metavar="STEP", help="Last step to export. Default: the run's last.")
+@click.option("--first", type=FIRST_STEP, default=1, show_default=True, metavar="STEP", help="First step to export.")
+@click.option("--last", type=FIRST_STEP, metavar="STEP", help="Last step to export. Default: the run's last.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
 @_options.reports_errors
 def export(target: str, project: str, run: str, format_: str, branch: int, first: int, last: int | None, as_json: bool) -> None:

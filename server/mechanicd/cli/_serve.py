@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from mechanicd.cli._output import fail, json_option
+from mechanicd.cli._ranges import DAYS, STEP, FiniteRange
 
 if TYPE_CHECKING:
     from mechanicd.dashboard import Page, PageConfig
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach; there is no TLS and no login.")
 @click.option(
     "--flush-interval",
-    type=click.FloatRange(0.0, 10.0),
+    type=FiniteRange(0.0, 10.0),
     default=0.02,
     show_default=True,
     metavar="SECONDS",
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0.0, 600.0),
+    type=FiniteRange(0.0, 600.0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -75,19 +76,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--keep-steps",
-    type=click.IntRange(0),
+    type=STEP,
     metavar="N",
     help="Keep the last N steps of each run exactly, and only min, max and last of earlier ones. Default: keep all.",
 )
 @click.option(
     "--keep-days",
-    type=click.FloatRange(0.0),
+    type=DAYS,
     metavar="DAYS",
     help="Delete runs whose last step is older than this. Default: keep all.",
 )
 @click.option(
     "--silent-after",
-    type=(click.FloatRange(1.0), click.FloatRange(0.0)),
+    type=(FiniteRange(1.0, 1e6), FiniteRange(0.0, 1e9)),
     default=(20.0, 30.0),
     show_default=True,
     metavar="FACTOR SECONDS",
@@ -150,6 +151,8 @@ def serve(
         silence=Silence(*silent_after),
     )
     try:
+        for address in addresses:
+            check_address(address, insecure)
         if http not in (None, "off"):
             check_address(http, insecure, unix=False)
         store = open_store(store_url)

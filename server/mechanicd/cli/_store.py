@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mechanicd import store as stores
-from mechanicd.cli._output import fail, json_option
+from mechanicd.cli._output import confirm, fail, json_option
+from mechanicd.cli._ranges import DAYS, STEP
 from mechanicd.runs import RunRow
 from mechanicd.service import Retention
 from mechanicd.store import StoreError
@@ -75,15 +76,15 @@ def backup(url: str, to: str, as_json: bool) -> None:
 
 @store.command()
 @store_option
-@click.option("--keep-steps", type=click.IntRange(0), metavar="N", help="As in `mechanicd serve`. Default: keep all.")
-@click.option("--keep-days", type=click.FloatRange(0.0), metavar="DAYS", help="As in `mechanicd serve`. Default: keep all.")
+@click.option("--keep-steps", type=STEP, metavar="N", help="As in `mechanicd serve`. Default: keep all.")
+@click.option("--keep-days", type=DAYS, metavar="DAYS", help="As in `mechanicd serve`. Default: keep all.")
 @click.option("--yes", is_flag=True, help="Don't ask before deleting anything.")
 @json_option
 def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool, as_json: bool) -> None:
     """Fold the journal, delete what is too old, and return unused space to the disk."""
     giving_up = keep_steps is not None or keep_days is not None
     if giving_up and not yes:
-        click.confirm("This deletes older steps or runs for good. Continue?", abort=True, err=True)
+        confirm("This deletes older steps or runs for good. Continue?", as_json)
     with _opened(url, as_json) as opened:
         before = sum(1 for _ in _runs(opened))
         while opened.fold():

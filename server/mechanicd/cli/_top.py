@@ -18,6 +18,7 @@ from rich.text import Text
 
 from mechanicd.cli import _options, _query, _text
 from mechanicd.cli._output import json_option
+from mechanicd.cli._ranges import FiniteRange
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
@@ -95,7 +96,7 @@ class _Sketches:
 @_options.sort_option("needs")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600.0),
+    type=FiniteRange(0.1, 3600.0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -89,10 +89,10 @@ class HeatRequest:
         x0, x1 = _range(fields.parsed("x0"), fields.parsed("x1"))
         request = cls(
             run=fields.text("run"),
-            branch=int(fields.parsed("branch", 0, 0, 2**31) or 0),
+            branch=fields.parsed_integer("branch", 0, 0, 2**31),
             x0=x0,
             x1=x1,
-            columns=int(fields.parsed("columns", 300, 1, MOST_COLUMNS) or 300),
+            columns=fields.parsed_integer("columns", 300, 1, MOST_COLUMNS),
         )
         fields.end()
         return request
@@ -113,7 +113,7 @@ class ExportRequest:
         """Raises ApiError MALFORMED_REQUEST, INVALID_RANGE."""
         fields = _Fields({key: value for key, value in query.items() if value != ""})
         x0, x1 = _range(fields.parsed("x0"), fields.parsed("x1"))
-        branch = int(fields.parsed("branch", 0, 0, 2**31) or 0)
+        branch = fields.parsed_integer("branch", 0, 0, 2**31)
         request = cls(
             run=fields.text("run"), format=fields.choice("format", "csv", EXPORT_FORMATS), branch=branch, x0=x0, x1=x1
         )
@@ -205,22 +205,35 @@ class _Fields:
             raise self._wrong(name, value, f"a whole number from {low} to {high}")
         return int(value)
 
-    def parsed(self, name: str, default: float | None = None, low: float = -math.inf, high: float = math.inf) -> float | None:
+    def parsed(self, name: str) -> float | None:
+        value = self.take(name, None)
+        if value is None:
+            return None
+        number = _parsed(value)
+        if not math.isfinite(number):
+            raise self._wrong(name, value, "a number")
+        return number
+
+    def parsed_integer(self, name: str, default: int, low: int, high: int) -> int:
         value = self.take(name, None)
         if value is None:
             return default
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number) or not low <= number <= high:
-            bounds = "" if low == -math.inf else f" from {low:g} to {high:g}"
-            raise self._wrong(name, value, f"a number{bounds}")
-        return number
+        number = _parsed(value)
+        if not low <= number <= high or number != int(number):
+            raise self._wrong(name, value, f"a whole number from {low} to {high}")
+        return int(number)
 
     @staticmethod
     def _wrong(name: str, value: Any, expected: str) -> ApiError:
         return ApiError("MALFORMED_REQUEST", f"{name} {_short(value)}: expected {expected}")
+
+
+def _parsed(text: str) -> float:
+    """The number that a query string names; NaN if it names none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
@@ -50,21 +51,35 @@ def token_out(position: list[str], *about: str) -> str:
     return base64.urlsafe_b64encode("\n".join([_digest(about), *position]).encode()).decode()
 
 
-def token_in(token: str, *about: str) -> list[str] | None:
-    """The position of a page; None for the first. Raises ServiceError INVALID_PAGE_TOKEN."""
+def token_in(token: str, *about: str, parts: int = 1) -> list[str] | None:
+    """The position of a page, of so many parts; None for the first. Raises ServiceError INVALID_PAGE_TOKEN."""
     if not token:
         return None
     try:
         digest, *position = base64.urlsafe_b64decode(token.encode()).decode().split("\n")
     except ValueError:
         digest, position = "", []
-    if digest != _digest(about) or not position:
-        raise ServiceError(
-            "INVALID_PAGE_TOKEN",
-            "this page token came from a different request; send it with the request that returned it, unchanged",
-            field="page_token",
-        )
+    if digest != _digest(about) or len(position) != parts:
+        raise _foreign()
     return position
+
+
+def step_token_in(token: str, *about: str) -> int | None:
+    """The step at which a page begins; None for the first page. Raises ServiceError INVALID_PAGE_TOKEN."""
+    position = token_in(token, *about)
+    if position is None:
+        return None
+    if not re.fullmatch("[0-9]{1,18}", position[0]):
+        raise _foreign()
+    return int(position[0])
+
+
+def _foreign() -> ServiceError:
+    return ServiceError(
+        "INVALID_PAGE_TOKEN",
+        "this page token came from a different request; send it with the request that returned it, unchanged",
+        field="page_token",
+    )
 
 
 def _digest(about: tuple[str, ...]) -> str:

@@ -46,7 +46,7 @@ class RunService:
             lambda: _convert.project_in(request.parent),
             lambda: _convert.filter_in(request.filter),
             lambda: _pages.page_size(request.page_size, 100, 1000),
-            lambda: _pages.token_in(request.page_token, *about),
+            lambda: _pages.token_in(request.page_token, *about, parts=2),
         )
         after = (token[0], token[1]) if token else ("", "")
         rows = [row for row in await self._cache.read() if _is_in(row, project) and (row.project, row.run) > after]
@@ -127,13 +127,13 @@ class RunService:
             lambda: _convert.run_name_in(request.name),
             lambda: _range_in(request),
             lambda: _pages.page_size(request.page_size, 1000, 10_000),
-            lambda: _pages.token_in(request.page_token, *about),
+            lambda: _pages.step_token_in(request.page_token, *about),
             lambda: _check_branch(request.branch, row),
         )
         assert row is not None  # its name is well-formed
         groups = len(row.config.scale_groups)
-        if token:
-            first = int(token[0])
+        if token is not None:
+            first = token
         if request.max_buckets:
             values = 3 * (len(store.SERIES) * groups + 1)
             most = _pages.fit(min(request.max_buckets, 10_000), values, _pages.MOST_BYTES)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ def check_address(address: str, insecure: bool, unix: bool = True) -> None:
     if unix and address.startswith("unix:"):
         return
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535 or not host:
+    if not separator or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or not host:
         raise ServeError("MALFORMED_ADDRESS", f"{address!r}: expected HOST:PORT{' or unix:PATH' if unix else ''}")
     if insecure or host == "localhost":
         return
