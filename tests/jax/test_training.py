@@ -98,10 +98,9 @@ def test_what_cannot_be_wrapped_is_refused_by_name(digits):
         with pytest.raises(InvalidArgument) as caught:
             mechanize(base)
         assert caught.value.reason == "BASE_NOT_AN_OPTIMIZER"
-    for params, reason in (({}, "INVALID_SETTING"), ({"w": jnp.arange(3)}, "INVALID_SETTING")):
-        with pytest.raises(InvalidArgument) as caught:
-            tx.init(params)
-        assert caught.value.reason == reason
+    with pytest.raises(InvalidArgument) as caught:
+        tx.init({"w": jnp.arange(3)})
+    assert caught.value.reason == "INVALID_SETTING"
     with pytest.raises(InvalidArgument) as caught:
         tx.init({"w": jnp.ones(3, jnp.complex64)})
     assert caught.value.reason == "COMPLEX_PARAMETER"

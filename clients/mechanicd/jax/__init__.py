@@ -6,8 +6,9 @@
     state = tx.init(params)
     updates, state = tx.update(grads, state, params)    # inside jit
 
-`_mechanize` checks the settings, `_transform` is the step, `_reduce` and `_tuner` are its parts on the device. `_report` is
-the host's side of a step, `_ring` gets steps to the host without a callback, `_groups` says which parameters share one S, and
+`_mechanize` checks the settings, `_transform` is the step, `_reduce`, `_tuner` and `_outside` are its parts on the device.
+`_state` is what is kept between steps, `_leaves` checks the trees, `_groups` says which parameters share one S, `_axes` over
+which devices a sum runs. `_report` is the host's side of a step, `_ring` gets steps to the host without a callback, and
 `_float64` gives a program float64 when JAX has it switched off.
 """
 
@@ -21,6 +22,7 @@ class JaxMissing(PackageMissing):
 require_package("jax", "optax", extra="jax", reason="JAX_MISSING", error=JaxMissing)
 
 from mechanicd.jax._mechanize import mechanize  # noqa: E402  # needs jax
-from mechanicd.jax._transform import MechanicState, Mechanized, scale, scales  # noqa: E402
+from mechanicd.jax._state import MechanicState, scale, scales, start_again  # noqa: E402
+from mechanicd.jax._transform import Mechanized  # noqa: E402
 
-__all__ = ["JaxMissing", "MechanicState", "Mechanized", "mechanize", "scale", "scales"]
+__all__ = ["JaxMissing", "MechanicState", "Mechanized", "mechanize", "scale", "scales", "start_again"]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from mechanicd.client import InvalidArgument
+from mechanicd.jax._state import name_of
 
 Labels = str | Callable[[Any], Any] | Any
 """ALL, TENSOR, a tree of labels over the parameters (or over whole subtrees of them), or a function that returns a tree."""
@@ -28,14 +29,14 @@ class Groups:
 
 
 def group(labels: Labels, params: Any) -> Groups:
-    """The scale groups of the parameters.
+    """The scale groups of the parameters; the one group "all" where there is no parameter.
 
     Raises:
-        InvalidArgument: INVALID_SETTING: the labels do not fit the parameters, or there are no parameters.
+        InvalidArgument: INVALID_SETTING: the labels do not fit the parameters.
     """
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not paths:
-        raise InvalidArgument("INVALID_SETTING", "the parameter tree is empty; pass the model's parameters")
+        return Groups((ALL,), ())
     if isinstance(labels, str):
         if labels == ALL:
             return Groups((ALL,), (0,) * len(paths))

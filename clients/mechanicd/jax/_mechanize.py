@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
+import jax
+
 from mechanicd.client import InvalidArgument
 from mechanicd.client.framework import (
     BETAS,
@@ -17,6 +19,7 @@ from mechanicd.client.framework import (
     check_settings,
     close_on_sigterm,
 )
+from mechanicd.jax._axes import AxisName
 from mechanicd.jax._groups import Labels
 from mechanicd.jax._transform import Mechanized, transform
 from mechanicd.jax._tuner import NOT_SUPPORTED
@@ -45,8 +48,14 @@ def mechanize(
     deadline: float = DEADLINE,
     max_scale: float | None = None,
     report: Report = "callback",
+    axis_name: AxisName = None,
+    distributed: bool = True,
 ) -> Mechanized:
     """Wraps an optax optimizer so that MECHANIC tunes the scale of its updates.
+
+    Put it last in a chain: what stands before it changes gradients, BASE and its schedule stand inside. A transformation after
+    it that changes the update, as in `optax.chain(mechanize(…), optax.scale_by_schedule(…))`, makes S run away: x then moves
+    otherwise than S and Δ say.
 
     Source: Cutkosky, Defazio, Mehta (2023), "Mechanic: A Learning Rate Tuner", Algorithm 1.
 
@@ -62,20 +71,39 @@ def mechanize(
         delta_layout: what to keep in addition to x: "delta" (Δ), "delta+ref" (Δ and x_ref), or "ref" (only x_ref; each step
             recomputes Δ = (x − x_ref)/(S + ε), as the paper's line 8 and optax.contrib.mechanize do; for comparison, and only
             for conventions whose S starts above 0). bfloat16 and float16 parameters need both; if any parameter is of
-            such a type, all keep both.
+            such a type, all keep both. Where x_ref is kept, it follows a weight that something else changed between steps.
         max_scale: a cap on the S that places the parameters; None for no cap.
         on_outage: "local" computes S on the device and reports to the server without waiting; with "hold" and "raise" each step
             waits for the host.
         report: how steps reach the server: "callback" sends them from inside the program and needs no other change; "loop"
             needs `tx.report(state)` after each step, and keeps a GPU's queue full (a callback costs it about 2 ms a step).
+        axis_name: for `update` inside `jax.shard_map` or `jax.pmap`: the mesh axes that the parameters are split over. A name,
+            a tuple of names, or a tree of these (or of PartitionSpecs) over the parameters; () where every device holds all
+            parameters and gets the averaged gradients. None reads it from the types where JAX tracks what differs between
+            devices (`check_vma=True`), and is an error where it does not. Under jit alone nothing is needed.
+        distributed: False inside `shard_map` or `pmap` if each device trains a model of its own, with its own S.
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
             INVALID_TARGET.
+            `init` and `update` raise COMPLEX_PARAMETER, INVALID_SETTING, PARAMS_MISSING, GRADIENTS_MISMATCH, DELTA_MISMATCH,
+            AXIS_NAME_MISSING, AXIS_MISMATCH, VMAP.
     """
     if not (hasattr(base, "init") and hasattr(base, "update")) or isinstance(base, Mechanized):
         what = "is already mechanized" if isinstance(base, Mechanized) else "is not an optax transformation"
         raise InvalidArgument("BASE_NOT_AN_OPTIMIZER", f"{base!r} {what}; wrap one: mechanize(optax.adamw(1.0))")
+    for name, value in {"s_decay": s_decay, "s_init": s_init, "eps": eps, "deadline": deadline, "max_scale": max_scale}.items():
+        if isinstance(value, jax.Array):
+            raise InvalidArgument(
+                "INVALID_SETTING",
+                f"{name} is an array of JAX; the tuner's settings are constants of the compiled step, plain numbers. To inject "
+                "hyperparameters, inject BASE's: mechanize(optax.inject_hyperparams(optax.adamw)(learning_rate=1.0))",
+            )
+    if axis_name is not None and not distributed:
+        raise InvalidArgument(
+            "INVALID_SETTING",
+            "axis_name says how devices train one model, distributed=False that each trains its own; choose one",
+        )
     settings = check_settings(
         run=run,
         target=target,
@@ -110,4 +138,5 @@ def mechanize(
     if target is not None:
         close_on_sigterm()  # here, on the main thread: JAX opens the session from a callback's thread
     cap = math.inf if settings.max_scale is None else settings.max_scale
-    return transform(base, settings, scale_groups, cap, loop=report == "loop" and target is not None)
+    told = report == "loop" and target is not None
+    return transform(base, settings, scale_groups, cap, loop=told, axis_name=axis_name, distributed=distributed)

@@ -63,9 +63,10 @@ class Reader:
         moment = time.monotonic()
         if not now:
             self._reports += 1
-            if moment - self._copied < SECONDS and self._reports < ring.shape[0] // 4:
+            if moment - self._copied < SECONDS and self._reports < ring.shape[-2] // 4:
                 return
-        copies = _copy(ring.addressable_data(0), step.addressable_data(0))
+        ring, step = ring.addressable_data(0), step.addressable_data(0)
+        copies = _copy(ring.reshape(ring.shape[-2:]), step.reshape(()))  # one device's part, which under pmap has an axis of 1
         for array in copies:
             array.copy_to_host_async()
         with deferred:
@@ -120,7 +121,8 @@ class _Steps:
         self._owed += reports
         with contextlib.suppress(MechanicdError, RuntimeError):
             # The reporter keeps the first; the second is the program's, and is raised where its result is read.
-            self._tell(np.asarray(ring), int(step), self._owed)
+            words = np.asarray(ring).reshape(-1, *ring.shape[-2:])[0]  # under pmap each device has one
+            self._tell(words, int(np.asarray(step).reshape(-1)[0]), self._owed)
             self._owed = 0
 
     def _tell(self, ring: Any, steps: int, reports: int) -> None:

@@ -9,78 +9,23 @@ the state keeps the last steps until the training loop calls `report` (`_ring`).
 
 import atexit
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mechanicd.client import InvalidArgument
-from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status, only_scale
-from mechanicd.jax import _reduce, _ring, _tuner
-from mechanicd.jax._float64 import BITS, Exact, from_bits, host_bits, host_values, to_bits, x64
+from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status
+from mechanicd.jax import _axes, _outside, _ring, _tuner
+from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
+from mechanicd.jax._leaves import dtype_of, gradients, kept, leaves_of
 from mechanicd.jax._report import Reporter, bits_of, pack
+from mechanicd.jax._state import LOW_PRECISION, MechanicState, find, wide
 from mechanicd.tuner import TunerConfig, TunerState
-
-LOW_PRECISION: Final = (jnp.bfloat16, jnp.float16)
-
-
-class MechanicState(NamedTuple):
-    """Everything a run needs to resume, as plain arrays.
-
-    Attributes:
-        base_state: BASE's.
-        step: int32, shape (): t, the steps taken.
-        tuner: uint32, shape (5, n, G, 2): m, v, r, s, q of each β and scale group, as the bits of float64.
-        delta: Δ, a tree like the parameters, float32 for low precision; () if it is not kept.
-        ref: x_ref, likewise.
-        told: int32, shape (): how many steps were reported to the host; each callback depends on it, which keeps them in order.
-        recent: uint32, shape (at most 256, words): the last steps with `report="loop"`, else ().
-    """
-
-    base_state: Any
-    step: jax.Array
-    tuner: jax.Array
-    delta: Any
-    ref: Any
-    told: jax.Array
-    recent: Any
-
-
-def scales(state: Any) -> tuple[float, ...]:
-    """S of each scale group, in the order of the groups, from an optimizer state that holds one `MechanicState`.
-
-    The state has to be concrete, so call this outside jit.
-
-    Raises:
-        InvalidArgument: NOT_MECHANIZED.
-    """
-    s = host_values(jax.device_get(_ours(state).tuner))[3]
-    total = np.zeros(s.shape[1])
-    for values in s:
-        total = total + values
-    return tuple(total.tolist())
-
-
-def scale(state: Any) -> float:
-    """The one S of a run with one scale group; see `scales`.
-
-    Raises:
-        InvalidArgument: NOT_MECHANIZED, SEVERAL_SCALES.
-    """
-    return only_scale(scales(state))
-
-
-def _ours(state: Any) -> MechanicState:
-    found = [leaf for leaf in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(leaf)]
-    if len(found) != 1:
-        raise InvalidArgument("NOT_MECHANIZED", f"expected exactly one state of mechanize() in the state, got {len(found)}")
-    ours: MechanicState = found[0]
-    return ours
 
 
 @atexit.register
@@ -115,7 +60,7 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         """
         if self.run.target is None:
             return
-        ours = _ours(state)
+        ours = find(state)
         if isinstance(ours.recent, tuple):
             raise InvalidArgument("INVALID_SETTING", 'report() works only with mechanize(…, report="loop"); pass that')
         self._raise()
@@ -173,25 +118,31 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
             self.close("failed", f"{kind.__name__}: {error}")
 
 
-def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop: bool) -> Mechanized:
+def transform(
+    base: Any, settings: Settings, labels: Labels, cap: float, *, loop: bool, axis_name: _axes.AxisName, distributed: bool
+) -> Mechanized:
     """The transformation; see `mechanize`."""
     run, layout = settings.run, settings.delta_layout
     base = optax.with_extra_args_support(base)
     reporters: dict[TunerConfig, Reporter] = {}
+    keeps = [_keeps((), layout)]
 
     def configured(params: Any) -> tuple[Groups, TunerConfig]:
         groups = group(labels, params)
         return groups, replace(settings.config, scale_groups=groups.names)
 
     def init(params: Any) -> MechanicState:
-        _check(params)
+        leaves = leaves_of(params)
+        if leaves.x:  # optax.map_params calls init with a tree that has none, and expects the state of the real ones
+            keeps[0] = _keeps(leaves.x, layout)
+        keeps_delta, keeps_ref = keeps[0]
         _, config = configured(params)
         return MechanicState(
             base_state=base.init(params),
             step=jnp.zeros((), jnp.int32),
             tuner=jnp.asarray(bits_of(TunerState.initial(config))),
-            delta=() if layout == "ref" else jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x)), params),
-            ref=jax.tree.map(jnp.array, params) if _keeps_ref(params, layout) else (),
+            delta=jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide(dtype_of(x))), params) if keeps_delta else (),
+            ref=jax.tree.map(_copy, params) if keeps_ref else (),
             told=jnp.zeros((), jnp.int32),
             recent=_ring.empty(config) if loop else (),
         )
@@ -199,29 +150,40 @@ def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop
     def update(grads: Any, state: MechanicState, params: Any = None, **extra: Any) -> tuple[Any, MechanicState]:
         if params is None:
             raise InvalidArgument("PARAMS_MISSING", "mechanize needs the parameters: tx.update(grads, state, params)")
-        _check(params)
+        leaves = leaves_of(params)
+        if not leaves.x:  # nothing to tune, as under a label of optax.partition that no parameter has
+            updates, base_state = base.update(grads, state.base_state, params, **extra)
+            return updates, state._replace(base_state=base_state, step=state.step + 1)
+        keeps[0] = _keeps(leaves.x, layout)
         groups, config = configured(params)
-        x: list[jax.Array]
-        tree: Any
-        x, tree = jax.tree.flatten(params)
-        g = tree.flatten_up_to(grads)
-        first = state.step == 0
-        ref = [jnp.where(first, p, r) for p, r in zip(x, tree.flatten_up_to(state.ref), strict=True)] if state.ref != () else []
+        x, g = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves.x], gradients(leaves, grads)
+        recomputes = layout == "ref" and not jax.tree.leaves(state.delta)
+        delta = None if recomputes else kept(leaves, "Δ", state.delta)
+        axes = _axes.plan(axis_name, distributed, params, leaves.names, x, g, delta, state.tuner)
         with x64():
-            table = _tuner.Table(*from_bits(state.tuner))
+            table = _tuner.Table(*from_bits(state.tuner.astype(BITS)))
             S = jnp.minimum(_tuner.scale(table.s), cap)
-            before = [S.astype(_wide(p))[i] for p, i in zip(x, groups.index, strict=True)]
-        if layout == "ref":
+            before = [S.astype(wide(p.dtype))[i] for p, i in zip(x, groups.index, strict=True)]
+        ref: list[jax.Array] = []
+        if layout == "ref" or jax.tree.leaves(state.ref):
+            first = state.step == 0
+            ref = kept(leaves, "x_ref", state.ref)
+            ref = [jnp.where(first, p.astype(r.dtype), r) for p, r in zip(x, ref, strict=True)]
+        if delta is None:
             delta = [(p - r) / (s + jnp.asarray(config.eps, p.dtype)) for p, r, s in zip(x, ref, before, strict=True)]
-        else:
-            delta = tree.flatten_up_to(state.delta)
         with x64():  # h_t's scalars: Δ_t, g_t, x_t, all from before BASE runs
-            sums = _reduce.reduce(groups, delta, g, x)
+            sums, squares = _axes.reduce(groups, axes, delta, g, x)
+            sums, alike = _axes.agree(axes, sums)
+            sizes = _outside.typical(x, g, squares)
+        if ref and not recomputes:
+            ref = [_outside.follow(*each) for each in zip(x, ref, before, delta, sizes, strict=True)]
         following, finite, told, recent = _tuned(config, state, table, sums)
         with x64():
+            if alike is not None:
+                following = _tuner.Table(*(jnp.where(alike, field, jnp.nan) for field in following))
             S_next = jnp.minimum(_tuner.scale(following.s), cap)
-            change = [(S_next - S).astype(_wide(p))[i] for p, i in zip(x, groups.index, strict=True)]
-            after = [S_next.astype(_wide(p))[i] for p, i in zip(x, groups.index, strict=True)]
+            change = [(S_next - S).astype(wide(p.dtype))[i] for p, i in zip(x, groups.index, strict=True)]
+            after = [S_next.astype(wide(p.dtype))[i] for p, i in zip(x, groups.index, strict=True)]
             tuner = to_bits(jnp.stack(following))
         u_tree, base_state = _only_if(
             finite,
@@ -229,20 +191,24 @@ def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop
             jax.tree.map(jnp.zeros_like, grads),
             state.base_state,
         )
-        u = [leaf.astype(_wide(p)) for leaf, p in zip(tree.flatten_up_to(u_tree), x, strict=True)]
+        u = [
+            None if step is None else step.astype(D.dtype)
+            for step, D in zip(leaves.tree.flatten_up_to(u_tree), delta, strict=True)
+        ]
         # Δ_{t+1} = Δ_t + u_t (Algorithm 1, line 7)
-        delta = [D + step for D, step in zip(delta, u, strict=True)]
+        delta = [D if step is None else D + step for D, step in zip(delta, u, strict=True)]
+        moves: list[Any]
         if ref:  # x_{t+1} = x_ref + S_{t+1}·Δ_{t+1}, as the update that optax adds to x_t
-            wide = [r.astype(_wide(p)) + s * D for r, p, s, D in zip(ref, x, after, delta, strict=True)]
-            moves = [w - p.astype(_wide(p)) for w, p in zip(wide, x, strict=True)]
+            places = [r.astype(D.dtype) + s * D for r, s, D in zip(ref, after, delta, strict=True)]
+            moves = [_move(place, p, gradient) for place, p, gradient in zip(places, x, g, strict=True)]
         else:  # the same without x_ref: S_{t+1}·Δ_{t+1} − S_t·Δ_t = S_t·u + (S_{t+1} − S_t)·Δ_{t+1}
-            moves = [s * step + d * D for s, step, d, D in zip(before, u, change, delta, strict=True)]
-        return tree.unflatten(moves), MechanicState(
+            moves = [None if step is None else s * step + d * D for s, step, d, D in zip(before, u, change, delta, strict=True)]
+        return leaves.tree.unflatten(moves), MechanicState(
             base_state=base_state,
             step=state.step + 1,
             tuner=tuner,
-            delta=() if layout == "ref" else tree.unflatten(delta),
-            ref=tree.unflatten(ref) if ref else (),
+            delta=() if recomputes else leaves.tree.unflatten(delta),
+            ref=leaves.tree.unflatten(ref) if ref else (),
             told=told,
             recent=recent,
         )
@@ -255,6 +221,7 @@ def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop
             with x64():
                 return *_tuner.advance(config, table, sums, Exact(state.step)), state.told, state.recent
         reporter = reporters.setdefault(config, Reporter(run, config))
+        follow, lead = _callbacks(reporter, distributed)
         with x64():
             bits = to_bits(jnp.stack(sums))
         if run.on_outage == "local":
@@ -264,9 +231,9 @@ def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop
             packed = _unbatched(pack(state.step, state.told, state.tuner, bits, S_bits))
             if loop:
                 return following, finite, state.told + 1, _ring.push(state.recent, state.step, packed)
-            return following, finite, jax.pure_callback(reporter.follow, jax.ShapeDtypeStruct((), jnp.int32), packed), ()
+            return following, finite, jax.pure_callback(follow, jax.ShapeDtypeStruct((), jnp.int32), packed), ()
         packed = _unbatched(pack(state.step, state.told, state.tuner, bits, bits[0]))
-        tuner = jax.pure_callback(reporter.lead, jax.ShapeDtypeStruct(state.tuner.shape, BITS), packed)
+        tuner = jax.pure_callback(lead, jax.ShapeDtypeStruct(state.tuner.shape, BITS), packed)
         with x64():
             finite = jnp.all(jnp.isfinite(jnp.stack(sums)))
             return _tuner.Table(*from_bits(tuner)), finite, state.told + 1, ()
@@ -274,6 +241,32 @@ def transform(base: Any, settings: Settings, labels: Labels, cap: float, *, loop
     made = Mechanized(init, update)
     made.run, made._reporters, made._readers, made._last = run, reporters, {}, None
     return made
+
+
+def _callbacks(reporter: Reporter, distributed: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What the program calls to report a step, and to have the host take one.
+
+    Raises:
+        InvalidArgument: VMAP, INVALID_SETTING.
+    """
+    if not _axes.bound():
+        return reporter.follow, reporter.lead
+    if not distributed:
+        raise InvalidArgument(
+            "VMAP",
+            "a mechanized optimizer with a target is one run, but with distributed=False each device trains a model of its "
+            "own; use target=None, or one process with a run for each training",
+        )
+    reporter.keep_replies(8)  # each device calls; one may lag behind
+    if jax.process_count() == 1 or (jax.process_index() == 0 and reporter.run.on_outage == "local"):
+        return reporter.follow, reporter.lead
+    if reporter.run.on_outage != "local":
+        raise InvalidArgument(
+            "INVALID_SETTING",
+            f"on_outage={reporter.run.on_outage!r} takes the step on process 0 alone, but inside shard_map or pmap every "
+            'process needs it: use on_outage="local"',
+        )
+    return reporter.count, reporter.lead
 
 
 def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwise: Any) -> Any:
@@ -287,7 +280,7 @@ def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwis
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old.astype(new.dtype)), update(), otherwise)
 
     def avals(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        return jax.tree.map(lambda leaf: (jnp.shape(leaf), dtype_of(leaf), _axes.varying(leaf)), tree)
 
     if avals(jax.eval_shape(update)) != avals(otherwise):  # both sides of a branch need the same types
         return select()
@@ -309,27 +302,31 @@ def _refuse(*_: Any) -> Any:
     )
 
 
-def _is_ours(node: Any) -> bool:
-    return isinstance(node, MechanicState)
+def _move(place: jax.Array, x: jax.Array, g: jax.Array | None) -> jax.Array | None:
+    """The update that takes a parameter to its place; None if it has no gradient.
+
+    Its dtype is x's, as with any other optimizer of optax: then `place` is rounded first, and adding lands on it exactly, but
+    where x shrinks to less than half. A wider gradient gets a wider update.
+
+    Args:
+        place, x, g: of one shape; `place` in Δ's dtype.
+    """
+    if g is None:
+        return None
+    if x.dtype == place.dtype or g.dtype != x.dtype:
+        return place - x.astype(place.dtype)
+    return (place.astype(x.dtype).astype(place.dtype) - x.astype(place.dtype)).astype(x.dtype)
 
 
-def _wide(x: Any) -> Any:
-    """The dtype of Δ for a parameter."""
-    return jnp.float32 if x.dtype in LOW_PRECISION else x.dtype
+def _copy(x: Any) -> jax.Array:
+    """A buffer of its own, since the parameters' may be donated; zeros for an abstract one, until the first step."""
+    return jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else jnp.array(x)
 
 
-def _keeps_ref(params: Any, layout: DeltaLayout) -> bool:
-    return layout != "delta" or any(x.dtype in LOW_PRECISION for x in jax.tree.leaves(params))
+def _keeps(x: Sequence[Any], layout: DeltaLayout) -> tuple[bool, bool]:
+    """Whether Δ and x_ref are kept. In low precision both are, together the master copy."""
+    low = any(dtype_of(leaf) in LOW_PRECISION for leaf in x)
+    return layout != "ref" or low, layout != "delta" or low
 
 
-def _check(params: Any) -> None:
-    for path, x in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise InvalidArgument(
-                "COMPLEX_PARAMETER" if jnp.iscomplexobj(x) else "INVALID_SETTING",
-                f"parameter {jax.tree_util.keystr(path)} is {x.dtype}; mechanize takes real floating-point parameters: store "
-                "complex ones as two real ones, and exclude others with optax.masked",
-            )
-
-
-__all__ = ["MechanicState", "Mechanized", "host_bits", "scale", "scales", "transform"]
+__all__ = ["Mechanized", "transform"]
