@@ -85,9 +85,8 @@ def mechanize(
 
     Raises:
         InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
-            INVALID_TARGET.
-            `init` and `update` raise COMPLEX_PARAMETER, INVALID_SETTING, PARAMS_MISSING, GRADIENTS_MISMATCH, DELTA_MISMATCH,
-            AXIS_NAME_MISSING, AXIS_MISMATCH, VMAP.
+            INVALID_TARGET. `init` and `update` raise COMPLEX_PARAMETER, INVALID_SETTING, PARAMS_MISSING, GRADIENTS_MISMATCH,
+            DELTA_MISMATCH, AXIS_NAME_MISSING, AXIS_MISMATCH, VMAP.
     """
     if not (hasattr(base, "init") and hasattr(base, "update")) or isinstance(base, Mechanized):
         what = "is already mechanized" if isinstance(base, Mechanized) else "is not an optax transformation"
