@@ -1,5 +1,6 @@
 // A session of mechanicd, written from proto/ alone: steps, outages with replay, fencing, checkpoints.
 
+import { randomBytes } from "node:crypto";
 import grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 import protobuf from "protobufjs";
@@ -62,6 +63,8 @@ export class Session {
   #stream = null;
   #waiting = [];
   #session = "0";
+  #trainer = randomBytes(8).readBigUInt64LE().toString(); // with the attempt, a call that arrives late does no harm
+  #attempt = 0;
   #config;
   #state = null; // of the tuner here
   #scale = [];
@@ -85,7 +88,8 @@ export class Session {
   async open(start, read_mask) {
     this.#stub ??= new TunerService(this.target, grpc.credentials.createInsecure(), this.options);
     const mask = read_mask && { paths: read_mask.split(",") };
-    const request = { name: this.name, config: this.given, client: "node", session: this.#session, read_mask: mask, ...start };
+    const ours = { trainer: this.#trainer, attempt: ++this.#attempt, client: "node" };
+    const request = { name: this.name, config: this.given, session: this.#session, read_mask: mask, ...ours, ...start };
     const opened = await this.#call("OpenSession", request);
     const coming_back = this.#session !== "0";
     this.#session = opened.session;
