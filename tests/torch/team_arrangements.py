@@ -451,6 +451,34 @@ def without_a_store() -> Outcome:
     return found
 
 
+def _grow(ranks: Sequence[int], together: bool, **settings: Any) -> Outcome:
+    """The last layer joins amid the run, on some ranks, with an S of its own."""
+    model = new_model()
+    opt = optimizer(model[0].parameters(), scale_groups="param_group", **settings)
+    scales: list[float] = []
+
+    def after(step: int) -> None:
+        scales.extend(opt.scales)
+        if step == 4 and rank() in ranks:
+            opt.add_param_group({"params": list(model[2].parameters())})
+
+    one_s = type("OneS", (), {"zero_grad": opt.zero_grad, "step": opt.step, "scale": 0.0})()
+    found = train(model, one_s, batches(), share=together, averaged=together, after=after)
+    return {**found, "scales": scales}
+
+
+def grows() -> Outcome:
+    return _grow((0, 1), together=True)
+
+
+def whole_grows() -> Outcome:
+    return _grow((0,), together=False)
+
+
+def grows_on_one_rank() -> Outcome:
+    return _grow((1,), together=True, rank_timeout=2.0)
+
+
 class Sam(torch.optim.SGD):
     """Moves up the gradient, evaluates there, and steps from where it was."""
 

@@ -46,7 +46,9 @@ def run(world: int, folder: Path, *names: str) -> dict[str, Ranks]:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same trainings by one process."""
-    found = run(1, tmp_path_factory.mktemp("single"), "whole", "whole_frozen", "whole_sam", "team_of", "warm_up_alone")
+    found = run(
+        1, tmp_path_factory.mktemp("single"), "whole", "whole_frozen", "whole_sam", "whole_grows", "team_of", "warm_up_alone"
+    )
     return {name: ranks[0] for name, ranks in found.items()}
 
 
@@ -65,7 +67,7 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
         "late_group",
     )
     parts = ("pipeline", "tensor_parallel_by_hand", "all_reload")
-    found = run(2, tmp_path, *names, *parts, "pipeline_frozen", "sam", "warm_up", "gan", "alone")
+    found = run(2, tmp_path, *names, *parts, "pipeline_frozen", "sam", "grows", "warm_up", "gan", "alone")
     for name in names + parts:
         for rank in found[name]:
             assert rank.get("scales") == pytest.approx(single["whole"]["scales"], rel=1e-6), (name, rank)
@@ -75,8 +77,9 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
         assert rank["scales"] == pytest.approx(single["whole_frozen"]["scales"], rel=1e-6), (
             "a frozen stage takes part with nothing"
         )
-    for rank in found["sam"]:
-        assert rank["scales"] == pytest.approx(single["whole_sam"]["scales"], rel=1e-6)
+    for name in ("sam", "grows"):
+        for rank in found[name]:
+            assert rank["scales"] == pytest.approx(single[f"whole_{name}"]["scales"], rel=1e-6), name
     for rank in found["warm_up"]:
         assert rank["scales"] == pytest.approx(single["warm_up_alone"]["scales"], rel=1e-6)
         assert rank["taken"] == single["warm_up_alone"]["taken"] == 9, "the run starts with the first step that moves something"
@@ -156,10 +159,14 @@ def test_what_the_ranks_do_not_share_is_found_at_once_on_every_rank(tmp_path: Pa
 
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     """Not one of the waits is the group's own time-out, which is half an hour."""
-    found = run(3, tmp_path, "only_rank_0", "all_but_rank_0", "leaves", "dies")
+    found = run(3, tmp_path, "only_rank_0", "all_but_rank_0", "leaves", "grows_on_one_rank", "dies")
     missing = {
-        "only_rank_0": ([0], 1, "ranks 1, 2 did not come to the first step within 2 s"),
-        "all_but_rank_0": ([1, 2], 1, "rank 0 did not come to the first step within 1 s"),
+        "only_rank_0": ([0], 1, "ranks 1, 2 did not come to the first step, or the first after a new scale group, within 2 s"),
+        "all_but_rank_0": (
+            [1, 2],
+            1,
+            "rank 0 did not come to the first step, or the first after a new scale group, within 1 s",
+        ),
         "leaves": ([0, 1], 5, "rank 2 did not come to step 5 within 3 s"),
         "dies": ([0, 1], 5, "rank 2 did not come to step 5; a connection broke"),
     }
@@ -168,3 +175,5 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
             here = found[name][rank]
             assert (here["error"], here["at"], here["moved"]) == ("RANKS_MISSING", step, step > 1)
             assert here["said"].startswith(said)
+    for rank in found["grows_on_one_rank"]:
+        assert rank["error"] == "RANKS_MISSING"

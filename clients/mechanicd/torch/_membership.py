@@ -84,6 +84,7 @@ class Membership:
         self._target = target
         self._alone = False
         self._world: object = None
+        self._groups = 0
         self.team: Team | None = None
         self.failures = 0
 
@@ -103,6 +104,9 @@ class Membership:
             self.team = self._together.team()
             self._alone, self._world = self.team is None, _world()
             self._run.target = self._target if self.team is None or self.team.leads else None
+        if self.team is not None and len(config.scale_groups) != self._groups:
+            self.team.met = False  # sums of another number don't fit those of a rank that has not grown
+        self._groups = len(config.scale_groups)
         if self.team is not None and not self.team.met:
             params = _groups.flat(self._base.param_groups)
             _refuse_uneven_inputs(params)

@@ -123,7 +123,7 @@ class Team:
             held = _fingerprint.held_before(ranks) if self._parts else []
             return _answer(differ, met=_fingerprint.tells(ranks), held=held), bool(differ)
 
-        answer = self._collectives.meet(mine.dumps(), decide, "the first step")
+        answer = self._collectives.meet(mine.dumps(), decide, "the first step, or the first after a new scale group,")
         if answer["differ"]:
             raise InvalidArgument(
                 "RANKS_DIFFER",
