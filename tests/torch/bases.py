@@ -354,8 +354,10 @@ def main() -> None:
     ours = [_shown(tried(case)) for case in torch_cases() if not names or case.name.partition("(")[0] in names]
     theirs = [_shown(tried(case)) for case in package_cases() if not names or case.name in names]
     if not names:
-        text = PAGE.read_text().partition(BEGIN)[0]
+        text = PAGE.read_text().partition(BEGIN)[0].rstrip() + "\n\n"
         PAGE.write_text(text + BEGIN + page(ours, theirs))
+    wrong = [finding.name for finding in ours + theirs if finding.verdict == "wrong"]
+    sys.exit(f"wrong: {', '.join(wrong)}" if wrong else 0)
 
 
 def _shown(finding: Finding) -> Finding:
@@ -366,6 +368,7 @@ def _shown(finding: Finding) -> Finding:
 def page(ours: list[Finding], theirs: list[Finding]) -> str:
     """The tables."""
     right, refused = (sum(f.verdict.startswith(word) for f in theirs) for word in ("right", "refused"))
+    start = next(f.losses[0] for f in ours if f.verdict == "right")
     return "\n".join(
         [
             "",
@@ -380,7 +383,8 @@ def page(ours: list[Finding], theirs: list[Finding]) -> str:
             f"## pytorch_optimizer {version(PACKAGE)}",
             "",
             f"{right} are right, {refused} are refused, {len(theirs) - right - refused} could not be tried, of {len(theirs)}.",
-            f"Loss: after {STEPS} steps from {ours[0].losses[0]:.2g}, alone with the best of some learning rates · as BASE.",
+            f"Loss, from {start:.2g}: alone after {STEPS} steps with the best of some learning rates · as BASE after as many,",
+            f"or after {STEPS + LONGER} if S has a long way to go.",
             "Resumes: whether a training loaded from a checkpoint continues bit for bit.",
             "",
             "| BASE | verdict | loss | resumes | |",
