@@ -1,16 +1,19 @@
 """A session's step that a signal interrupts at any line: it is taken whole or not at all, here and at the server."""
 
+import gc
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
+import weakref
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from mechanicd.client import LocalSession, Reductions, TunerConfig, open_run
+from mechanicd.client import LocalSession, Reductions, TunerConfig, framework, open_run
 
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 MOST = 10**6 if os.environ.get("MECHANICD_SOAK") == "1" else 25
@@ -112,3 +115,77 @@ def test_a_close_that_is_interrupted_leaves_no_thread(new_server: Any, wait_for:
     with pytest.raises(KeyboardInterrupt):
         session.close()
     assert wait_for(lambda: not any(thread.name.startswith("mechanicd") for thread in threading.enumerate()))
+
+
+def test_handlers_are_the_programs_again_and_none_that_it_dropped_is_kept() -> None:
+    class Handler:
+        def __call__(self, number: int, frame: FrameType | None) -> None:
+            self.heard = number
+
+    session, handler = LocalSession(TunerConfig()), Handler()
+    kept = weakref.ref(handler)
+    former = signal.signal(signal.SIGUSR1, handler)
+    with pytest.raises(KeyboardInterrupt), At(10):
+        session.step(STEPS[0])
+    session.step(STEPS[1])
+    assert signal.getsignal(signal.SIGUSR1) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGUSR1, former)
+    del handler
+    gc.collect()
+    assert kept() is None
+
+
+def test_off_the_main_thread_nothing_is_deferred() -> None:
+    """The main thread's signals are none of a training's on another thread."""
+    session, inside, go_on = LocalSession(TunerConfig()), threading.Event(), threading.Event()
+
+    class Rate:
+        def __float__(self) -> float:
+            inside.set()
+            go_on.wait(10.0)
+            return 0.1
+
+    def train() -> None:
+        with framework.deferred:
+            float(Rate())
+            session.step(STEPS[0])
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    inside.wait(10.0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert session.state.step == 0
+    finally:
+        go_on.set()
+        thread.join()
+    assert session.state.step == 1
+
+
+CHILD = """
+import os, signal, sys, time
+from mechanicd.client import framework
+
+with framework.deferred:
+    child = os.fork()
+    if child == 0:  # it never comes to the end of its parent's section
+        try:
+            signal.raise_signal(signal.SIGINT)
+            os._exit(1)
+        except KeyboardInterrupt:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+try:
+    with framework.deferred:
+        signal.raise_signal(signal.SIGINT)
+        print("to the end")
+except KeyboardInterrupt:
+    print("and then")
+"""
+
+
+def test_a_child_forked_in_a_section_is_interrupted_as_ever() -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "to the end\nand then\n"
