@@ -44,7 +44,7 @@ def test_a_rewind_asks_and_without_an_answer_nothing_happens(train: New, steps: 
     for answer in ("", "n\n"):
         done = subprocess.run(command, input=answer, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (1, "")
-        assert f"Rewind {name} from step 9 to 4? The steps between become a branch. [y/N]" in done.stderr
+        assert f"Rewind {name} from step 9 to 4? The steps in between become a branch. [y/N]" in done.stderr
     assert steps("a") == list(range(1, 10))
     done = subprocess.run(command, input="y\n", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
