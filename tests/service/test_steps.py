@@ -4,12 +4,14 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import pytest
 from google.rpc import code_pb2
 
+from mechanicd.service import ServiceError
+from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import TunerServicer
 from mechanicd.service._metrics import Metrics
 from mechanicd.tuner import CONVENTIONS, Reductions, TunerConfig
@@ -397,6 +399,36 @@ async def ticks() -> int:
     await TunerServicer(Engine(), settle=False).StreamSteps(None, Context())  # type: ignore[arg-type]
     counting.cancel()
     return turns
+
+
+class Unknown:
+    """An engine that holds no session, and says so after one question to its store."""
+
+    _held: ClassVar[dict[int, Any]] = {}
+
+    async def explain(self, session: int) -> ServiceError:
+        return ServiceError("SESSION_UNKNOWN", "no such session")
+
+
+def test_refusing_many_steps_of_unknown_sessions_lets_others_step_in_between() -> None:
+    request = tuner_service_pb2.StreamStepsRequest(steps=[tuner_service_pb2.StepRequest(session=5, step=1)] * 2600)
+    response = tuner_service_pb2.StreamStepsResponse(results=[tuner_service_pb2.StepResult()] * 2600)
+    turns = 0
+
+    async def answer() -> None:
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await Engine.recall(Unknown(), request, response, list(range(2600)))  # type: ignore[arg-type]
+        counting.cancel()
+
+    asyncio.run(answer())
+    assert turns >= 2600 // 300
+    assert all(result.HasField("error") for result in response.results)
 
 
 def test_no_message_holds_the_event_loop_for_more_than_a_few_hundred_steps() -> None:
