@@ -610,6 +610,18 @@ def test_the_refusal_says_which_way_round(problem):
         mechanize(KEEPERS["lookahead"](problem.params))
 
 
+@pytest.mark.parametrize("layout", ["delta", "delta+ref"])
+def test_lookahead_around_a_mechanized_optimizer_trains(layout, new_problem):
+    problem = new_problem()
+    inner = mechanize(torch.optim.AdamW(problem.params, lr=1.0), s_init=1e-4, delta_layout=layout)
+    opt, first = Lookahead(inner), problem.loss(problem.params).item()
+    for _ in range(100):
+        problem.backward()
+        opt.step()
+    assert problem.loss(problem.params).item() < 0.7 * first
+    assert inner.scale > 1e-3
+
+
 class Lamb(torch.optim.SGD):
     """Reads x_t, as a BASE may: it scales its steps by the weights' norm, and its momentum holds an L2 penalty."""
 
