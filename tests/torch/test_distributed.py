@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from mechanicd.torch import mechanize
+
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
 
@@ -58,7 +60,11 @@ def test_two_processes_find_the_s_of_one(
 
 def test_all_fail_by_name_where_the_server_refuses_the_run(server: Any, project: str, tmp_path: Path) -> None:
     """Nobody is left waiting for the others."""
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    with mechanize(torch.optim.SGD([p], lr=1.0), run="taken", target=server.target, project=project, s_init=1e-3) as opt:
+        opt.step()
     with pytest.raises(AssertionError) as caught:
-        train("ddp", 2, server.target, "no such//name", project, tmp_path)
-    assert "MALFORMED_NAME" in str(caught.value)
+        train("ddp", 2, server.target, "taken", project, tmp_path)
+    assert "CONFIG_MISMATCH" in str(caught.value)
     assert "LEADER_FAILED" in str(caught.value)
