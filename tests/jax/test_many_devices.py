@@ -41,7 +41,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("processes", "devices", "on_outage"), [(1, 8, "local"), (2, 1, "local"), (2, 4, "hold"), (2, 2, "loop")]
+    ("processes", "devices", "on_outage"), [(1, 8, "local"), (2, 1, "local"), (2, 4, "hold"), (2, 2, "loop"), (2, 2, "axes")]
 )
 def test_s_is_that_of_one_device(processes, devices, on_outage, server, project, history, tmp_path, single):
     results = train(processes, devices, server.target, on_outage, project, tmp_path)

@@ -1,7 +1,7 @@
-"""A training on many devices: python training_on_devices.py PROCESSES INDEX DEVICES PORT TARGET|none ON_OUTAGE|loop OUT
+"""A training on many devices: python training_on_devices.py PROCESSES INDEX DEVICES PORT TARGET|none ON_OUTAGE|loop|axes OUT
 
 DEVICES is how many each process has. Parameters and batch are split among all of them. The run is called as
-its policy. Leaves S and the parameters in OUT.INDEX.
+its policy; with "axes" a step is a shard_map, else a jit. Leaves S and the parameters in OUT.INDEX.
 """
 
 import os
@@ -28,6 +28,24 @@ def loss(params, x, y):
     return jnp.mean((jnp.tanh(x @ params["first"] + params["bias"]) @ params["second"] - y) ** 2)
 
 
+def by_axes(mesh, tx, state):
+    """A step in which each device sees its part of the hidden layer, and the whole batch."""
+
+    def part_of_loss(params, x, y):
+        width = params["first"].shape[1]
+        bias = jax.lax.dynamic_slice_in_dim(params["bias"], jax.lax.axis_index("all") * width, width)
+        out = jax.lax.psum(jnp.tanh(x @ params["first"] + bias) @ params["second"], "all")
+        return jnp.mean((out - y) ** 2)
+
+    def step(params, state, x, y):
+        updates, state = tx.update(jax.grad(part_of_loss)(params, x, y), state, params)
+        return optax.apply_updates(params, updates), state
+
+    split = {"first": P(None, "all"), "bias": P(), "second": P("all", None)}
+    specs = optax.tree_utils.tree_map_params(tx, lambda _, spec: spec, state, split, transform_non_params=lambda _: P())
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(split, specs, P(), P()), out_specs=(split, specs)))
+
+
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
     if processes > 1:
@@ -44,7 +62,7 @@ def main() -> None:
         "bias": put(np.zeros(32)),
         "second": put(make.standard_normal((32, 2)), "all", None),
     }
-    how = {"report": "loop"} if on_outage == "loop" else {"on_outage": on_outage}
+    how = {"loop": {"report": "loop"}, "axes": {}}.get(on_outage, {"on_outage": on_outage})
     tx = mechanize(optax.adamw(1.0), on_outage, None if target == "none" else target, **how, **SETTINGS)
 
     @jax.jit
@@ -54,6 +72,8 @@ def main() -> None:
         return optax.apply_updates(params, updates), state
 
     state = jax.jit(tx.init)(params)
+    if on_outage == "axes":
+        step = by_axes(mesh, tx, state)
     history = []
     for t in range(STEPS):
         x = np.random.default_rng(t).standard_normal((BATCH, 8))

@@ -173,21 +173,24 @@ def reduce(
 
     Inside `x64()`.
     """
-    squares: list[jax.Array] = []
     live = [i for i, g in enumerate(grads) if g is not None]
-    delta, grads, params = ([column[i] for i in live] for column in (delta, grads, params))
-    if not any(axes.split):
-        return _reduce.reduce(
-            Groups(groups.names, tuple(groups.index[i] for i in live)), delta, grads, params, squares
-        ), squares
-    each = [(groups.index[i], axes.split[i]) for i in live]
-    kinds = sorted(set(each), key=lambda kind: (kind[0], sorted(map(str, kind[1]))))
-    index = tuple(kinds.index(kind) for kind in each)
-    parts = jnp.stack(_reduce.reduce(Groups(tuple(map(str, kinds)), index), delta, grads, params, squares))
-    totals: list[Any] = [jnp.zeros(4, jnp.float64)] * len(groups.names)
-    for i, (at, over) in enumerate(kinds):
-        totals[at] = totals[at] + (lax.psum(parts[:, i], _ordered(over)) if over else parts[:, i])
-    return Sums(*jnp.stack(totals, axis=1)), squares
+    squares: dict[int, jax.Array] = {}
+    total: Any = None
+    for over in sorted({axes.split[i] for i in live}, key=lambda over: sorted(map(str, over))) or [frozenset()]:
+        here = [i for i in live if axes.split[i] == over]
+        found: list[jax.Array] = []
+        part = _reduce.reduce(
+            Groups(groups.names, tuple(groups.index[i] for i in here)),
+            [delta[i] for i in here],
+            [grads[i] for i in here],
+            [params[i] for i in here],
+            found,
+        )
+        squares.update(zip(here, found, strict=True))
+        if over:
+            part = Sums(*lax.psum(jnp.stack(part), _ordered(over)))
+        total = part if total is None else Sums(*(one + other for one, other in zip(total, part, strict=True)))
+    return total, [squares[i] for i in live]
 
 
 def agree(axes: Axes, sums: Sums) -> tuple[Sums, jax.Array | None]:

@@ -282,7 +282,7 @@ def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwis
     def avals(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: (jnp.shape(leaf), dtype_of(leaf), _axes.varying(leaf)), tree)
 
-    if avals(jax.eval_shape(update)) != avals(otherwise):  # both sides of a branch need the same types
+    if _axes.varying(finite) or avals(jax.eval_shape(update)) != avals(otherwise):  # both sides of a branch need the same types
         return select()
     return jax.lax.platform_dependent(cpu=lambda: jax.lax.cond(finite, update, lambda: otherwise), default=select)
 
