@@ -22,6 +22,7 @@ from mechanicd.jax import _report, mechanize
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 BEFORE = 3
+pytestmark = pytest.mark.timeout(3600 if SOAK else 120)
 CLIENT = os.path.dirname(_deferred.__file__)
 
 

@@ -24,6 +24,7 @@ from mechanicd.torch import mechanize
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 STEPS, BEFORE = 6, 3
+pytestmark = pytest.mark.timeout(3600 if SOAK else 120)
 
 
 class Stopped(Exception):
@@ -162,9 +163,9 @@ CASES = {
 }
 
 
-def sample(lines: int, most: int) -> list[int]:
+def sample(lines: int, most: int, every_one: bool = SOAK) -> list[int]:
     every = list(range(1, lines + 1))
-    return every if SOAK or lines <= most else sorted(random.Random(SEED).sample(every, most))
+    return every if every_one or lines <= most else sorted(random.Random(SEED).sample(every, most))
 
 
 def copies(case: str) -> Callable[[], Training]:
@@ -209,7 +210,7 @@ def test_a_step_is_taken_whole_or_not_at_all_and_what_follows_is_right(case: str
     new = copies(case)
     before, after, end, lines, _ = states(new)
     taken = 0
-    for n in sample(lines, 15):
+    for n in sample(lines, 15, every_one=SOAK and number == signal.SIGINT):
         training = new()
         done = interrupted(training, At(n, number), before, after)
         taken += done
