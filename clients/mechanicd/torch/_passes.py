@@ -64,18 +64,19 @@ class Passes:
                 device.launch_reduce(to_host)
         memory = self._memory
         plain = [p for group in self._plain for p in group]
-        _changes.keep(memory, [p for p in plain if p in memory.ref])
+        if memory.ref:
+            _changes.keep(memory, [p for p in plain if p in memory.ref])
         if memory.layout == "ref":
             for p in plain:
                 memory.recall(p)
         self._sums = _reference.reduce(self._plain, memory.delta)
-        self._saved = {p: self._save(p) for p in plain if p not in memory.ref or p in memory.left}
+        kept = [p for p in plain if p not in memory.ref or p in memory.left] if memory.ref else plain
+        self._saved = {p: self._save(p) for p in kept}
         self._buffers = {p: x for p, x in self._saved.items() if p.device.type == "cpu"}
         return True
 
     def _save(self, p: Tensor) -> Tensor:
-        left = self._memory.left.get(p)
-        if left is not None:
+        if self._memory.left and (left := self._memory.left.get(p)) is not None:
             return left
         buffer = self._buffers.get(p)
         if buffer is None or buffer.shape != p.shape or buffer.dtype is not p.dtype:
@@ -128,7 +129,7 @@ class Passes:
         for device in self._devices:
             params = device.order
             device.apply([placed[p] for p in params], [after[p] for p in params])
-        kept = [p for p in self._saved if p not in ref]
+        kept = [p for p in self._saved if p not in ref] if ref else list(self._saved)
         _reference.apply(
             kept,
             [self._saved[p] for p in kept],
@@ -136,7 +137,7 @@ class Passes:
             [placed[p] for p in kept],
             [after[p] for p in kept],
         )
-        left = [p for p in self._saved if p in ref]
+        left = [p for p in self._saved if p in ref] if ref else []
         _reference.apply_left(
             left,
             [self._saved[p] for p in left],
@@ -157,7 +158,8 @@ class Passes:
 
     def _anchored(self) -> list[Tensor]:
         """Those of the Reference whose x_t is x_ref + S·Δ, and is not saved."""
-        return [p for group in self._plain for p in group if p in self._memory.ref and p not in self._saved]
+        ref = self._memory.ref
+        return [p for group in self._plain for p in group if p in ref and p not in self._saved] if ref else []
 
     def restore(self) -> None:
         """x ← x_t: undoes BASE's update."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -132,6 +133,7 @@ class Stepper:
         self.membership = Membership(self._base, self.run, self._together, self._target)
         self.async_device: AsyncDevice | None = None
         self._ids: list[int] = []
+        self._places: list[tuple[int, int, torch.Size]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "intact", "run")
@@ -420,6 +422,7 @@ class Stepper:
     def restart(self, memory: Memory, state: TunerState, grown: int) -> None:
         """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
+        self._places = []
         self.intact = Intact()
         self.passes = Passes(memory)
         self.membership.restart()
@@ -451,17 +454,23 @@ class Stepper:
         if self.memory.placed.keys() - {self.shards.of(p, self.memory) for p in params}:
             self._leave_async()
             _changes.forget_all_but(self.memory, self.local(self._base.param_groups))
+            self._places = []
             self.passes.forget()
         self.shards.keep_only(params)
         self._ids = ids
 
     def _follow_changes(self, groups: list[list[Tensor]]) -> bool:
         """What is kept of a parameter follows its dtype and device; returns whether any parameter is new or has changed so."""
-        memory = self.memory
-        changed = [p for group in groups for p in group if not memory.fits(p)]
-        if not changed:
+        memory, params = self.memory, [p for group in groups for p in group]
+        # A form changes only with the shape or the address, which are quicker to compare.
+        places = [(id(p), p.data_ptr(), p.shape) for p in params]
+        if places == self._places:
             return False
-        _changes.check(memory, changed, [p for group in groups for p in group])
+        changed = [p for p in params if not memory.fits(p)]
+        if not changed:
+            self._places = places
+            return False
+        _changes.check(memory, changed, params)
         self._leave_async()
         for p in changed:
             if p in memory.placed:
@@ -475,6 +484,7 @@ class Stepper:
         held = self.local(self._base.param_groups) if params is None else [self.shards.of(p, self.memory) for p in params]
         for p in held:
             self.memory.drop(p)
+        self._places = []
         self.passes.forget()
 
     def _leave_async(self) -> None:
