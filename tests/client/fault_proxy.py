@@ -97,9 +97,9 @@ class FaultProxy:
                 thread.start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, downwards: bool) -> None:
-        source.settimeout(0.05)
         generation = self._generation
         with contextlib.suppress(OSError):
+            source.settimeout(0.05)
             while not self._ended.is_set():
                 fault = self.fault
                 if fault in ("stall", "black hole"):

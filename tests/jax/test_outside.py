@@ -74,11 +74,10 @@ def test_delta_and_s_see_nothing_of_it(dtype, layout, digits, bits):
     ("base", "dtype"),
     [
         (optax.adamw(1.0, eps=1e-4), jnp.bfloat16),
-        (optax.adamw(1.0, eps=1e-4), jnp.float16),
         (optax.sgd(1.0, momentum=0.9), jnp.float32),
         (optax.lion(1.0), jnp.float32),
     ],
-    ids=["bfloat16", "float16", "float32", "float32, lion"],
+    ids=["bfloat16", "float32", "float32, lion"],
 )
 @pytest.mark.parametrize("apart", [False, True], ids=["one program", "two programs"])
 def test_nothing_drifts_in_a_thousand_steps_if_nothing_was_changed(apart, base, dtype, digits, bits):
@@ -107,19 +106,20 @@ def test_nothing_drifts_in_a_thousand_steps_if_nothing_was_changed(apart, base, 
     assert bits(state.ref) == bits(start)
 
 
-def test_where_the_weights_collapse_in_low_precision_x_ref_takes_up_a_rounding_error_at_most(digits):
-    """An update in bfloat16 can't take x from 1 to 0.001: it lands half a unit of 1 away."""
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_where_the_weights_collapse_in_low_precision_x_ref_takes_up_a_rounding_error_at_most(dtype):
+    """An update in low precision can't take x from 1 to 0.001: it lands half a unit of 1 away."""
     tx = mechanize(optax.sgd(1.0), s_init=1.0, convention="optax")
-    params = {"w": jnp.linspace(-0.01, 0.01, 64, dtype=jnp.bfloat16)}
+    params = {"w": jnp.linspace(-0.01, 0.01, 64, dtype=dtype)}
     state, start, largest, update = tx.init(params), np.asarray(params["w"], np.float64), 0.0, jax.jit(tx.update)
     for t in range(40):
-        grads = {"w": jnp.linspace(-1, 1, 64, dtype=jnp.bfloat16) * (-1) ** (t // 3)}
+        grads = {"w": jnp.linspace(-1, 1, 64, dtype=dtype) * (-1) ** (t // 3)}
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         largest = max(largest, float(jnp.max(jnp.abs(params["w"]))))
     off = np.abs(np.asarray(state.ref["w"], np.float64) - start)
     assert largest > 0.1
-    assert off.max() <= 4 * unit(jnp.bfloat16) * largest
+    assert off.max() <= 4 * unit(dtype) * largest
 
 
 def test_weights_clipped_after_each_step_stay_clipped(digits):

@@ -111,7 +111,7 @@ def test_a_step_that_the_server_has_not_got_is_refused_with_both_numbers(last: i
         decide(row(last), False, start)
     assert caught.value.reason == "RESUME_STEP_UNKNOWN"
     assert caught.value.metadata == {"requested": str(start), "last_step": str(last)}
-    assert caught.value.field == "after_step"
+    assert [bad.field for bad in caught.value.bad_fields] == ["after_step"]
     assert "send your checkpoint's tuner state" in caught.value.message
 
 

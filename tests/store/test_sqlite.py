@@ -178,7 +178,7 @@ def test_a_database_of_a_newer_schema_is_refused_and_stays_as_it_is(tmp_path: Pa
         SQLiteStore(str(path))
     assert caught.value.reason == "STORE_SCHEMA_TOO_NEW"
     assert f"schema version {SCHEMA_VERSION + 1}" in str(caught.value)
-    assert f"reads up to {SCHEMA_VERSION}" in str(caught.value)
+    assert f"reads only up to {SCHEMA_VERSION}" in str(caught.value)
     assert everything(path) == before
 
 

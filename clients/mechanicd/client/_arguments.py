@@ -52,11 +52,10 @@ def timeout(value: object, default: float) -> float:
     return max(0.0, min(number("timeout", value, -math.inf, math.inf, "a number of seconds, or None"), MOST_SECONDS))
 
 
-def cap(value: object) -> float | None:
-    """`max_scale`. Raises InvalidArgument INVALID_SETTING."""
-    return (
-        None if value is None else number("max_scale", value, math.ulp(0.0), math.inf, "a number above 0, or None for no cap")
-    )
+def cap(value: object, least: float = math.ulp(0.0)) -> float | None:
+    """`max_scale`, from `least` on. Raises InvalidArgument INVALID_SETTING."""
+    expected = f"a number {'above' if least else 'from'} 0{'' if least else ' on'}, or None for no cap"
+    return None if value is None else number("max_scale", value, least, math.inf, expected)
 
 
 def flag(setting: str, value: object) -> bool:

@@ -7,6 +7,7 @@ An adapter for another framework needs this module, `mechanicd.client` and `mech
 """
 
 import importlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
@@ -110,13 +111,13 @@ def check_settings(
     )
 
 
-def check_cap(max_scale: object) -> float | None:
+def check_cap(max_scale: object, least: float = math.ulp(0.0)) -> float | None:
     """`max_scale` as a float, or None for no cap.
 
     Raises:
         InvalidArgument: INVALID_SETTING.
     """
-    return _arguments.cap(max_scale)
+    return _arguments.cap(max_scale, least)
 
 
 def check_flag(setting: str, value: object) -> bool:

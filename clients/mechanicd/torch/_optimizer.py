@@ -68,7 +68,7 @@ class Mechanized(DelegatingOptimizer):
 
     @max_scale.setter
     def max_scale(self, value: float | None) -> None:
-        self.__dict__["max_scale"] = check_cap(value)
+        self.__dict__["max_scale"] = check_cap(value, 0.0)  # 0 puts the parameters back at x_ref
 
     @property
     def frozen(self) -> bool:

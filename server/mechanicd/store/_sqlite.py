@@ -198,7 +198,7 @@ class SQLiteStore(SQLStore):
                 if self._db.in_transaction:  # a full disk ends the transaction by itself
                     self._db.execute("ROLLBACK")
                 raise
-        except (OverflowError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+        except (OverflowError, sqlite3.DataError, sqlite3.IntegrityError) as error:
             raise StoreRejected(f"{self.path} rejects a value: {error}") from error
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path} could not be written: {error}") from error
