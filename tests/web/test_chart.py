@@ -80,7 +80,7 @@ def test_a_zoom_fetches_the_steps_that_it_shows(open_page: Open) -> None:
     assert f"x0={low:.0f}" in page.url
     page.locator(".u-over").first.dblclick()
     expect(page.locator(".grain")).to_contain_text("min, max and last")
-    assert columns(page) == before
+    assert abs(columns(page) - before) <= 2, "as before, but for a tail that may come in between"
     page.go_back()
     expect(page.locator(".grain")).to_have_text("every step")
     assert reach(page) == (low, high)

@@ -7,6 +7,7 @@ form into a ring that is part of the optimizer's state, and `Mechanized.report` 
 import contextlib
 import logging
 import queue
+import sys
 import threading
 import time
 from typing import Any, Final, TypeAlias
@@ -90,7 +91,8 @@ class Reader:
         self._copies.put((ring, step, 0))
 
     def __del__(self) -> None:
-        self._copies.put(None)
+        if not sys.is_finalizing():
+            self._copies.put(None)
 
 
 _Copies: TypeAlias = tuple[jax.Array, jax.Array, int]
@@ -106,6 +108,7 @@ def _read(copies: "queue.SimpleQueue[_Copies | threading.Event | None]", steps: 
             steps.read(*found)
         except Exception:  # the thread must live: others wait for it
             log.exception("reading a ring of steps failed")
+        found = None  # at the end of the process, this thread must hold no array: JAX would abort as it lets go of it
 
 
 class _Steps:
