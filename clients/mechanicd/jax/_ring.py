@@ -86,6 +86,13 @@ class Reader:
             self._copies.put(reached)
             reached.wait()
 
+    def end(self) -> None:
+        """Waits until every copied step has been reported, and ends the thread; `look` starts another."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._copies.put(None)
+            thread.join()
+
     def leave(self, ring: jax.Array, step: jax.Array) -> None:
         """Nobody will call `look` again: the thread reads the last ring itself, if it has not been donated. Never waits."""
         self._copies.put((ring, step, 0))

@@ -100,6 +100,8 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         """
         check_status(status)
         self._settle()
+        for reader in self._readers.values():
+            reader.end()
         self.run.close(status, message)
 
     def __del__(self) -> None:
