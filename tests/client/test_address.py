@@ -34,6 +34,7 @@ def test_what_is_no_address_is_refused_at_once(target: str) -> None:
 )  # fmt: skip
 def test_an_address_is_taken(target: str) -> None:
     connect(target).close()
+    assert _address.parse(target) == target.split(", ")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_proxy_stands_only_before_hosts_that_no_proxy_does_not_name(
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _address.may_proxy(host) is proxied
+    assert _address.may_proxy(f"[{host}]:1" if ":" in host else f"{host}:1") is proxied
 
 
 def test_a_server_on_this_machine_is_reached_whatever_the_proxy_variables_say(
@@ -93,3 +94,17 @@ def test_a_host_behind_a_proxy_is_left_to_the_proxy_to_resolve(monkeypatch: pyte
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     assert Targets("mechanicd.example:50051").addresses() == ["mechanicd.example:50051"]
+
+
+def test_a_host_that_no_proxy_names_is_reached_without_one_whatever_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechanicd.client._targets import Targets
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("192.0.2.1", 50051))])
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "mechanicd.example")
+    targets = Targets("mechanicd.example:50051,192.0.2.2:50051")
+    assert targets.addresses() == ["192.0.2.1:50051", "192.0.2.2:50051"]
+    assert [targets.transport(address).proxied for address in targets.addresses()] == [False, True]
+    renewed = targets.renewed(targets.transport("192.0.2.1:50051"))
+    assert (renewed.target, renewed.proxied) == ("192.0.2.1:50051", False)
+    targets.close()

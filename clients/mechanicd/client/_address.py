@@ -6,6 +6,7 @@ import urllib.request
 from typing import Final
 
 from mechanicd.client._errors import InvalidArgument
+from mechanicd.v1 import names
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 _GRPC_URLS: Final = ("dns", "xds", "unix")
@@ -41,18 +42,24 @@ def split(address: str) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
-def may_proxy(host: str) -> bool:
-    """Whether the environment puts an HTTP proxy before a host: never before this machine, nor before what NO_PROXY names."""
+def may_proxy(address: str) -> bool:
+    """Whether the environment puts an HTTP proxy before an address as the user gave it: never before this machine, nor before
+    what NO_PROXY names, nor where there is no host."""
+    parts = split(address)
+    return parts is not None and _before(parts[0])
+
+
+def _before(host: str) -> bool:
     proxies = urllib.request.getproxies_environment()
     if not any(kind in proxies for kind in _PROXIES) or host == "localhost" or host.endswith(".localhost"):
         return False
     try:
-        address = ipaddress.ip_address(host)
+        ip = ipaddress.ip_address(host)
     except ValueError:
         return not urllib.request.proxy_bypass(host)
     exempt = (_network(part) for part in proxies.get("no", "").split(","))
-    within = any(network is not None and address in network for network in exempt)
-    return not (address.is_loopback or within or urllib.request.proxy_bypass(host))
+    within = any(network is not None and ip in network for network in exempt)
+    return not (ip.is_loopback or within or urllib.request.proxy_bypass(host))
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
@@ -63,10 +70,8 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def _check(address: str) -> None:
-    try:
-        address.encode()
-    except UnicodeEncodeError:
-        raise _invalid(address, "is not Unicode text") from None
+    if not names.is_text(address):
+        raise _invalid(address, "is not Unicode text")
     url = _URL.fullmatch(address)
     if url is not None and url[1].lower() not in _GRPC_URLS:
         raise _invalid(

@@ -42,8 +42,12 @@ class Targets:
         """The channel to an address."""
         with self._lock:
             if address not in self._open:
-                self._open[address] = Transport(address)
+                self._open[address] = self._connect(address)
             return self._open[address]
+
+    def _connect(self, address: str) -> Transport:
+        # A host that was resolved here is not behind a proxy, whatever NO_PROXY says of its address.
+        return Transport(address, proxied=address in self.given and _address.may_proxy(address))
 
     def renewed(self, stale: Transport) -> Transport:
         """A channel with a connection of its own, to where `stale` leads; for the next calls of others too.
@@ -53,7 +57,7 @@ class Targets:
         """
         with self._lock:
             if self._open.get(stale.target) is stale:
-                self._open[stale.target] = Transport(stale.target)
+                self._open[stale.target] = self._connect(stale.target)
             return self._open.get(stale.target, stale)
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
@@ -121,7 +125,7 @@ class Route:
 def _resolved(target: str) -> list[str]:
     """`HOST:PORT` with each of the host's addresses. Unchanged: what is no host name, and a name that a proxy will resolve."""
     parts = _address.split(target)
-    if parts is None or parts[0] == "localhost" or _address.may_proxy(parts[0]):
+    if parts is None or parts[0] == "localhost" or _address.may_proxy(target):
         return [target]
     host, port = parts
     try:

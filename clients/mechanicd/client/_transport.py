@@ -12,7 +12,6 @@ from typing import Any, Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from mechanicd.client import _address
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, NotImplementedByServer, ServerUnavailable, from_reason
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
@@ -116,12 +115,11 @@ class Transport:
 
     Args:
         target: `HOST:PORT`, `unix:PATH`, or any other name that gRPC resolves.
+        proxied: whether the HTTP proxy of the environment may stand before it.
     """
 
-    def __init__(self, target: str) -> None:
-        self.target = target
-        parts = _address.split(target)
-        proxied = parts is not None and _address.may_proxy(parts[0])
+    def __init__(self, target: str, proxied: bool = False) -> None:
+        self.target, self.proxied = target, proxied
         self._channel = grpc.insecure_channel(target, options=[*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))])
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)

@@ -92,6 +92,11 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
             raise MalformedName(
                 "INVALID_LABELS", f"label {key}={value!r}: a value is a string of up to {MAX_LABEL_VALUE} characters"
             )
-        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+        if not is_text(value):
             raise MalformedName("INVALID_LABELS", f"label {key}={value!r}: a value is Unicode text, without surrogates")
     return dict(labels)
+
+
+def is_text(value: str) -> bool:
+    """Whether a string is Unicode text, which can be sent. Bytes that were no UTF-8, as in a command line, are surrogates."""
+    return value.isprintable() or not any("\ud800" <= character <= "\udfff" for character in value)

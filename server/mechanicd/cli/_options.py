@@ -75,7 +75,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         for option, value in kwargs.items():
-            if isinstance(value, str) and not value.isprintable() and not _is_unicode(value):
+            if isinstance(value, str) and not names.is_text(value):
                 reason = _NOT_UNICODE.get(option, "MALFORMED_NAME")
                 fail(reason, f"{option.strip('_')} {value!r} is not Unicode text", kwargs.get("as_json", False))
         try:
@@ -89,15 +89,6 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(0)
 
     return wrapper
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text can be sent: bytes of the command line that are no UTF-8 are lone surrogates in a str."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def full_name(project: str, run: str) -> str:
