@@ -24,6 +24,7 @@ from mechanicd.client import (
 from mechanicd.client.framework import Run, check_settings
 from mechanicd.tuner import ReductionsError, Tuner
 from mechanicd.v1 import resources_pb2, run_service_pb2
+from tests.support.settings import SETTINGS
 
 NOWHERE = "127.0.0.1:1"
 VALUES = [(-0.3, 0.7, 0.1, 0.2), (-1.1, 0.3, 2.3, 0.9), (0.4, -0.2, 0.7, 1.3)] * 10
@@ -227,7 +228,9 @@ def test_open_run_refuses_before_it_calls_the_server(name: str, value: Any, reas
 
 @pytest.mark.parametrize("start", [0, np.int64(0), None])
 def test_open_run_takes_a_step_of_any_kind(server: Any, project: str, start: Any) -> None:
-    open_run(server.target, "run", project=project, start=start).close()
+    session = open_run(server.target, "run", project=project, start=start)
+    assert session.state.step == 0
+    session.close()
 
 
 @pytest.mark.parametrize(
@@ -250,21 +253,7 @@ def test_flush_refuses_what_is_no_time(server: Any, project: str, timeout: Any) 
 
 # --- mechanize, in every framework
 
-SETTINGS: dict[str, Any] = {
-    "run": "run",
-    "target": NOWHERE,
-    "project": None,
-    "labels": None,
-    "s_decay": 0.01,
-    "betas": (0.9,),
-    "s_init": 1e-8,
-    "eps": 1e-8,
-    "convention": "paper",
-    "delta_layout": "delta",
-    "on_outage": "local",
-    "deadline": 2.0,
-    "max_scale": None,
-}
+SERVED = SETTINGS | {"run": "run", "target": NOWHERE}
 
 
 @pytest.mark.parametrize(
@@ -281,17 +270,15 @@ SETTINGS: dict[str, Any] = {
 )
 def test_mechanize_refuses_before_the_first_step(name: str, value: Any, reason: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        check_settings(**SETTINGS | {name: value})
+        check_settings(**SERVED | {name: value})
     assert refused.value.reason == reason
 
 
 def test_settings_of_other_kinds_of_number_are_taken() -> None:
-    settings = check_settings(
-        **SETTINGS | {"deadline": np.float32(1), "max_scale": torch.tensor(2.0), "betas": np.array([0.5])}
-    )
+    settings = check_settings(**SERVED | {"deadline": np.float32(1), "max_scale": torch.tensor(2.0), "betas": np.array([0.5])})
     assert (settings.run.deadline, settings.max_scale, settings.config.betas) == (1.0, 2.0, (0.5,))
     assert {type(settings.run.deadline), type(settings.max_scale)} == {float}
-    assert check_settings(**SETTINGS | {"max_scale": math.inf}).max_scale == math.inf
+    assert check_settings(**SERVED | {"max_scale": math.inf}).max_scale == math.inf
 
 
 def test_a_run_that_was_closed_with_a_refused_status_goes_on() -> None:

@@ -8,6 +8,7 @@ import pytest
 from mechanicd.client import InvalidArgument, MechanicdError, Reductions, TunerConfig, TunerState, open_run
 from mechanicd.client.framework import PackageMissing, check_choice, check_settings, require_package
 from mechanicd.tuner import ConfigError, ReductionsError, StateError, Tuner
+from tests.support.settings import SETTINGS
 
 REFUSALS: dict[str, tuple[Callable[[], object], type[MechanicdError], str]] = {
     "config": (lambda: TunerConfig(s_init=-1), ConfigError, "INVALID_CONFIG"),
@@ -45,23 +46,6 @@ def test_a_config_error_names_its_field() -> None:
     assert caught.value.metadata == {"field": "s_init"}
 
 
-GIVEN = {
-    "run": "",
-    "target": None,
-    "project": None,
-    "labels": None,
-    "s_decay": 0.01,
-    "betas": (0.9,),
-    "s_init": 1e-8,
-    "eps": 1e-8,
-    "convention": "paper",
-    "delta_layout": "delta",
-    "on_outage": "local",
-    "deadline": 2.0,
-    "max_scale": None,
-}
-
-
 @pytest.mark.parametrize(
     ("given", "reason", "words"),
     [
@@ -75,13 +59,13 @@ GIVEN = {
 )
 def test_the_keywords_of_every_mechanize_are_checked_in_one_place(given: dict[str, object], reason: str, words: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        check_settings(**{**GIVEN, **given})  # type: ignore[arg-type]
+        check_settings(**SETTINGS | given)
     assert caught.value.reason == reason
     assert words in caught.value.message
 
 
 def test_checked_settings_hold_the_run_and_the_config() -> None:
-    settings = check_settings(**{**GIVEN, "run": "a", "betas": [0.5], "max_scale": 3.0})  # type: ignore[arg-type]
+    settings = check_settings(**SETTINGS | {"run": "a", "betas": [0.5], "max_scale": 3.0})
     assert settings.config == TunerConfig(betas=(0.5,))
     assert (settings.run.name, settings.run.target, settings.run.session) == ("a", None, None)
     assert (settings.delta_layout, settings.max_scale) == ("delta", 3.0)

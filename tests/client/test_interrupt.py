@@ -14,40 +14,12 @@ from typing import Any
 import pytest
 
 from mechanicd.client import LocalSession, Reductions, TunerConfig, framework, open_run
+from tests.support.interrupts import At
 
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 MOST = 10**6 if os.environ.get("MECHANICD_SOAK") == "1" else 25
 pytestmark = pytest.mark.timeout(3600 if MOST > 100 else 120)
 STEPS = [Reductions(-1.0 - 0.1 * t, 0.5, 1.0 + t, 2.0) for t in range(6)]
-
-
-def in_finalizer(frame: FrameType | None) -> bool:
-    """Where Python swallows what a handler raises."""
-    while frame is not None and frame.f_code.co_name not in ("__del__", "_remove"):
-        frame = frame.f_back
-    return frame is not None
-
-
-class At:
-    """Sends SIGINT at the n-th line that runs in it; at none for 0."""
-
-    def __init__(self, n: int = 0) -> None:
-        self.n, self.count, self.sent = n, 0, False
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            self.count += 1
-            if self.count >= self.n > 0 and not self.sent and not in_finalizer(frame):
-                self.sent = True
-                signal.raise_signal(signal.SIGINT)
-        return self
-
-    def __enter__(self) -> "At":
-        sys.settrace(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
 
 
 def take(session: Any, reductions: Reductions, how: str) -> None:

@@ -5,8 +5,6 @@ On a CPU, JAX runs the callback of a small program on the main thread, where Pyt
 
 import os
 import random
-import signal
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -18,6 +16,7 @@ import pytest
 
 from mechanicd.client import _deferred
 from mechanicd.jax import _report, mechanize
+from tests.support.interrupts import At
 
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
@@ -38,34 +37,12 @@ def in_the_section(frame: FrameType) -> bool:
     return code.co_filename.startswith(CLIENT) and code.co_filename != _deferred.__file__
 
 
-class At:
-    """Sends SIGINT at the n-th line that runs in it and counts; at none for 0."""
-
-    def __init__(self, n: int = 0, counts: Callable[[FrameType], bool] = anywhere) -> None:
-        self.n, self.counts, self.count, self.sent = n, counts, 0, False
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line" and self.counts(frame):
-            self.count += 1
-            if self.count >= self.n > 0 and not self.sent:
-                self.sent = True
-                signal.raise_signal(signal.SIGINT)
-        return self
-
-    def __enter__(self) -> "At":
-        sys.settrace(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-
 def trained(
     digits: Any, tx: Any, lines: list[int], counts: Callable[[FrameType], bool], **options: Any
 ) -> tuple[Any, list[At]]:
     """The parameters of a training that is interrupted in each step, and goes on from what it has then."""
     step, params = digits.step(tx, **options), digits.params()
-    state, ats = tx.init(params), [At(n, counts) for n in lines]
+    state, ats = tx.init(params), [At(n, counts=counts) for n in lines]
     while (t := int(state.step)) < BEFORE + len(lines):
         at = ats[t - BEFORE] if t >= BEFORE else At()
         at = At() if at.sent else at

@@ -9,7 +9,6 @@ import copy
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -20,6 +19,7 @@ import torch
 
 from mechanicd.client import SessionError
 from mechanicd.torch import mechanize
+from tests.support.interrupts import At
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
@@ -48,37 +48,6 @@ def handlers() -> Iterator[None]:
 
 
 RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGHUP: Stopped, signal.SIGUSR1: Stopped}
-
-
-def in_finalizer(frame: FrameType | None) -> bool:
-    """Where Python swallows what a handler raises."""
-    while frame is not None and frame.f_code.co_name not in ("__del__", "_remove"):
-        frame = frame.f_back
-    return frame is not None
-
-
-class At:
-    """`with At(n):` sends a signal at the n-th line (or instruction) that runs in it; none at 0. `count` says how many ran."""
-
-    def __init__(self, n: int, number: int = signal.SIGINT, opcodes: bool = False) -> None:
-        self.n, self.number, self.count, self.sent = n, number, 0, False
-        self.event = "opcode" if opcodes else "line"
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        frame.f_trace_opcodes = self.event == "opcode"
-        if event == self.event:
-            self.count += 1
-            if self.count >= self.n > 0 and not self.sent and not in_finalizer(frame):
-                self.sent = True
-                signal.raise_signal(self.number)
-        return self
-
-    def __enter__(self) -> "At":
-        sys.settrace(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
 
 
 class SAM(torch.optim.SGD):
