@@ -60,10 +60,7 @@ def gradients(leaves: Leaves, grads: Any) -> list[Any]:
     Raises:
         InvalidArgument: GRADIENTS_MISMATCH.
     """
-    try:
-        found: list[Any] = leaves.tree.flatten_up_to(grads)
-    except ValueError as error:
-        raise InvalidArgument("GRADIENTS_MISMATCH", f"the gradients are another tree than the parameters: {error}") from None
+    found = _flattened(leaves, grads, "GRADIENTS_MISMATCH", "the gradients are")
     for name, x, g in zip(leaves.names, leaves.x, found, strict=True):
         if g is not None and (dtype_of(g) is None or jnp.shape(g) != jnp.shape(x)):
             what = f"has the shape {jnp.shape(g)}" if dtype_of(g) is not None else f"is a {type(g).__name__}"
@@ -77,10 +74,7 @@ def kept(leaves: Leaves, what: str, tree: Any) -> list[Any]:
     Raises:
         InvalidArgument: DELTA_MISMATCH.
     """
-    try:
-        found: list[Any] = leaves.tree.flatten_up_to(tree)
-    except ValueError as error:
-        raise InvalidArgument("DELTA_MISMATCH", f"the state's {what} is another tree than the parameters: {error}") from None
+    found = _flattened(leaves, tree, "DELTA_MISMATCH", f"the state's {what} is")
     for name, x, D in zip(leaves.names, leaves.x, found, strict=True):
         if jnp.shape(D) != jnp.shape(x):
             raise InvalidArgument(
@@ -88,6 +82,15 @@ def kept(leaves: Leaves, what: str, tree: Any) -> list[Any]:
                 f"the parameter {name!r} has the shape {jnp.shape(x)}, its {what} {jnp.shape(D)}: a resized parameter starts "
                 "again, with start_again(state, params, where) and a new state of BASE",
             )
+    return found
+
+
+def _flattened(leaves: Leaves, tree: Any, reason: str, what: str) -> list[Any]:
+    """The leaves of a tree of the parameters' form."""
+    try:
+        found: list[Any] = leaves.tree.flatten_up_to(tree)
+    except ValueError as error:
+        raise InvalidArgument(reason, f"{what} another tree than the parameters: {error}") from None
     return found
 
 

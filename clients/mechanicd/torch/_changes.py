@@ -21,14 +21,6 @@ from mechanicd.torch import _groups, _reference
 from mechanicd.torch._memory import Memory
 
 
-def forget_all_but(memory: Memory, params: Iterable[Tensor]) -> bool:
-    """Drops what is kept of parameters that have left the optimizer; returns whether there were any."""
-    gone = memory.placed.keys() - set(params)
-    for p in gone:
-        memory.drop(p)
-    return bool(gone)
-
-
 def check(memory: Memory, changed: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     """Checks parameters that are new or have another form than at their last step. Nothing changes here.
 

@@ -45,8 +45,7 @@ class _Begun:
 
 def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, closure: Closure, base_step: "BaseStep") -> Any:
     """Takes one step; as `Stepper.step`."""
-    stepper.settle()
-    stepper.async_device = None
+    stepper.leave_async()
     passes, params = stepper.passes, stepper.params()
     begun = _Begun(stepper)
     had_gradients = stepper.any(config, cap, frozen, any(p.grad is not None for p in params))

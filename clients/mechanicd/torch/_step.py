@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -133,7 +132,6 @@ class Stepper:
         self.membership = Membership(self._base, self.run, self._together, self._target)
         self.async_device: AsyncDevice | None = None
         self._ids: list[int] = []
-        self._places: list[tuple[int, int, torch.Size]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "intact", "run")
@@ -187,7 +185,7 @@ class Stepper:
                 if flag is not None:
                     return self._async_step(self.async_device, flag, base_step)
             # Something has changed. The other paths need the host's tuner to be where the device's is.
-            self._leave_async()
+            self.leave_async()
 
         step = self._launch(config, cap, frozen, parts)
         if step is None:
@@ -422,7 +420,6 @@ class Stepper:
     def restart(self, memory: Memory, state: TunerState, grown: int) -> None:
         """Continues from a checkpoint: closes the session; the next step opens one at `state`."""
         self.memory = memory
-        self._places = []
         self.intact = Intact()
         self.passes = Passes(memory)
         self.membership.restart()
@@ -430,7 +427,7 @@ class Stepper:
 
     def grow(self, config: TunerConfig, larger: TunerConfig) -> None:
         """Goes on with the scale groups of `larger`, which are those of `config` and new ones."""
-        self._leave_async()
+        self.leave_async()
         self.run.grow(self.tuner_state(config).grown(config, larger), len(larger.scale_groups))
 
     def _can_run_async(self, config: TunerConfig) -> bool:
@@ -451,10 +448,11 @@ class Stepper:
         if ids == self._ids:
             return
         _changes.refuse_meta(params)
-        if self.memory.placed.keys() - {self.shards.of(p, self.memory) for p in params}:
-            self._leave_async()
-            _changes.forget_all_but(self.memory, self.local(self._base.param_groups))
-            self._places = []
+        gone = self.memory.placed.keys() - set(self.params())
+        if gone:
+            self.leave_async()
+            for p in gone:
+                self.memory.drop(p)
             self.passes.forget()
         self.shards.keep_only(params)
         self._ids = ids
@@ -464,14 +462,14 @@ class Stepper:
         memory, params = self.memory, [p for group in groups for p in group]
         # A form changes only with the shape or the address, which are quicker to compare.
         places = [(id(p), p.data_ptr(), p.shape) for p in params]
-        if places == self._places:
+        if places == memory.places:
             return False
         changed = [p for p in params if not memory.fits(p)]
         if not changed:
-            self._places = places
+            memory.places = places
             return False
         _changes.check(memory, changed, params)
-        self._leave_async()
+        self.leave_async()
         for p in changed:
             if p in memory.placed:
                 _changes.follow(memory, p)
@@ -480,14 +478,13 @@ class Stepper:
 
     def start_again(self, params: Sequence[Tensor] | None) -> None:
         """x_ref becomes x, and Δ 0: the parameters join anew with the next step in which they take part."""
-        self._leave_async()
-        held = self.local(self._base.param_groups) if params is None else [self.shards.of(p, self.memory) for p in params]
+        self.leave_async()
+        held = self.params() if params is None else [self.shards.of(p, self.memory) for p in params]
         for p in held:
             self.memory.drop(p)
-        self._places = []
         self.passes.forget()
 
-    def _leave_async(self) -> None:
+    def leave_async(self) -> None:
         """The host's tuner comes to where the device's is, and takes the next step."""
         self.settle()
         self.async_device = None
