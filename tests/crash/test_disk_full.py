@@ -77,7 +77,7 @@ def filled(new_server: Callable[..., Any], wait_for: Callable[..., bool]) -> tup
     train(session, 3000)
     assert wait_for(lambda: not any(health(server.target).values())), "every service says that it does not serve"
     with pytest.raises(ServerUnavailable, match="the store can't be written right now; the steps are kept") as caught:
-        session.flush(0.5)
+        session.flush(10)
     assert caught.value.reason == "STORE_UNAVAILABLE"
     assert "could not be written" in server.log.read_text()
     store = SQLiteStore(str(server.database), readonly=True)

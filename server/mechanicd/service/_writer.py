@@ -164,7 +164,9 @@ class Writer:
                     await asyncio.wait_for(self._urgent.wait(), self.interval)
                 self._urgent.clear()
                 if not await self._commit() and not self._stopping:
-                    await asyncio.sleep(RETRY_SECONDS)
+                    # Who asks for a flush meanwhile gets an attempt at once, so its answer comes in time.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._urgent.wait(), RETRY_SECONDS)
                     self._wake.set()
                     continue
             # Upkeep runs between commits, in small portions, so that no flush waits long for it.
