@@ -46,7 +46,7 @@ class _Begun:
 def step(stepper: "Stepper", config: TunerConfig, cap: float, frozen: bool, closure: Closure, base_step: "BaseStep") -> Any:
     """Takes one step; as `Stepper.step`."""
     stepper.leave_async()
-    passes, params = stepper.passes, stepper.params()
+    passes, params = stepper.passes, stepper.parameters.all()
     begun = _Begun(stepper)
     had_gradients = stepper.any(config, cap, frozen, any(p.grad is not None for p in params))
     at_start = stepper.begin(config, cap, frozen) if had_gradients else None

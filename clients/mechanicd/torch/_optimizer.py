@@ -291,7 +291,7 @@ class Mechanized(DelegatingOptimizer):
             except ServerUnavailable as error:
                 called = self._stepper.called()
                 logger.warning("saving a checkpoint of %s while its server is unreachable: %s", called, str(error))
-        wholes, params = _groups.flat(self.param_groups), self._stepper.local(self.param_groups)
+        wholes, params = _groups.flat(self.param_groups), self._stepper.parameters.local(self.param_groups)
         state = self._stepper.tuner_state(self._config)
         state_dict = _checkpoint.pack(
             self.base.state_dict(), self._config, state, self.frozen, self._run.grown, self._stepper.memory, params, wholes
@@ -319,7 +319,7 @@ class Mechanized(DelegatingOptimizer):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        params = self._stepper.local(self.param_groups)
+        params = self._stepper.parameters.local(self.param_groups)
         layout = self._stepper.memory.layout
         upgraded = _legacy_checkpoints.upgraded(state_dict, self._config, layout, params)
         state, frozen, grown, memory = _checkpoint.unpack(upgraded, self._config, layout, params)

@@ -27,14 +27,15 @@ from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run, deferred, exposed
-from mechanicd.torch import _ascent, _asgd, _async_device, _changes, _closure, _closure_path, _global_hooks, _groups, _reference
+from mechanicd.torch import _ascent, _asgd, _async_device, _closure, _closure_path, _global_hooks, _reference
 from mechanicd.torch._async_device import AsyncDevice
 from mechanicd.torch._closure import Closure
-from mechanicd.torch._distributed import Shards, TunerStep
+from mechanicd.torch._distributed import TunerStep
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._intact import Intact
 from mechanicd.torch._membership import Membership, Together
 from mechanicd.torch._memory import Memory
+from mechanicd.torch._parameters import Parameters, Parts
 from mechanicd.torch._passes import Passes
 from mechanicd.torch._team import Team
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
@@ -69,24 +70,6 @@ class Step:
         return {p: min(S, self.cap) for group, S in zip(self.active, scales, strict=True) for p in group}
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The parameters of one step.
-
-    Attributes:
-        with_gradient: per scale group, those that have a gradient.
-        active: those of them that take part; `ascending`: those whose gradient BASE ascends.
-        alike: whether all take part and descend.
-        news: whether any with a gradient is new, or has another form than before.
-    """
-
-    with_gradient: list[list[Tensor]]
-    active: list[list[Tensor]]
-    ascending: set[Tensor]
-    alike: bool
-    news: bool
-
-
 class Stepper:
     """Takes the steps of one optimizer.
 
@@ -100,7 +83,7 @@ class Stepper:
         run: the run as this process sees it: where many processes train, only the leader has a target.
         memory: what is kept of each parameter between two steps.
         passes: the two passes over the parameters.
-        shards: what this process holds of each parameter.
+        parameters: the parameters as this process holds them.
         membership: who trains with this process.
         intact: whether weights and Δ belong to one step.
     """
@@ -117,7 +100,6 @@ class Stepper:
         self._base = base
         self._scale_groups = scale_groups
         self._may_run_async = may_run_async
-        self._ascends = _ascent.ascends_everywhere(base)
         self._together = together
         self._target = run.target
         self.run = run
@@ -128,13 +110,12 @@ class Stepper:
     def _connect_parts(self) -> None:
         """Creates what a copy of an optimizer can't share with the original."""
         self.passes = Passes(self.memory)
-        self.shards = Shards()
+        self.parameters = Parameters(self._base, self._scale_groups, self.memory)
         self.membership = Membership(self._base, self.run, self._together, self._target)
         self.async_device: AsyncDevice | None = None
-        self._ids: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_base", "_scale_groups", "_may_run_async", "_ascends", "_together", "_target", "memory", "intact", "run")
+        names = ("_base", "_scale_groups", "_may_run_async", "_together", "_target", "memory", "intact", "run")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -176,7 +157,7 @@ class Stepper:
     def _step(
         self, config: TunerConfig, cap: float, frozen: bool, loss: Any, replay: Closure | None, base_step: BaseStep
     ) -> Any:
-        base, parts = self._base, self._parts(config)
+        base, parts = self._base, self._sort(config)
         if self.async_device is not None:
             alike = replay is None and not frozen and parts.alike
             if alike and self.async_device.fits(self.run.session, parts.active, cap):
@@ -199,30 +180,30 @@ class Stepper:
 
     def begin(self, config: TunerConfig, cap: float, frozen: bool) -> Step | None:
         """Decides what the next step works on, and launches its sums; None if the run does not start yet."""
-        return self._launch(config, cap, frozen, self._parts(config))
+        return self._launch(config, cap, frozen, self._sort(config))
 
-    def _launch(self, config: TunerConfig, cap: float, frozen: bool, parts: _Parts) -> Step | None:
+    def _launch(self, config: TunerConfig, cap: float, frozen: bool, parts: Parts) -> Step | None:
         if self.team is not None:
             return self._launch_together(self.team, config, cap, frozen, parts)
         # A run starts with the first step in which a parameter takes part: a warm-up from lr = 0 leaves no steps in it.
         session = self.run.open(config) if self.run.state is not None or any(parts.active) else None
         state = self.tuner_state(config) if session is None else session.state
-        self._join(parts, state, cap)
+        self.parameters.join(parts, state.scale, cap)
         if session is None:
             return None
         step = Step(session, parts.active, parts.ascending, cap, hold=frozen or not any(parts.active))
         self.passes.launch(_ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active)
         return step
 
-    def _launch_together(self, team: Team, config: TunerConfig, cap: float, frozen: bool, parts: _Parts) -> Step | None:
+    def _launch_together(self, team: Team, config: TunerConfig, cap: float, frozen: bool, parts: Parts) -> Step | None:
         """`_launch` of ranks that train together. Each of them takes part, even if none of its parameters does."""
         passes = self.passes
         state = self.tuner_state(config)
         stand = self.membership.stand(state, cap, frozen)
         try:
-            self._join(parts, state, cap)
+            self.parameters.join(parts, state.scale, cap)
             groups = _ascent.split(parts.active, parts.ascending) if parts.ascending else parts.active
-            passes.launch(self._counted(groups, team))
+            passes.launch(self.parameters.counted(groups, team))
             *mine, others = passes.read()
         except Exception:
             team.report_failure(stand)
@@ -269,7 +250,7 @@ class Stepper:
         saved: list[Tensor] = []
         take_average = _asgd.keep(self._base)
         try:
-            others = [] if replay is None else self._not_in(step.active)
+            others = [] if replay is None else self.parameters.others(step.active)
             saved = _reference.save(others)
             result = self.run_base(base_step, replay)
         except BaseException:
@@ -422,6 +403,7 @@ class Stepper:
         self.memory = memory
         self.intact = Intact()
         self.passes = Passes(memory)
+        self.parameters = Parameters(self._base, self._scale_groups, memory)
         self.membership.restart()
         self.run.restart(state, grown)
 
@@ -441,109 +423,27 @@ class Stepper:
 
     # ---- the parameters
 
-    def _forget_those_that_left(self) -> None:
-        """Frees what is kept of parameters that are no longer in the optimizer."""
-        params = _groups.flat(self._base.param_groups)
-        ids = list(map(id, params))
-        if ids == self._ids:
-            return
-        _changes.refuse_meta(params)
-        gone = self.memory.placed.keys() - set(self.params())
-        if gone:
-            self.leave_async()
-            for p in gone:
-                self.memory.drop(p)
-            self.passes.forget()
-        self.shards.keep_only(params)
-        self._ids = ids
-
-    def _follow_changes(self, groups: list[list[Tensor]]) -> bool:
-        """What is kept of a parameter follows its dtype and device; returns whether any parameter is new or has changed so."""
-        memory, params = self.memory, [p for group in groups for p in group]
-        # A form changes only with the shape or the address, which are quicker to compare.
-        places = [(id(p), p.data_ptr(), p.shape) for p in params]
-        if places == memory.places:
-            return False
-        changed = [p for p in params if not memory.fits(p)]
-        if not changed:
-            memory.places = places
-            return False
-        _changes.check(memory, changed, params)
-        self.leave_async()
-        for p in changed:
-            if p in memory.placed:
-                _changes.follow(memory, p)
-        self.passes.forget()
-        return True
-
     def start_again(self, params: Sequence[Tensor] | None) -> None:
         """x_ref becomes x, and Δ 0: the parameters join anew with the next step in which they take part."""
-        self.leave_async()
-        held = self.params() if params is None else [self.shards.of(p, self.memory) for p in params]
-        for p in held:
-            self.memory.drop(p)
-        self.passes.forget()
+        self.parameters.start_again(params, self._before_change)
 
     def leave_async(self) -> None:
         """The host's tuner comes to where the device's is, and takes the next step."""
         self.settle()
         self.async_device = None
 
-    def local(self, param_groups: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """What this process holds of each parameter."""
-        return [self.shards.of(p, self.memory) for p in _groups.flat(param_groups)]
+    def _before_change(self) -> None:
+        self.leave_async()
+        self.passes.forget()
 
-    def _parts(self, config: TunerConfig) -> _Parts:
-        """What this process holds of the parameters, by what the next step does to them."""
+    def _sort(self, config: TunerConfig) -> Parts:
         try:
-            return self._sort(config)
+            return self.parameters.sort(self._before_change)
         except Exception:
             if self.team is not None:
                 self.team.report_failure(self.membership.stand(self.tuner_state(config)))
             raise
 
-    def _join(self, parts: _Parts, state: TunerState, cap: float) -> None:
-        if not parts.news:
-            return
-        for group, S in zip(parts.with_gradient, state.scale, strict=True):
-            for p in group:
-                self.memory.join(p, min(S, cap))
-
-    def _sort(self, config: TunerConfig) -> _Parts:
-        param_groups = self._base.param_groups
-        groups = _groups.members(self._scale_groups, param_groups)
-        _groups.refuse_sparse(param_groups)
-        self._forget_those_that_left()
-        with_gradient = [[self.shards.of(p, self.memory) for p in group if p.grad is not None] for group in groups]
-        news = self._follow_changes(with_gradient)
-        # lr = 0: the user froze these parameters, and a new S must not move them.
-        still = set(self.local([group for group in param_groups if _is_still(group)]))
-        ascending = set(self.local([group for group in param_groups if group.get("maximize", self._ascends)]))
-        active = [[p for p in group if p not in still] for group in with_gradient] if still else with_gradient
-        return _Parts(with_gradient, active, ascending, alike=not still and not ascending, news=news)
-
-    def params(self) -> list[Tensor]:
-        """What this process holds of every parameter."""
-        return self.local(self._base.param_groups)
-
-    def _not_in(self, active: list[list[Tensor]]) -> list[Tensor]:
-        taking_part = {p for group in active for p in group}
-        return [p for p in self.params() if p not in taking_part]
-
-    def _counted(self, active: list[list[Tensor]], team: Team) -> list[list[Tensor]]:
-        """The scale groups, each without what other ranks count, and that in one more group: `apply` needs it as well."""
-        counted = [[p for p in group if self.shards.counts(p, team)] for group in active]
-        return [*counted, [p for group in active for p in group if not self.shards.counts(p, team)]]
-
 
 def _cap(max_scale: float | None) -> float:
     return math.inf if max_scale is None else max_scale
-
-
-def _is_still(group: dict[str, Any]) -> bool:
-    """Whether a param group's learning rate is 0. One on a device counts as not 0: reading it would wait for the device. Nor
-    does it say anything of an Adafactor that computes its own."""
-    lr = group.get("lr")
-    if group.get("relative_step"):
-        return False
-    return lr is not None and not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0.0
