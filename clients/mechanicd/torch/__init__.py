@@ -9,7 +9,8 @@ opt.step()
 _mechanize      the entry point: keywords and checks
 _optimizer      the public class `Mechanized`: properties, checkpoints, closing
 _step           one step, on one of three paths
-_passes         its two passes over the parameters, by `_reference` (any device) or `_triton` (CUDA kernels)
+_parameters     the parameters as this process holds them, and what the next step does to each
+_passes         a step's two passes over the parameters, by `_reference` (any device) or `_triton` (CUDA `_kernels`)
 _memory         what is kept of each parameter between two steps
 _async_device   steps that a CUDA device takes before the host does, with `_triton_tuner`
 _membership     with whom this process trains; `_team` has those processes, and `_distributed` what they add up
