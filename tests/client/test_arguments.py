@@ -169,6 +169,47 @@ def test_an_exception_with_bytes_that_are_no_utf_8_reaches_the_caller(server: An
     assert r"caf\udce9.txt" in run.status_message
 
 
+class Mute(Exception):
+    """An error of the user's own that can't say what it is."""
+
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+
+@pytest.mark.parametrize(
+    "error", [Mute(), KeyError(os.fsdecode(b"caf\xe9")), OSError(5, "\ud800\0"), ExceptionGroup("\udcff", [Mute()])]
+)
+def test_an_exception_of_any_text_reaches_the_caller(server: Any, project: str, error: Exception) -> None:
+    with pytest.raises(type(error)), open_run(server.target, "run", project=project, start=0) as session:
+        raise error
+    run = status_of(server.target, session.name)
+    assert run.status == resources_pb2.RUN_STATUS_FAILED
+    assert run.status_message.startswith(f"{type(error).__name__}: ")
+
+
+def test_an_exception_without_a_text_ends_the_process_as_it_would_have(server: Any, project: str) -> None:
+    program = (
+        "import sys; from mechanicd.client import open_run\n"
+        "class Mute(Exception):\n    def __str__(self): raise KeyError(1)\n"
+        "session = open_run(sys.argv[1], 'run', project=sys.argv[2], start=0)\nraise Mute\n"
+    )
+    command = [sys.executable, "-c", program, server.target, project]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "KeyError" not in done.stderr
+    run = status_of(server.target, f"projects/{project}/runs/run")
+    assert run.status == resources_pb2.RUN_STATUS_FAILED
+    assert run.status_message.startswith("Mute: ")
+
+
+@pytest.mark.parametrize("target", ["http://me:secret@h:1", "me:secret@h:50051", "dns://x,me:se@cret@h"])
+def test_a_password_in_a_target_is_not_shown(target: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        connect(target)
+    assert caught.value.reason == "INVALID_TARGET"
+    assert "se" not in caught.value.message.partition(";")[0].replace("several", "")
+
+
 def test_a_command_line_that_is_no_utf_8_trains(server: Any, project: str) -> None:
     program = (
         "import sys; from mechanicd.client import Reductions, open_run\n"

@@ -44,5 +44,11 @@ def test_a_very_long_one_is_cut(started: Any) -> None:
     assert told == shlex.join(command)[:4096]
 
 
+def test_a_password_in_it_is_not_sent(started: Any) -> None:
+    command, told = started("--db", "postgresql://me:se/cr#e@t@db:5432/runs", "--mail", "a@b.c", "--cache=redis://:secret@c")
+    assert shlex.split(told)[-5:] == ["--db", "postgresql://me:***@db:5432/runs", "--mail", "a@b.c", "--cache=redis://:***@c"]
+    assert shlex.split(told)[:-5] == command[:-5]
+
+
 def test_it_is_not_sent_where_the_environment_says_so(started: Any) -> None:
     assert started(MECHANICD_SEND_COMMAND="0")[1] == ""

@@ -172,8 +172,9 @@ def raised(path: Path) -> Iterator[str]:
             given = [node.value] if "reason" in (getattr(target, "id", "") for target in targets) else []
         elif isinstance(node, ast.Dict) and path.name == "_errors.py":
             given = [part for part in (*node.keys, *node.values) if part is not None]
-        for part in given:
-            yield from strings(part)
+        for text in (text for part in given for text in strings(part)):
+            yield text
+            yield from re.findall(r"\[([A-Z_]+)\]$", text)  # the end of an error's line
 
 
 def reasons() -> set[str]:

@@ -5,6 +5,7 @@ import re
 import urllib.request
 from typing import Final
 
+from mechanicd.client._arguments import without_passwords
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.v1 import names
 
@@ -103,4 +104,7 @@ def _can_be_resolved(host: str) -> bool:
 
 def _invalid(target: object, what: str, advice: str = "") -> InvalidArgument:
     expected = "expected HOST:PORT such as 127.0.0.1:50051, unix:PATH, or several joined by commas"
-    return InvalidArgument("INVALID_TARGET", f"target {target!r} {what}; {advice or expected}")
+    shown = without_passwords(repr(target))
+    if "@" in shown:  # a part of it may be one of a password
+        what = "has an @"
+    return InvalidArgument("INVALID_TARGET", f"target {shown} {what}; {advice or expected}")

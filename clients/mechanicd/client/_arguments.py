@@ -6,6 +6,7 @@ Texts for people (a message, the command line) are never refused: what can't be 
 import contextlib
 import math
 import operator
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,6 +17,8 @@ from mechanicd.v1 import names
 STATUSES: Final = ("finished", "failed", "preempted")
 MOST_SECONDS: Final = 1e6
 _MOST_STEPS: Final = 2**62
+_WORD: Final = re.compile(r"""[^\s'"]+""")
+_USER: Final = re.compile(r"(?:[^:]|:(?=//))*(?=:)")
 
 
 def real(setting: str, value: object, expected: str = "a number") -> float:
@@ -109,4 +112,27 @@ def status(value: object) -> None:
 def text(value: object, most: int) -> str:
     """Text for people, cut to `most` characters. Bytes of a file name or an argument that are no UTF-8, which Python keeps as
     lone surrogates, become backslash escapes."""
-    return ("" if value is None else str(value))[:most].encode("utf-8", "backslashreplace").decode()[:most]
+    return ("" if value is None else _said(value))[:most].encode("utf-8", "backslashreplace").decode()[:most]
+
+
+def error_text(found: BaseException) -> str:
+    """An exception's type and text, also of one that has no text to give."""
+    return f"{type(found).__name__}: {_said(found)}"
+
+
+def without_passwords(told: str) -> str:
+    """The text with *** for each password before an @, as in postgresql://me:***@host/runs."""
+
+    def hidden(word: re.Match[str]) -> str:
+        login, at, place = word[0].rpartition("@")
+        user = _USER.match(login) if at else None
+        return f"{user[0]}:***@{place}" if user else word[0]
+
+    return _WORD.sub(hidden, told)
+
+
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as failure:  # the user's own __str__: what is told about an error must not be a second one
+        return f"({type(value).__name__} has no text: its __str__ raised {type(failure).__name__})"

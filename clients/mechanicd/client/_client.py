@@ -231,7 +231,7 @@ def _command() -> str:
     """The shell command that started this process; the server keeps it to show how to resume the run."""
     if os.environ.get("MECHANICD_SEND_COMMAND", "1") == "0":
         return ""
-    return _arguments.text(shlex.join(sys.orig_argv), _MAX_COMMAND)
+    return _arguments.text(_arguments.without_passwords(shlex.join(sys.orig_argv)), _MAX_COMMAND)
 
 
 def _grpc_is_ours() -> bool:
@@ -260,4 +260,4 @@ def close_sessions() -> None:
         if error is None:
             session.close(None, "the process ended")
         else:
-            session.close("failed", f"{type(error).__name__}: {error}")
+            session.close("failed", _arguments.error_text(error))

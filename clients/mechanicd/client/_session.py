@@ -174,10 +174,10 @@ class Session(ABC):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         else:
-            self.close("failed", f"{kind.__name__}: {error}")
+            self.close("failed", _arguments.error_text(error))
 
     def _say_skipped(self, groups: Sequence[Reductions], skipped: bool) -> None:
         """Logs skipped steps, once for those in a row."""

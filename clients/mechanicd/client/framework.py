@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from mechanicd.client import _arguments, _signals
+from mechanicd.client._arguments import error_text
 from mechanicd.client._client import close_sessions
 from mechanicd.client._deferred import deferred, exposed, postponed
 from mechanicd.client._errors import InvalidArgument, PackageMissing
@@ -43,6 +44,7 @@ __all__ = [
     "close_sessions",
     "deferred",
     "do_later",
+    "error_text",
     "exposed",
     "only_scale",
     "postponed",

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mechanicd.client.framework import error_text
 from mechanicd.integrations._scales import logged_values, unwrapped
 
 
@@ -31,7 +32,7 @@ class MechanicCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Closes the runs: failed, or preempted on Ctrl-C."""
         interrupted = isinstance(exception, KeyboardInterrupt)
-        message = "" if interrupted else f"{type(exception).__name__}: {exception}"
+        message = "" if interrupted else error_text(exception)
         self._close(trainer, "preempted" if interrupted else "failed", message)
 
     def _close(self, trainer: Trainer, status: str, message: str) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from mechanicd.client import InvalidArgument
-from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status
+from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status, error_text
 from mechanicd.jax import _axes, _outside, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
@@ -114,10 +114,10 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         else:
-            self.close("failed", f"{kind.__name__}: {error}")
+            self.close("failed", error_text(error))
 
 
 def transform(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mechanicd.client import SessionError
+from mechanicd.client.framework import error_text
 
 
 class Intact:
@@ -19,8 +20,8 @@ class Intact:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if kind is not None:
-            self._stopped_by = f"{kind.__name__}: {error}"
+        if error is not None:
+            self._stopped_by = error_text(error)
 
     def check(self) -> None:
         """Raises if an update has stopped halfway.

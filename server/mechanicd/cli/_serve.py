@@ -176,7 +176,7 @@ def _page(http: str | None, config: "PageConfig") -> "Page | None":
 
     if http == "off":
         return None
-    if config.store.endswith(":memory:"):
+    if config.store == "sqlite:///:memory:":
         if http is None:
             return None
         raise PageError(

@@ -48,7 +48,7 @@ def check(url: str, as_json: bool) -> None:
     else:
         for finding in findings:
             mark = "note " if finding.harmless else "wrong"
-            click.echo(f"{mark}  {finding.run or url}: {finding.message} [{finding.reason}]")
+            click.echo(f"{mark}  {finding.run or stores.without_password(url)}: {finding.message} [{finding.reason}]")
         click.echo(f"{runs} runs checked, {len(wrong)} problems")
     sys.exit(1 if wrong else 0)
 

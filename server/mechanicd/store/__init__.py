@@ -1,9 +1,10 @@
 """Where runs, their tuner states and the history of their steps are kept.
 
-`open_store(url)` returns a `Store` (`_interface`). Two engines, `_sqlite` and `_postgres`, share what `_store` does over SQL
-(`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps with their buckets (`_summary`, and `_pyramid`
-above the chunks). `_model` has the changes that a store can make, `_errors` its errors. `_migrations` updates old files, and
-`_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
+`open_store(url)` returns a `Store` (`_interface`); `_url` reads the URL. Two engines, `_sqlite` and `_postgres`, share what
+`_store` does over SQL (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps with their buckets
+(`_summary`, and `_pyramid` above the chunks). `_model` has the changes that a store can make, `_errors` its errors.
+`_migrations` updates old files, and `_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in
+`mechanicd.runs`.
 """
 
 from mechanicd.store._check import Finding, check
@@ -24,10 +25,11 @@ from mechanicd.store._errors import (
 from mechanicd.store._interface import Store, changes
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rewind, SummaryRequest
-from mechanicd.store._open import open_store, without_password
+from mechanicd.store._open import open_store
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
+from mechanicd.store._url import without_password
 
 __all__ = [
     "SCHEMA_VERSION",

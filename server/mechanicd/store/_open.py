@@ -1,12 +1,11 @@
 """Opens the store that a URL names."""
 
-from urllib.parse import urlsplit, urlunsplit
+import os
 
 from mechanicd.store._errors import StoreNotWritable, StorePackageMissing
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
-
-_POSTGRES = ("postgresql", "postgres")
+from mechanicd.store._url import StoreURL, parse
 
 
 def open_store(url: str, *, readonly: bool = False) -> SQLStore:
@@ -14,32 +13,28 @@ def open_store(url: str, *, readonly: bool = False) -> SQLStore:
 
     Args:
         url: `sqlite:///FILE` (`sqlite:////FILE` from the root, `sqlite:///:memory:` keeps nothing), or
-            `postgresql://USER:PASSWORD@HOST:PORT/DATABASE` as libpq takes it.
+            `postgresql://USER:PASSWORD@HOST:PORT/DATABASE` as libpq takes it. FILE is taken as it is written: `%`, `#`, `?`
+            and spaces stand for themselves; but `?NAME=VALUE` is an option, and SQLite stores have none.
         readonly: look at it only, beside a running server too; nothing is made or migrated.
 
     Raises:
-        StoreError: the URL is of no known kind, or the place can't be used; its text says what to do.
+        StoreError: the URL is of no known kind, or the place can't be used; its text says what to do, and has no password.
     """
-    scheme, _, place = url.partition("://")
-    path = place.removeprefix("/")
-    if scheme == "sqlite" and path != place and path:
-        return SQLiteStore(path, readonly=readonly)
-    if scheme in _POSTGRES:
-        try:
-            from mechanicd.store._postgres import PostgresStore
-        except ModuleNotFoundError as error:
-            raise StorePackageMissing(
-                f"{without_password(url)}: a PostgreSQL store needs {error.name}; pip install 'mechanicd[postgres]'"
-            ) from None
-        return PostgresStore(url, readonly=readonly)
-    raise StoreNotWritable(f"{without_password(url)}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+    place = parse(url)
+    if place.sqlite is not None:
+        _check_options(place)
+        return SQLiteStore(place.sqlite, readonly=readonly)
+    try:
+        from mechanicd.store._postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        raise StorePackageMissing(
+            f"{place.shown}: a PostgreSQL store needs {error.name}; pip install 'mechanicd[postgres]'"
+        ) from None
+    return PostgresStore(url, readonly=readonly)
 
 
-def without_password(url: str) -> str:
-    """The URL without its password, fit for logs."""
-    if not url.startswith(_POSTGRES):
-        return url
-    parts = urlsplit(url)
-    user, separator, host = parts.netloc.rpartition("@")
-    hidden = f"{user.partition(':')[0]}{separator}{host}" if separator else parts.netloc
-    return urlunsplit((parts.scheme, hidden, parts.path, "", ""))
+def _check_options(place: StoreURL) -> None:
+    """Refuses options, unless there is a file of that name: version 0.1 made it."""
+    if place.options and not os.path.lexists(str(place.sqlite)):
+        file, named = place.shown.partition("?")[0], ", ".join(place.options)
+        raise StoreNotWritable(f"{file}: SQLite stores take no options, but the URL has {named}; name the file alone")

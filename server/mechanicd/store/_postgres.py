@@ -17,6 +17,7 @@ from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable
 from mechanicd.store._migrations import SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
+from mechanicd.store._url import StoreURL, parse
 
 _SCHEMA: Final = """
 CREATE TABLE runs (
@@ -146,8 +147,8 @@ class PostgresStore(SQLStore):
         self._readonly = readonly
         try:
             given = psycopg.conninfo.conninfo_to_dict(url)
-        except psycopg.Error as error:
-            raise StoreNotWritable(f"the PostgreSQL URL is malformed ({_short(error)}); see libpq's connection URIs") from None
+        except psycopg.Error:  # its text has parts of the URL, perhaps of the password
+            raise _unreadable(parse(url)) from None
         self._parameters: dict[str, Any] = {**_CONNECT, **given}
         self.path = f"PostgreSQL at {given.get('host', 'the local socket')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._lazy: psycopg.Connection[Any] | None = None
@@ -311,6 +312,14 @@ class _Postgres:
 def _translated(statement: str) -> str:
     """`:name`, as the statements are written, in psycopg's form."""
     return re.sub(r"(?<!:):([a-z_]+)", r"%(\1)s", statement)
+
+
+def _unreadable(url: StoreURL) -> StoreNotWritable:
+    """Why libpq refuses a URL: most often an option that it does not have."""
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+    unknown = [name for name in url.options if name and name not in known]
+    said = f"libpq has no option {', '.join(unknown)}" if unknown else "libpq can't read this URL"
+    return StoreNotWritable(f"{url.shown}: {said}; see libpq's connection URIs")
 
 
 def _short(error: BaseException) -> str:

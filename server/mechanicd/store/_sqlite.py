@@ -1,6 +1,7 @@
 """The embedded engine: one SQLite file in WAL mode; every transaction is synced to disk before it counts."""
 
 import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -106,7 +107,7 @@ class SQLiteStore(SQLStore):
     def __init__(self, path: str, *, readonly: bool = False) -> None:
         super().__init__()
         self.path = path
-        if readonly and path != ":memory:" and not Path(path).is_file():
+        if readonly and path != ":memory:" and not os.path.isfile(path):
             raise StoreNotWritable(f"{path}: there is no such file; name the database of a server")
         self._lock = _lock(path) if path != ":memory:" and not readonly else None
         try:
