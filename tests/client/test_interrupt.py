@@ -162,3 +162,27 @@ except KeyboardInterrupt:
 def test_a_child_forked_in_a_section_is_interrupted_as_ever() -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "to the end\nand then\n"
+
+
+def test_wherever_a_handler_raises_the_handlers_are_the_programs_again() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # some before the one that comes, some after it
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        n, sent = 0, True
+        while sent:
+            n += 1
+            try:
+                with At(n, signal.SIGUSR1, opcodes=True) as at:
+                    with framework.deferred:
+                        pass
+            except KeyboardInterrupt:
+                pass
+            sent = at.sent
+            assert [signal.getsignal(number) for number in numbers] == [stop] * len(numbers), f"instruction {n}"
+        assert n > 50
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -96,10 +96,14 @@ class Deferred:
         found = [*map(_get, _NUMBERS)]
         if found != self._known:
             self._look(found)
-        # In this order: until the depth is 1 a stand-in calls its handler, and whatever that raises leaves nothing behind.
-        for stand_in in self._stand_ins:
-            _set(stand_in.number, stand_in)
-        self._depth = 1
+        # In this order: until the depth is 1 a stand-in calls its handler.
+        try:
+            for stand_in in self._stand_ins:
+                _set(stand_in.number, stand_in)
+            self._depth = 1
+        except BaseException:
+            self._put_back()
+            raise
 
     def __exit__(self, *_: object) -> None:
         if threading.get_ident() != self._main:
@@ -110,12 +114,12 @@ class Deferred:
         try:
             self._depth = 0
             self._exposed_at = 0
-            for stand_in in self._stand_ins:
-                found = _set(stand_in.number, stand_in.handler)
-                if found is not stand_in:  # the section itself installed another
-                    _set(stand_in.number, found)
+            self._put_back()
             if not self._known:
                 self._stand_ins = []
+        except BaseException:
+            self._put_back()
+            raise
         finally:
             if self._waiting:
                 self._deliver()
@@ -136,6 +140,13 @@ class Deferred:
         self._exposed_at = 0  # what the handler raises is about to be repaired
         del self._waiting[number]
         return False
+
+    def _put_back(self) -> None:
+        """The handlers are the program's again. One that is called meanwhile may raise, so this may have to be done again."""
+        for stand_in in self._stand_ins:
+            found = _set(stand_in.number, stand_in.handler)
+            if found is not stand_in:  # the section itself installed another
+                _set(stand_in.number, found)
 
     def expose(self) -> None:
         """From here on a second signal to stop gets through."""
