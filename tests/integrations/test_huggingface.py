@@ -76,7 +76,7 @@ def test_without_the_callback_the_run_goes_on(tmp_path: Path) -> None:
 
 def fine_tune(output: Path, *arguments: str) -> list[str]:
     """The command of a short fine-tuning."""
-    short = ["--steps", "14", "--batch", "4", "--length", "16", "--save-steps", "5", "--test", "32"]
+    short = ["--steps", "8", "--batch", "4", "--length", "16", "--save-steps", "4", "--test", "32"]
     return [sys.executable, str(EXAMPLE), "--output", str(output), *short, *arguments]
 
 
@@ -89,7 +89,7 @@ def test_a_killed_fine_tuning_of_minilm_on_reuters_ends_where_it_would_have(
     subprocess.run(fine_tune(whole, "--run", "whole", "--target", server.target), env=environment, check=True, timeout=200)
     command = fine_tune(killed, "--run", "killed", "--target", server.target)
     with subprocess.Popen(command, env=environment) as process:
-        while not (killed / "checkpoint-10" / "trainer_state.json").exists():
+        while not (killed / "checkpoint-4" / "trainer_state.json").exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_a_killed_fine_tuning_of_minilm_on_reuters_ends_where_it_would_have(
     done = subprocess.run(command, env=environment, check=True, timeout=200, stdout=subprocess.PIPE, text=True)
     assert "accuracy " in done.stdout
     one, other = (history(server.target, run, project) for run in ("whole", "killed"))
-    assert [record.step for record in one] == list(range(1, 15))
+    assert [record.step for record in one] == list(range(1, 9))
     assert [record.scale[0] for record in other] == [record.scale[0] for record in one], "S bit for bit"
     ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, killed)]
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
