@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { labelKey } from "../src/data/labels";
 import { compareRuns, facets, groupRuns, layOut } from "../src/data/order";
 import { hasWord, labelWord, parseQuery, toggleWord, words } from "../src/data/query";
 import { run } from "./made";
@@ -44,6 +45,51 @@ test("what the search finds", () => {
   assert.deepEqual(found("needs=collapsed"), ["vit/seed0"]);
   assert.deepEqual(found("needs!=any"), found("needs=none"));
   assert.deepEqual(found("project=other"), ["vit/seed0"]);
+});
+
+test("a label may have any key, also one that every object has, or another field's", () => {
+  const keys = [
+    "constructor",
+    "toString",
+    "valueOf",
+    "hasOwnProperty",
+    "__proto__",
+    "status",
+    "project",
+    "step",
+    "S",
+    "age",
+  ];
+  for (const key of [...keys, "needs", "name", "labels.status", "labels.x", "CONSTRUCTOR", "0"]) {
+    const labels = JSON.parse(`{"${key}": "x y", "${key}.": "7"}`) as Record<string, string>;
+    const runs = [run({ run: "with", labels }), run({ run: "without" })];
+    const matching = (text: string): string[] => {
+      const query = parseQuery(text);
+      assert.equal(query.problem, null, text);
+      return runs.filter((one) => query.matches(one, NOW)).map((one) => one.run);
+    };
+    if (key !== "__proto__") {
+      assert.deepEqual(matching(labelWord(key, "x y")), ["with"], key);
+      assert.deepEqual(matching(`-${labelWord(key, "x y")}`), ["without"], key);
+      assert.deepEqual(matching(labelWord(key, 'a "b"')), [], key);
+    }
+    assert.deepEqual(matching(`labels.${key}.>6`), ["with"], key);
+    assert.deepEqual(matching("x"), ["with"], key);
+    const groups = groupRuns(runs, labelKey(key));
+    assert.deepEqual([...groups.keys()], ["x y", "(none)"], key);
+    assert.equal(facets(runs).get(key)?.get("x y"), 1, key);
+  }
+});
+
+test("what every object has is no label and no unit", () => {
+  for (const key of ["constructor", "toString", "hasOwnProperty", "isPrototypeOf", "valueOf"]) {
+    assert.deepEqual(found(`${key}=x`), [], key);
+    assert.equal(found(`${key}!=x`).length, 4, key);
+    assert.deepEqual(found(`${key}>0`), [], key);
+    assert.deepEqual(found(`${key}~.`), [], key);
+    assert.equal(groupRuns(RUNS, key).size, 1, key);
+    assert.match(parseQuery(`age>1${key}`).problem ?? "", /needs a number/, key);
+  }
 });
 
 test("what can't be read is said, and hides nothing", () => {

@@ -1,5 +1,6 @@
 /** Which rows the table has, and in which order. Pure. */
 
+import { label } from "./labels";
 import { type Need, type RunItem, STATUSES } from "./types";
 
 export const SORTS = ["needs", "name", "status", "step", "S", "lr", "age", "created"] as const;
@@ -61,7 +62,7 @@ export const NO_VALUE = "(none)";
 export function groupValue(run: RunItem, key: string): string {
   if (key === "status") return run.status;
   if (key === "project") return run.project;
-  return run.labels[key] ?? NO_VALUE;
+  return label(run, key) ?? NO_VALUE;
 }
 
 /** Value of `key` → its runs. Values are in their natural order; runs without one come last. */

@@ -3,12 +3,13 @@
  *
  *     bert                     in the name, or in a label
  *     /seed[0-4]$/             a regular expression over project/run
- *     batch=256  batch!=256    a label; also project, status, needs
+ *     batch=256  batch!=256    a label; also project, status, needs. labels.status=x is the label
  *     opt~adam|lion            a regular expression over a label
  *     S<1e-6  step>=1000  lr>0.1  age>5min
  *     -word                    not
  */
 
+import { label, labelKey } from "./labels";
 import { type RunItem, STATUSES } from "./types";
 
 export type Predicate = (run: RunItem, now: number) => boolean;
@@ -18,19 +19,20 @@ export interface Query {
   readonly problem: string | null;
 }
 
-const NUMBERS: Record<string, (run: RunItem, now: number) => number | null> = {
-  s: (run) => run.S,
-  step: (run) => run.step,
-  lr: (run) => run.effective_lr,
-  effective_lr: (run) => run.effective_lr,
-  base_lr: (run) => run.base_lr,
-  age: (run, now) => (run.step_time === null ? null : (now - run.step_time) / 1000),
-  interval: (run) => run.interval,
-  sessions: (run) => run.sessions,
-  rewinds: (run) => run.rewinds,
-  groups: (run) => run.groups,
-};
-const SECONDS: Record<string, number> = { "": 1, ms: 0.001, s: 1, m: 60, min: 60, h: 3600, d: 86400 };
+// Maps, not objects: whatever is typed is looked up, and every object has a `constructor`.
+const NUMBERS = new Map<string, (run: RunItem, now: number) => number | null>([
+  ["s", (run) => run.S],
+  ["step", (run) => run.step],
+  ["lr", (run) => run.effective_lr],
+  ["effective_lr", (run) => run.effective_lr],
+  ["base_lr", (run) => run.base_lr],
+  ["age", (run, now) => (run.step_time === null ? null : (now - run.step_time) / 1000)],
+  ["interval", (run) => run.interval],
+  ["sessions", (run) => run.sessions],
+  ["rewinds", (run) => run.rewinds],
+  ["groups", (run) => run.groups],
+]);
+const SECONDS = new Map(Object.entries({ "": 1, ms: 0.001, s: 1, m: 60, min: 60, h: 3600, d: 86400 }));
 const OPERATION = /^(-|!(?!=))?([A-Za-z0-9][\w.-]*?)(<=|>=|!=|=|<|>|~)(.*)$/s;
 
 export function parseQuery(text: string): Query {
@@ -84,10 +86,10 @@ function predicate(word: string): Predicate {
 }
 
 function compare(key: string, operator: string, value: string): Predicate {
-  const read = NUMBERS[key.toLowerCase()];
+  const read = NUMBERS.get(key.toLowerCase());
   if (read && operator !== "~") return compareNumber(key, read, operator, value);
   if (operator === "<" || operator === ">" || operator === "<=" || operator === ">=") {
-    return compareNumber(key, (run) => (key in run.labels ? Number(run.labels[key]) : null), operator, value);
+    return compareNumber(key, (run) => Number(label(run, key) ?? Number.NaN), operator, value);
   }
   const strings = (run: RunItem): readonly string[] => texts(key, run);
   if (operator === "~") {
@@ -111,8 +113,8 @@ function texts(key: string, run: RunItem): readonly string[] {
   if (key === "project") return [run.project];
   if (key === "run" || key === "name") return [run.run];
   if (key === "needs") return run.needs.map((need) => need.kind);
-  const label = run.labels[key];
-  return label === undefined ? [] : [label];
+  const its = label(run, key);
+  return its === undefined ? [] : [its];
 }
 
 function compareNumber(
@@ -123,7 +125,7 @@ function compareNumber(
 ): Predicate {
   const match = /^([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)([a-z]*)$/i.exec(value);
   const unit = match
-    ? SECONDS[key === "age" || key === "interval" ? match[2]! : match[2] === "" ? "" : "none"]
+    ? SECONDS.get(key === "age" || key === "interval" ? match[2]! : match[2] === "" ? "" : "none")
     : undefined;
   if (!match || unit === undefined) {
     const example = key === "age" ? "age>5min" : `${key}${operator}1e-6`;
@@ -156,7 +158,8 @@ export function toggleWord(text: string, word: string): string {
 export const hasWord = (text: string, word: string): boolean => words(text).includes(word);
 
 /** `key=value`, quoted if necessary; a regular expression if the value contains quotes. */
-export function labelWord(key: string, value: string): string {
+export function labelWord(ofLabel: string, value: string): string {
+  const key = labelKey(ofLabel);
   if (!value.includes('"')) return /\s/.test(value) || value === "" ? `${key}="${value}"` : `${key}=${value}`;
   const plain = value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   return `${key}~^${plain.replaceAll('"', ".").replace(/\s/g, "\\s")}$`;

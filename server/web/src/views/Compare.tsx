@@ -3,6 +3,7 @@
 import { useState } from "preact/hooks";
 import * as api from "../data/api";
 import { useFetched } from "../data/fetched";
+import { label } from "../data/labels";
 import { runs } from "../data/live";
 import type { RunDetail } from "../data/types";
 import { count, number } from "../format";
@@ -115,7 +116,7 @@ export function table(details: readonly RunDetail[]): DiffRow[] {
     row("sessions", ({ run }) => count(run.sessions)),
     row("rewinds", ({ run }) => count(run.rewinds)),
     row("needs", ({ run }) => run.needs.map((need) => need.kind).join(", ") || "–"),
-    ...keys(({ run }) => run.labels).map((key) => row(`label ${key}`, ({ run }) => run.labels[key] ?? "–")),
+    ...keys(({ run }) => run.labels).map((key) => row(`label ${key}`, ({ run }) => label(run, key) ?? "–")),
     ...keys((one) => one.config).map((key) => row(key, ({ config }) => plain(config[key]))),
     row("command", (one) => one.command || "–"),
   ];

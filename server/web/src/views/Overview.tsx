@@ -1,6 +1,7 @@
 /** Which runs are alive, what S is doing in each, and which ones need attention. */
 
 import { useMemo } from "preact/hooks";
+import { labelKey } from "../data/labels";
 import { connection, now, runs } from "../data/live";
 import { byWeight, compareRuns, facets, groupRuns, layOut } from "../data/order";
 import { hasWord, parseQuery, toggleWord } from "../data/query";
@@ -190,7 +191,7 @@ function Toolbar({ all, matching, problem }: { all: readonly RunItem[]; matching
         <span>Group by</span>
         <select value={shown.group} onChange={(event) => show({ group: event.currentTarget.value, closed: [] })}>
           <option value="">nothing</option>
-          {["status", "project", ...labels.keys()].map((key) => (
+          {["status", "project", ...[...labels.keys()].map(labelKey)].map((key) => (
             <option key={key} value={key}>
               {key}
             </option>
