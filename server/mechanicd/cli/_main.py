@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from typing import Final
+from typing import Any, Final
 
 try:
     import click
@@ -10,6 +10,7 @@ except ModuleNotFoundError:  # the base install is the client alone
     sys.exit("error: the command line needs the server's packages; pip install 'mechanicd[server]' [PACKAGE_MISSING]")
 
 from mechanicd.cli._output import fail
+from mechanicd.cli._streams import any_streams
 
 
 class LazyGroup(click.Group):
@@ -22,6 +23,10 @@ class LazyGroup(click.Group):
         "store": "mechanicd.cli._store:store",
         "top": "mechanicd.cli._runs:top",
     }
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        with any_streams():
+            return super().main(*args, **settings)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.lazy)
@@ -51,5 +56,5 @@ def main() -> None:
     """MECHANIC, the learning-rate tuner, as a service: it computes the scale S of every run, and keeps each run's state.
 
     Exit codes: 0, success (also when Ctrl-C ends `watch` or `top`); 1, an error, with its reason on stderr, or a question
-    answered with no; 2, a usage error.
+    answered with no; 2, a usage error; 141, whoever read the output left before its end, as in `| head`.
     """

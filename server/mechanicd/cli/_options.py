@@ -1,7 +1,6 @@
 """Shared by the commands on runs: the options that find the server and the run, and error reporting."""
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -84,9 +83,6 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             fail(error.reason, error.message, kwargs.get("as_json", False))
         except names.MalformedName as error:
             fail(error.reason, str(error), kwargs.get("as_json", False))
-        except BrokenPipeError:  # the reader left, as in `… | head`
-            sys.stderr.close()
-            sys.exit(0)
 
     return wrapper
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from typing import Final, NoReturn
 
 import click
@@ -19,8 +20,18 @@ def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
         message: for people: what happened, what was expected, what to do.
     """
     text = json.dumps({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]"
-    click.echo(text, err=True)
+    with suppress(OSError):  # nobody reads it
+        click.echo(printable(text), err=True)
     sys.exit(EXIT_FAILED)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text without control characters, which a terminal would obey: they are escaped, but for those to keep."""
+    return text if text.isprintable() else "".join(_shown(each, keep) for each in text)
+
+
+def _shown(character: str, keep: str) -> str:
+    return character if character.isprintable() or character in keep else ascii(character)[1:-1]
 
 
 def confirm(question: str, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mechanicd.cli import _options, _text
-from mechanicd.cli._output import json_option
+from mechanicd.cli._output import json_option, printable
 from mechanicd.cli._ranges import BRANCH, FIRST_STEP
 from mechanicd.client import Client, connect
 from mechanicd.runs import EXPORT_FORMATS, StepRow, export_rows
@@ -77,16 +77,16 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
         if key == "events":
             continue
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else "" if value is None else str(value)
-        grid.add_row(Text(key, style="dim"), Text(text))
+        grid.add_row(Text(key, style="dim"), Text(printable(text, "\n")))
     out.print(grid)
     if events:
         happened = Table.grid(padding=(0, 2))
         for event in events[-20:]:
-            happened.add_row(event["time"], f"step {event['step']}", event["kind"], Text(event["message"]))
+            happened.add_row(event["time"], f"step {event['step']}", event["kind"], Text(printable(event["message"], "\n")))
         out.print("\nevents:" if len(events) <= 20 else f"\nthe last 20 of {len(events)} events:")
         out.print(happened)
     for need in found.needs:
-        out.print(Text(f"\nneeds attention: {need.message} [{_text.kind(need)}]", style="bold yellow"))
+        out.print(Text(f"\nneeds attention: {printable(need.message)} [{_text.kind(need)}]", style="bold yellow"))
     if buckets:
         scales = [max(bucket.scale.max) for bucket in buckets]
         least = min(min(bucket.scale.min) for bucket in buckets)
@@ -145,13 +145,18 @@ def export(target: str, project: str, run: str, format_: str, branch: int, first
         found = _options.get_run(client, name)
         rows = export_rows(_steps(client, name, branch, first, last), list(found.config.scale_groups))
         for text in EXPORT_FORMATS["jsonl" if as_json else format_](rows):
-            click.echo(text, nl=False)
+            sys.stdout.write(text)  # click.echo would take out what looks like a terminal's escape codes
 
 
 def console() -> Console:
     """Stdout, as wide as the terminal; in a pipe, as wide as the text."""
-    out = Console()
-    return out if out.is_terminal else Console(width=_WIDE)
+    out = _Console()
+    return out if out.is_terminal else _Console(width=_WIDE)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # not rich's exit code 1: `_streams` ends the program
 
 
 def sketch_of(client: Client, name: str, width: int) -> str:
@@ -169,7 +174,7 @@ def _print(found: list[resources_pb2.Run], format_: str) -> None:
     if format_ == "json":
         click.echo(json.dumps(runs, indent=2))
     elif format_ == "jsonl":
-        click.echo("".join(f"{json.dumps(run)}\n" for run in runs), nl=False)
+        sys.stdout.write("".join(f"{json.dumps(run)}\n" for run in runs))
     else:
         labels = sorted({key for run in found for key in run.labels})
         plain = ("name", "status", "step", "scale_min", "scale_max", "base_lr", "create_time", "step_time", "needs")
@@ -182,7 +187,7 @@ def _print(found: list[resources_pb2.Run], format_: str) -> None:
 
 
 def _change(run: resources_pb2.Run) -> str:
-    needs = "".join(f"  needs attention: {need.message}" for need in run.needs)
+    needs = "".join(f"  needs attention: {printable(need.message)}" for need in run.needs)
     return f"{_text.short(run.name)}  {_text.status(run)}  step {run.durable_step}  S {_text.scale(run)}{needs}"
 
 

@@ -12,6 +12,7 @@ import click
 
 from mechanicd.cli._output import fail, json_option
 from mechanicd.cli._ranges import DAYS, STEP, FiniteRange
+from mechanicd.cli._streams import forget
 
 if TYPE_CHECKING:
     from mechanicd.dashboard import Page, PageConfig
@@ -134,12 +135,13 @@ def serve(
 
     def on_ready(listening: list[str], page: str) -> None:
         ready: dict[str, Any] = {"grpc": listening, "store": without_password(store_url), "pid": os.getpid()}
-        if as_json:
-            click.echo(json.dumps({"ready": {**ready, "http": page or None}}))
-        else:
-            where = f" http={page}" if page else ""
-            click.echo(f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}")
-        sys.stdout.flush()
+        where = f" http={page}" if page else ""
+        text = f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}"
+        try:
+            click.echo(json.dumps({"ready": {**ready, "http": page or None}}) if as_json else text)
+        except OSError as error:  # nobody reads the line, but trainers may come
+            logging.getLogger("mechanicd").warning("stdout can't be written (%s); serving all the same", error.strerror)
+            forget(sys.stdout)
 
     config = ServerConfig(
         grpc=addresses,

@@ -8,6 +8,7 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from mechanicd.cli._output import printable
 from mechanicd.v1 import names, resources_pb2
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -113,7 +114,7 @@ def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = 
             *(() if sketches is None else (Text(sketches.get(run.name, "")),)),
             ago(now - run.step_time.ToDatetime(tzinfo=UTC)) if run.HasField("step_time") else "–",
             Text(" ".join(map(kind, run.needs)), style="bold yellow"),
-            Text(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items())), style="dim"),
+            Text(printable(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items()))), style="dim"),
         )
     return made
 
