@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NoReturn, TextIO
+from typing import Final, Literal, NoReturn, TextIO
 
 from mechanicd.cli._output import fail
 
@@ -93,9 +93,9 @@ def forget(out: TextIO) -> None:
         os.close(nowhere)
 
 
-def _there(stream: TextIO | None, mode: str) -> TextIO:
+def _there(stream: TextIO | None, mode: Literal["r", "w"]) -> TextIO:
     """The stream, or nothing in its place where whoever started the program has closed it."""
-    return stream or open(os.devnull, mode, encoding="utf-8")
+    return stream or open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  (until the end of the process)
 
 
 def _flush(out: TextIO) -> OSError | None:
