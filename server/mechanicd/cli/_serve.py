@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import sys
 from time import time_ns
@@ -126,12 +125,13 @@ def serve(
         raise click.UsageError("the webhook runs in the page's process: remove --http off, or remove --webhook")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # silences grpc's own lines on stderr; our log reports the same events
     from mechanicd.dashboard import PageConfig, PageError
+    from mechanicd.logs import log_to_stderr
     from mechanicd.runs import Silence
     from mechanicd.service import Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
     from mechanicd.store import StoreError, open_store, without_password
 
-    logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    log_to_stderr(log_level.upper())
 
     def on_ready(listening: list[str], page: str) -> None:
         ready: dict[str, Any] = {"grpc": listening, "store": without_password(store_url), "pid": os.getpid()}

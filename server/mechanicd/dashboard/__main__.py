@@ -18,6 +18,7 @@ import uvloop
 
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
+from mechanicd.logs import log_to_stderr
 
 _LONGEST_LINE = 2**24
 _NICE = 5
@@ -70,7 +71,7 @@ def main() -> None:
         sys.exit("error: this is not a command; `mechanicd serve` starts this process: run that instead [NOT_A_COMMAND]")
     os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C; this process ends with it
-    logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO)
     logging.getLogger("uvicorn").setLevel("WARNING")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
