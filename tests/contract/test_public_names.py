@@ -18,8 +18,8 @@ PUBLIC = {
     """,
     "mechanicd.store": """
         SCHEMA_VERSION SERIES Buckets Claim Commit Finding Fork OwnershipLost Release Rewind RunExists SQLStore SQLiteStore
-        SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreNotWritable StorePackageMissing StoreRejected
-        StoreUnavailable SummaryRequest
+        SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreMoved StoreNotWritable StorePackageMissing
+        StoreRejected StoreUnavailable SummaryRequest
         changes check copy open_store without_password
     """,
     "mechanicd.client": """

@@ -131,4 +131,4 @@ def test_each_error_of_a_store_that_is_raised_has_a_reason_of_its_own_and_a_base
     assert {error for error in errors if error.__subclasses__()} == bases
     assert not [error for error in bases if hasattr(error, "reason")]
     reasons = [error.reason for error in errors - bases]
-    assert len(reasons) == len(set(reasons)) == 9
+    assert len(reasons) == len(set(reasons)) == 10

@@ -114,6 +114,20 @@ class PostgresProcess:
             assert time.monotonic() < end, "PostgreSQL's children did not end on SIGKILL"
             time.sleep(0.005)
 
+    def freeze(self) -> None:
+        """SIGSTOP to the postmaster and all its children: connections stay, and nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: everything continues where it was stopped."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+        for child in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
     def stop(self) -> int:
         """Fast shutdown: rolls transactions back, disconnects clients, writes a checkpoint. Returns the exit code."""
         if self._process is None:

@@ -20,7 +20,7 @@ from mechanicd.dashboard._errors import HANDLERS, ApiError, Json, encode
 from mechanicd.dashboard._export import MEDIA_TYPES, export
 from mechanicd.dashboard._metrics import Facts, text
 from mechanicd.dashboard._origin_check import Guard
-from mechanicd.dashboard._poller import Watch
+from mechanicd.dashboard._poller import STALE_SECONDS, Watch
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._run_detail import detail
@@ -64,6 +64,14 @@ class Child:
         for reader in self._readers:
             reader.close()
 
+    @property
+    def trouble(self) -> str:
+        """Why what is shown may be out of date, in words; "" if all is well. As the health of the serving process has it."""
+        age = monotonic() - self._counted
+        if self._counts and age > STALE_SECONDS:
+            return self.watch.trouble or f"the server has not reported for {age:.0f} s"
+        return str(self._counts.get("trouble", "")) or self.watch.trouble
+
     def told(self, counts: Mapping[str, Any]) -> None:
         """Takes the new counts of the serving process."""
         self._counts, self._counted = counts, monotonic()
@@ -74,7 +82,7 @@ class Child:
             version=self._version,
             counts=self._counts,
             age=monotonic() - self._counted,
-            readable=not self.watch.trouble,
+            readable=not self.watch.trouble,  # whether the serving process can write is in its counts
             items=self.table.items(),
             per_run=self.config.metrics_per_run,
         )
@@ -92,7 +100,7 @@ class Child:
                 "started": self.config.started // 10**6,
                 "store": without_password(self.config.store),
                 "silence": {"factor": self.config.silence.factor, "seconds": self.config.silence.seconds},
-                "trouble": self.watch.trouble,
+                "trouble": self.trouble,
             },
             "now": time_ns() // 10**6,
             "cursor": self.live.cursor,
@@ -162,7 +170,7 @@ def make_app(child: Child) -> Starlette:
         return StreamingResponse(_chained(first, portions), media_type=MEDIA_TYPES[asked.format], headers=headers)
 
     async def healthz(_: Request) -> Response:
-        trouble = child.watch.trouble
+        trouble = child.trouble
         return Json({"status": "unavailable" if trouble else "ok", "message": trouble}, 503 if trouble else 200)
 
     async def metrics(request: Request) -> Response:

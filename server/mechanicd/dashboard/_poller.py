@@ -8,12 +8,14 @@ from typing import Final
 
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._table import Table
-from mechanicd.store import StoreError, changes
+from mechanicd.store import StoreError, StoreMoved, changes
 
 log = logging.getLogger("mechanicd.dashboard")
 
 POLL_SECONDS: Final = 0.25
-STALE_SECONDS: Final = 10.0
+STALE_SECONDS: Final = 4.0
+"""After this long without an answer, the store or the serving process is taken to be in trouble."""
+_FIRST_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 0.5
 
 
@@ -50,7 +52,8 @@ class Watch:
             except StoreError as error:
                 if self._detail != str(error):
                     log.error("store: %s", error)
-                self.failure, self._detail = "the store can't be read now; the server's log says why", str(error)
+                why = error.public if isinstance(error, StoreMoved) else "the store can't be read now"
+                self.failure, self._detail = f"{why}; the server's log says why", str(error)
                 self._tried.set()
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
@@ -65,7 +68,7 @@ class Watch:
     async def begun(self) -> None:
         """Waits for the first attempt to read the store, so that nobody is shown an empty table by mistake."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), STALE_SECONDS)
+            await asyncio.wait_for(self._tried.wait(), _FIRST_SECONDS)
 
     def wake(self) -> None:
         """Wakes those who wait in `change`."""

@@ -35,6 +35,8 @@ class Reader:
         try:
             return await asyncio.wait_for(answer, ANSWER_SECONDS)
         except TimeoutError:
+            if self._store is not None:
+                self._store.interrupt()  # the next call then makes a new connection
             raise StoreUnavailable(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
 
     def close(self) -> None:

@@ -66,6 +66,7 @@ class Engine:
             **self.metrics.as_dict(),
             "sessions": len(self.registry),
             "store_works": self.writer.healthy,
+            "trouble": self.writer.trouble,
             "unfolded": self.store.unfolded,
         }
 
@@ -77,10 +78,18 @@ class Engine:
         """Refuses new sessions from now on."""
         self._draining = True
 
-    async def stop(self) -> None:
-        """Commits everything that is pending, and closes the store."""
-        await self.writer.stop()
-        self.store.close()
+    async def stop(self, seconds: float = 0.0) -> int:
+        """Commits everything that is pending, and closes the store.
+
+        Args:
+            seconds: how long to wait for a store that does not answer.
+
+        Returns:
+            How many answered steps could not be committed. Their trainers have them, and send them again.
+        """
+        if await self.writer.stop(seconds):
+            self.store.close()
+        return sum(run.state.step - run.durable_step for run in self._held.values())
 
     # --- steps -------------------------------------------------------------------------------------------------------
 

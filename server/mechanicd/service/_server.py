@@ -127,9 +127,13 @@ async def serve(
     log.info("draining: no new sessions; calls in flight get %.1f s", config.grace)
     engine.drain()
     await health_servicer.enter_graceful_shutdown()
+    end = loop.time() + config.grace
     await server.stop(config.grace)
-    await engine.stop()
-    log.info("stopped: every answered step is committed")
+    left = await engine.stop(max(0.0, end - loop.time()))
+    if left:
+        log.error("stopped: %d answered steps are not committed; their trainers have them, and send them again", left)
+    else:
+        log.info("stopped: every answered step is committed")
 
 
 async def _set_health(servicer: HealthServicer, healthy: bool) -> None:

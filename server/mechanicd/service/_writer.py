@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -17,7 +16,8 @@ from mechanicd.service._active_run import ActiveRun
 from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
-from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError, StoreUnavailable
+from mechanicd.service._store_thread import NoAnswer, StoreThread
+from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError, StoreMoved, StoreUnavailable
 
 log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
@@ -28,6 +28,8 @@ FOLD_SECONDS: Final = 30.0
 """The journal is folded when it is this large or this old. A fold rewrites the newest chunk of each run in it."""
 TEND_SECONDS: Final = 1.0
 RETAIN_SECONDS: Final = 60.0
+_STOP_LOOK_SECONDS: Final = 0.05
+_TROUBLE: Final = StoreError.public
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Writer:
         metrics: where commits are counted.
 
     Attributes:
-        healthy: whether the last attempt to use the store worked.
+        trouble: why the store can't be used now, in words that any client may read; "" if the last attempt to use it worked.
     """
 
     def __init__(
@@ -75,14 +77,14 @@ class Writer:
         self.interval = interval
         self._on_lost = on_lost
         self._on_health = on_health
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mechanicd-store")
+        self._thread = StoreThread(store.interrupt, self._stalled)
         self._dirty: set[ActiveRun] = set()
         self._rejected: set[ActiveRun] = set()  # what the store rejects although it works
         self._waiting: list[tuple[ActiveRun, int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._commit_lock = asyncio.Lock()
-        self.healthy = True
+        self.trouble = ""
         self._metrics = metrics or Metrics()
         self._retention = retention
         self._retained = 0.0
@@ -90,8 +92,14 @@ class Writer:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the last attempt to use the store worked."""
+        return not self.trouble
+
     def start(self) -> None:
         """Starts to commit the runs that are marked. Call it inside the event loop."""
+        self._thread.start()
         self._task = asyncio.create_task(self._run(), name="mechanicd-writer")
 
     def mark(self, run: ActiveRun) -> None:
@@ -107,13 +115,17 @@ class Writer:
             StoreConflict: somebody else was first; the caller handles it.
         """
         try:
-            return await self._in_thread(function, *args)
+            return await self._thread.call(function, *args)
         except StoreConflict:
             raise
         except StoreError as error:  # unreachable, full, read-only, migrated by a newer server: to a client it is all one
             log.error("store: %s", error)
+            why = error.public if error.public != _TROUBLE else "the store can't be read or written right now"
+            raise ServiceError("STORE_UNAVAILABLE", f"{why}; nothing changed, try again in a moment") from None
+        except NoAnswer as error:
             raise ServiceError(
-                "STORE_UNAVAILABLE", "the store can't be read or written right now; nothing changed, try again in a moment"
+                "STORE_UNAVAILABLE",
+                f"{error}; whether a change that was asked for still happens is unknown, try again in a moment",
             ) from None
 
     async def flush(self, run: ActiveRun) -> None:
@@ -125,10 +137,12 @@ class Writer:
         target = run.state.step
         if run.durable_step >= target:
             return
+        if self._thread.stalled:
+            raise self._unavailable()
         if run in self._rejected:
             await self._retry({run})
             if run.durable_step < target:
-                raise _unavailable()
+                raise self._unavailable()
             return
         # The run is dirty: it was marked at each step, and a failed commit marks it again. So a commit will settle this.
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -140,17 +154,39 @@ class Writer:
         """Ends a session in the store."""
         await self.call(self.store.commit, [], [release])
 
-    async def stop(self) -> None:
-        """Commits what is waiting, and stops. The store stays open."""
+    async def stop(self, seconds: float = 0.0) -> bool:
+        """Commits what is waiting, and stops. The store stays open.
+
+        Args:
+            seconds: how long to wait for a store that does not answer.
+
+        Returns:
+            Whether the store's thread has ended. If not, a call of it hangs, and the store can't be closed.
+        """
         self._stopping = True
         self._wake.set()
         self._urgent.set()
+        ending, end = asyncio.create_task(self._end()), monotonic() + seconds
+        while not (ending.done() or (self._thread.stalled and monotonic() >= end)):
+            await asyncio.wait([ending], timeout=_STOP_LOOK_SECONDS)
+        ended = ending.done()
+        if ended:
+            ending.result()
+        else:
+            tasks = [task for task in (ending, self._task) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._refuse_waiting()
+        self._thread.stop()
+        return ended
+
+    async def _end(self) -> None:
         if self._task is not None:  # not cancelled: that would lose the steps of a commit in flight
-            await self._task
+            await asyncio.shield(self._task)
         await self._commit()
         await self._retry(self._rejected)
-        self._refuse_waiting()
-        self._thread.shutdown()
+        await self._thread.call(int, patient=True)  # after it, the thread is at nothing any more
 
     async def _run(self) -> None:
         tended, more = monotonic(), False
@@ -179,15 +215,15 @@ class Writer:
         await self._retry(self._rejected)
         try:
             if self._folding or self.store.unfolded > FOLD_BYTES or monotonic() - self._folded >= FOLD_SECONDS:
-                self._folding = await self._in_thread(self.store.fold)
+                self._folding = await self._thread.call(self.store.fold, patient=True)
                 self._folded = monotonic()
                 if self._folding:
                     return True
             else:
-                await self._in_thread(self.store.ping)
+                await self._thread.call(self.store.ping, patient=True)
             if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
                 oldest = self._retention.oldest(now_ns())
-                if await self._in_thread(self.store.retain, self._retention.keep_steps, oldest):
+                if await self._thread.call(self.store.retain, self._retention.keep_steps, oldest, patient=True):
                     return True
                 self._retained = monotonic()
         except Exception as error:  # as in _commit
@@ -195,9 +231,6 @@ class Writer:
             return False
         self._well()
         return False
-
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     async def _commit(self) -> bool:
         """One group commit; returns whether the store took it."""
@@ -209,7 +242,7 @@ class Writer:
             try:
                 await self._commit_together(runs)
             except Exception as error:  # not only StoreError: whatever it is, the writer must keep running and report it
-                if len(runs) == 1 or isinstance(error, StoreUnavailable):
+                if len(runs) == 1 or isinstance(error, (StoreUnavailable, StoreMoved)):
                     self._dirty.update(runs)
                     self._fail(error)
                     return False
@@ -222,7 +255,8 @@ class Writer:
         commits: list[Commit] = [run.collect() for run in runs]
         begun = monotonic()
         try:
-            commits, kept = await self._in_thread(self._keep, runs, commits)
+            # Patiently: only its outcome says what is durable, and the next commit starts from there.
+            commits, kept = await self._thread.call(self._keep, runs, commits, patient=True)
         except BaseException:
             # Nothing was written, or the outcome is unknown (a connection lost during COMMIT). If it was written, the retry
             # finds the row past the step that it starts from; the run then counts as lost, and its client reattaches.
@@ -252,7 +286,7 @@ class Writer:
         for run in runs:
             try:
                 await self._commit_together([run])
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreMoved) as error:
                 self._dirty.add(run)
                 self._fail(error)
             except Exception as error:
@@ -270,8 +304,8 @@ class Writer:
         return sealed, self.store.commit(sealed, [])
 
     def _well(self) -> None:
-        if not self.healthy:
-            self.healthy = True
+        if self.trouble:
+            self.trouble = ""
             log.warning("store: works again")
             self._on_health(True)
 
@@ -291,9 +325,17 @@ class Writer:
         self._waiting = still
 
     def _fail(self, error: Exception) -> None:
-        if self.healthy:
-            self.healthy = False
+        before, self.trouble = self.trouble, error.public if isinstance(error, StoreError) else _TROUBLE
+        if self.trouble != before:
             log.error("store: %s; steps are kept in memory, and the commit is retried", error, exc_info=_unexpected(error))
+        if not before:
+            self._on_health(False)
+        self._refuse_waiting()
+
+    def _stalled(self, seconds: float) -> None:
+        before, self.trouble = self.trouble, f"the store has not answered for {seconds:.0f} s"
+        if not before:
+            log.error("store: no answer for %.0f s; steps are kept in memory until it answers", seconds)
             self._on_health(False)
         self._refuse_waiting()
 
@@ -304,16 +346,14 @@ class Writer:
             if which not in (None, run):
                 still.append((run, target, future))
             elif not future.done():
-                future.set_exception(_unavailable())
+                future.set_exception(self._unavailable())
         self._waiting = still
+
+    def _unavailable(self) -> ServiceError:
+        trouble = self.trouble or _TROUBLE
+        return ServiceError("STORE_UNAVAILABLE", f"{trouble}; the steps are kept in memory, try again in a moment")
 
 
 def _unexpected(error: Exception) -> Exception | None:
     """The error if its traceback belongs in the log."""
     return None if isinstance(error, StoreError) else error
-
-
-def _unavailable() -> ServiceError:
-    return ServiceError(
-        "STORE_UNAVAILABLE", "the store can't be written right now; the steps are kept in memory, try again in a moment"
-    )

@@ -3,8 +3,8 @@
 `open_store(url)` returns a `Store` (`_interface`); `_url` reads the URL. Two engines, `_sqlite` and `_postgres`, share what
 `_store` does over SQL (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps with their buckets
 (`_summary`, and `_pyramid` above the chunks). `_model` has the changes that a store can make, `_errors` its errors.
-`_migrations` updates old files, and `_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in
-`mechanicd.runs`.
+`_migrations` updates old files, `_files` watches those of SQLite, and `_check` and `_copy` are for maintenance. What a run is,
+and how it is judged, is in `mechanicd.runs`.
 """
 
 from mechanicd.store._check import Finding, check
@@ -17,6 +17,7 @@ from mechanicd.store._errors import (
     StoreConflict,
     StoreError,
     StoreInUse,
+    StoreMoved,
     StoreNotWritable,
     StorePackageMissing,
     StoreRejected,
@@ -51,6 +52,7 @@ __all__ = [
     "StoreConflict",
     "StoreError",
     "StoreInUse",
+    "StoreMoved",
     "StoreNotWritable",
     "StorePackageMissing",
     "StoreRejected",

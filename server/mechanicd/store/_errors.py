@@ -5,6 +5,7 @@
     ├── StoreRejected         works, but rejects a value; nothing changed, and a retry does not help
     ├── StoreNotWritable      can't be written by this user, or is no database of this program
     ├── StoreInUse            another server holds this database
+    ├── StoreMoved            the database's files were removed, replaced or moved while the server used them
     ├── SchemaTooNew          a newer mechanicd wrote it
     ├── SchemaTooOld          an older mechanicd wrote it, and it was opened read-only
     ├── StorePackageMissing   the engine's package is not installed
@@ -23,6 +24,8 @@ class StoreError(Exception):
     """Base of the store's errors. Never raised itself."""
 
     reason: ClassVar[str]
+    public: ClassVar[str] = "the store can't be written right now"
+    """What a client is told: no hosts, no files."""
 
 
 class StoreUnavailable(StoreError):
@@ -47,6 +50,13 @@ class StoreInUse(StoreError):
     """Another server holds this database."""
 
     reason = "STORE_IN_USE"
+
+
+class StoreMoved(StoreError):
+    """The files of the database were removed, replaced or moved while it was in use. Nothing is stored until they are back."""
+
+    reason = "STORE_MOVED"
+    public = "the database's files were removed or replaced while the server used them"
 
 
 class SchemaTooNew(StoreError):

@@ -98,6 +98,9 @@ class Store(Protocol):
     def ping(self) -> None:
         """Returns if the database answers."""
 
+    def interrupt(self) -> None:
+        """Called from another thread: makes a call that waits for ever fail soon, if the engine can do that."""
+
     def integrity(self) -> list[str]:
         """Problems that the engine itself finds in the database."""
 

@@ -4,7 +4,9 @@ Who holds a run is decided in its row: a claim and a takeover lock it, a commit 
 step) are as expected. A lost connection is made anew at the next call.
 """
 
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -160,6 +162,14 @@ class PostgresStore(SQLStore):
         except BaseException:
             self.close()
             raise
+
+    def interrupt(self) -> None:
+        """A server that is frozen still has a kernel that acknowledges, so TCP's own timeouts never come."""
+        connection = self._lazy
+        with suppress(psycopg.Error, OSError):
+            if connection is not None and not connection.closed:
+                with socket.socket(fileno=os.dup(connection.fileno())) as line:
+                    line.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         connection, self._lazy = self._lazy, None

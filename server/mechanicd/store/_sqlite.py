@@ -14,10 +14,12 @@ from mechanicd.store._errors import (
     SchemaTooOld,
     StoreError,
     StoreInUse,
+    StoreMoved,
     StoreNotWritable,
     StoreRejected,
     StoreUnavailable,
 )
+from mechanicd.store._files import Files
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
 
@@ -109,6 +111,7 @@ class SQLiteStore(SQLStore):
         self.path = path
         if readonly and path != ":memory:" and not os.path.isfile(path):
             raise StoreNotWritable(f"{path}: there is no such file; name the database of a server")
+        self._files: Files | None = None
         self._lock = _lock(path) if path != ":memory:" and not readonly else None
         try:
             source = f"{Path(path).absolute().as_uri()}?mode=ro" if readonly else path
@@ -127,6 +130,7 @@ class SQLiteStore(SQLStore):
                     self._migrate(version)
                     self._db.execute("PRAGMA foreign_keys = ON")
                     (self.unfolded,) = self._db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
+                self._files = None if path == ":memory:" else Files(path, self._db, owner=not readonly)
             except BaseException:
                 self._db.close()
                 raise
@@ -138,8 +142,14 @@ class SQLiteStore(SQLStore):
                 f"{path} can't be used as a database ({error}); name a file in a folder that this user can write to"
             ) from error
 
+    def interrupt(self) -> None:
+        self._db.interrupt()
+
     def close(self) -> None:
         self._db.close()
+        if self._files is not None:
+            self._files.close()
+            self._files = None
         self._unlock()
 
     def integrity(self) -> list[str]:
@@ -190,6 +200,7 @@ class SQLiteStore(SQLStore):
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:
+        self._look()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -203,12 +214,14 @@ class SQLiteStore(SQLStore):
             raise StoreRejected(f"{self.path} rejects a value: {error}") from error
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path} could not be written: {error}") from error
+        self._look()
 
     def at_once(self) -> AbstractContextManager[Database]:
         return self.transaction()
 
     @contextmanager
     def reading(self) -> Iterator[Database]:
+        self._look()
         try:
             self._db.execute("BEGIN")
             try:
@@ -219,9 +232,22 @@ class SQLiteStore(SQLStore):
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self.path} could not be read: {error}") from error
 
+    def _look(self) -> None:
+        """Raises StoreMoved: what is written now would be gone with this process."""
+        if self._files is not None:
+            self._files.check()
+        if self._lock is not None and not _locks(self._lock, self.path):
+            try:
+                lock = _lock(self.path)  # somebody tidied it away; nobody else may take its place
+            except StoreError as error:
+                raise StoreMoved(f"{self.path}.lock was removed, and now {error}") from None
+            self._lock.close()
+            self._lock = lock
+
     def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
 
 class _SQLite:
@@ -270,3 +296,11 @@ def _lock(path: str) -> Any:
         handle.close()
         raise StoreInUse(f"{path} is in use by another mechanicd; stop that one, or use another file") from None
     return handle
+
+
+def _locks(handle: Any, path: str) -> bool:
+    """Whether `PATH.lock` is still the file that is locked."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(f"{path}.lock"))
+    except OSError:
+        return False

@@ -58,6 +58,10 @@ class SQLStore(ABC):
         """See `Store.vacuum`."""
 
     @abstractmethod
+    def interrupt(self) -> None:
+        """See `Store.interrupt`."""
+
+    @abstractmethod
     def close(self) -> None:
         """See `Store.close`."""
 
