@@ -28,7 +28,7 @@ RUNS = 2
 
 
 class Trainer:
-    """Trains at full speed on a thread of its own; knows what S each step must have."""
+    """Trains on a thread of its own; knows what S each step must have. Every copy is read whole, so it takes its time."""
 
     def __init__(self, target: str, index: int, seed: int) -> None:
         self.run = f"power/{index}"
@@ -56,7 +56,7 @@ class Trainer:
         tuner, rng = Tuner(), self._rng
         state = tuner.init()
         try:
-            while not self.ended.is_set():
+            while not self.ended.wait(0.002):
                 taken = Reductions(rng.gauss(-0.1, 1.0), rng.gauss(0, 1), rng.random(), rng.random())
                 state = tuner.update(state, taken)
                 self.states.append(state.to_bytes())
