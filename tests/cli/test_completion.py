@@ -33,7 +33,7 @@ def test_each_shell_gets_a_script_that_knows_the_program(shell: str) -> None:
 
 def test_commands_and_options_and_their_values_are_offered() -> None:
     assert complete("mechanicd ru") == ["runs"]
-    assert complete("mechanicd runs re") == ["rewind"]
+    assert complete("mechanicd runs re") == ["rename", "restore", "rewind"]
     assert "--target" in complete("mechanicd runs list --")
     assert complete("mechanicd runs export x --format js") == ["json", "jsonl"]
 

@@ -27,6 +27,7 @@ RUN_KEYS = [
     "labels",
     "create_time",
     "step_time",
+    "archive_time",
     "sessions",
     "rewinds",
     "config",

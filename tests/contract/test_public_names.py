@@ -17,9 +17,9 @@ PUBLIC = {
         unpack
     """,
     "mechanicd.store": """
-        SCHEMA_VERSION SERIES Buckets Claim Commit Finding Fork OwnershipLost Release Rewind RunExists SQLStore SQLiteStore
-        SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreMoved StoreNotWritable StorePackageMissing
-        StoreRejected StoreUnavailable SummaryRequest
+        SCHEMA_VERSION SERIES Buckets Claim Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
+        SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreMoved StoreNotWritable
+        StorePackageMissing StoreRejected StoreUnavailable SummaryRequest
         changes check copy open_store without_password
     """,
     "mechanicd.client": """

@@ -30,6 +30,9 @@ EMPTY_REQUEST_GETS = {
     "DeleteRun": "MALFORMED_NAME",
     "ForkRun": "MALFORMED_NAME",
     "RewindRun": "MALFORMED_NAME",
+    "RenameRun": "MALFORMED_NAME",
+    "ArchiveRun": "MALFORMED_NAME",
+    "RestoreRun": "MALFORMED_NAME",
     "QuerySeries": "MALFORMED_NAME",
 }
 

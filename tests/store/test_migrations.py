@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from mechanicd.runs import RunStats
+from mechanicd.runs import EventKind, EventRow, RunStats
 from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, check, open_store
-from mechanicd.store._migrations import TABLES_V2
+from mechanicd.store._migrations import OLD_TABLES
 from tests.store import world
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -60,6 +60,7 @@ def test_an_old_file_opened_only_to_look_is_refused_and_stays_as_it_was(old: Pat
     assert old.read_bytes() == before
 
 
+@pytest.mark.parametrize("old", OLD[:2], ids=lambda path: path.stem, indirect=True)
 def test_a_migration_that_is_killed_is_begun_again(old: Path) -> None:
     """The process ends in the middle, without a word; the file is still of the old schema."""
     program = f"""
@@ -95,11 +96,19 @@ def test_todays_schema_holds_the_same_world(tmp_path: Path) -> None:
 
 
 def test_what_an_old_file_did_not_know_is_empty_and_its_runs_go_on(old: Path) -> None:
+    old_version = version_of(old)
     store = SQLiteStore(str(old))
     rows = store.list_runs(None, None, 100)
-    assert [row.command for row in rows] == [""] * 4
-    assert [row.stats for row in rows] == [RunStats(since=row.last_step) for row in rows], "judged from the next step on"
-    assert [store.events(row.id) for row in rows] == [[]] * 4
+    if old_version < 3:
+        assert [row.command for row in rows] == [""] * 4
+        assert [row.stats for row in rows] == [RunStats(since=row.last_step) for row in rows], "judged from the next step on"
+        assert [store.events(row.id) for row in rows] == [[]] * 4
+    else:
+        world.check_noted(store)
+    assert [row.archive_time for row in rows] == [0] * 4
+    store.archive(rows[0].id, 5, EventRow(5, 0, EventKind.ARCHIVED, "by hand"))
+    assert [row.archive_time for row in store.list_runs(None, None, 100)] == [5, 0, 0, 0]
+    assert store.renamed("zoo", "new") is None
     largest = max(row.id for row in rows)
     store.delete(largest)
     assert store.create("zoo", "later", world.PLAIN, b"", (0.0,), 1).id > largest, "an id is never used again"
@@ -119,9 +128,9 @@ def test_a_long_run_of_version_2_has_its_pyramid_after_the_migration(tmp_path: P
     store.close()
     with sqlite3.connect(path) as db:
         tiers = db.execute("SELECT * FROM tiers ORDER BY 1, 2, 3, 4").fetchall()
-        for table in ("events", "tiers"):
+        for table in ("events", "tiers", "former_names"):
             db.execute(f"DROP TABLE {table}")
-        for column in ("revision", "command", "vitals"):
+        for column in ("revision", "command", "vitals", "archive_time"):
             db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 2")
     assert len(tiers) == 2, "of the long run, and of the first branch of the rewound one"
@@ -132,21 +141,22 @@ def test_a_long_run_of_version_2_has_its_pyramid_after_the_migration(tmp_path: P
         assert db.execute("SELECT * FROM tiers ORDER BY 1, 2, 3, 4").fetchall() == tiers
 
 
-def test_a_postgresql_database_of_version_2_has_everything_when_opened(postgres: Any) -> None:
-    """The world of the SQLite file, in the tables that the mechanicd of version 2 made in PostgreSQL."""
-    url = str(postgres.create_database("migrated"))
-    with psycopg.connect(url) as new, sqlite3.connect(FIXTURES / "schema_v2.db") as old:
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_old_postgresql_database_has_everything_when_opened(postgres: Any, version: int) -> None:
+    """The world of the SQLite file, in the tables that the mechanicd of that version made in PostgreSQL."""
+    url = str(postgres.create_database(f"migrated{version}"))
+    with psycopg.connect(url) as new, sqlite3.connect(FIXTURES / f"schema_v{version}.db") as old:
         new.execute("CREATE SCHEMA mechanicd")
         new.execute("SET search_path = mechanicd")
-        for statement in (FIXTURES / "schema_v2_postgres.sql").read_text().split(";\n"):
+        for statement in (FIXTURES / f"schema_v{version}_postgres.sql").read_text().split(";\n"):
             new.execute(statement.encode())
-        new.execute("INSERT INTO meta VALUES (2)")
-        for table in TABLES_V2:
+        new.execute("INSERT INTO meta VALUES (%s)", (version,))
+        for table in OLD_TABLES[version]:
             cursor = old.execute(f"SELECT * FROM {table}")
             columns = ", ".join(column[0] for column in cursor.description)
             marks = ", ".join(["%s"] * len(cursor.description))
             new.cursor().executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})".encode(), cursor.fetchall())
-        for table in ("runs", "journal"):
+        for table in ("runs", "journal", *(["events"] if version > 2 else [])):
             new.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), 1000)".encode())
     with pytest.raises(SchemaTooOld, match="start a server on it once"):
         open_store(url, readonly=True)
@@ -154,7 +164,11 @@ def test_a_postgresql_database_of_version_2_has_everything_when_opened(postgres:
         store = open_store(url)
         world.check(store)
         rows = store.list_runs(None, None, 100)
-        assert [row.stats for row in rows] == [RunStats(since=row.last_step) for row in rows]
+        if version == 2:
+            assert [row.stats for row in rows] == [RunStats(since=row.last_step) for row in rows]
+        else:
+            world.check_noted(store)
+        assert [row.archive_time for row in rows] == [0] * 4
         assert {finding.reason for finding in check(store) if not finding.harmless} == {"STATE_UNREADABLE"}
         while store.fold():
             pass

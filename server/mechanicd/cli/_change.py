@@ -1,14 +1,19 @@
-"""`mechanicd runs rewind | fork | delete`: commands that change runs. They ask first if the change can't be undone."""
+"""`mechanicd runs rewind | fork | rename | delete | archive | restore | label`: commands that change runs.
+
+They ask first if the change can't be undone, or is made to many runs.
+"""
 
 import json
+from typing import Any
 
 import click
+from google.protobuf import field_mask_pb2
 
-from mechanicd.cli import _options, _text
+from mechanicd.cli import _bulk, _options, _text
 from mechanicd.cli._output import confirm, json_option
 from mechanicd.cli._ranges import STEP
-from mechanicd.client import connect
-from mechanicd.v1 import run_service_pb2
+from mechanicd.client import Client, connect
+from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 
 @click.command()
@@ -64,14 +69,102 @@ def fork(target: str, project: str, run: str, new: str, step: int | None, as_jso
 @_options.target_option
 @_options.project_option
 @_options.run_argument
-@_options.yes_option
+@click.argument("new")
+@click.option(
+    "--fence",
+    is_flag=True,
+    help="Rename even if a session still holds the run, for example after kill -9; that session is fenced.",
+)
 @json_option
 @_options.reports_errors
-def delete(target: str, project: str, run: str, yes: bool, as_json: bool) -> None:
-    """Delete a run and its whole history."""
-    name = _options.full_name(project, run)
-    if not yes:
-        confirm(f"Delete {name} and its whole history?", as_json)
+def rename(target: str, project: str, run: str, new: str, fence: bool, as_json: bool) -> None:
+    """Give RUN the name NEW. Fails if a session holds the run, unless --fence.
+
+    NEW is in RUN's project, or a full name: projects/PROJECT/runs/RUN.
+    """
+    name = names.parse_run(_options.full_name(project, run))
+    request = run_service_pb2.RenameRunRequest(name=str(name), new_name=_options.full_name(name.project, new), fence=fence)
     with connect(target) as client:
-        client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name))
-    click.echo(json.dumps({"deleted": name}) if as_json else f"deleted {name}")
+        now = client.call("RenameRun", request, 60.0).run
+    click.echo(json.dumps(_text.run_dict(now)) if as_json else f"{name} is now {now.name}")
+
+
+@click.command()
+@_bulk.runs_argument
+@_bulk.options
+@_options.reports_errors
+def delete(
+    target: str, project: str | None, runs: tuple[str, ...], filter_: str, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Delete runs and their whole history: those that are named, or all that match --filter."""
+
+    def call(client: Client, name: str) -> Any:
+        return client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name), 60.0)
+
+    change = _bulk.Change(verb="delete", done="deleted", call=call, ask_one=True, what="whole history")
+    _bulk.run(change, target, project, runs, filter_, dry_run, yes, as_json)
+
+
+@click.command()
+@_bulk.runs_argument
+@_bulk.options
+@_options.reports_errors
+def archive(
+    target: str, project: str | None, runs: tuple[str, ...], filter_: str, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Archive runs: they keep their history, need nobody, and leave the lists, unless a filter names `archived`."""
+
+    def call(client: Client, name: str) -> Any:
+        return client.call("ArchiveRun", run_service_pb2.ArchiveRunRequest(name=name)).run
+
+    change = _bulk.Change(verb="archive", done="archived", call=call, shown=_text.run_dict)
+    _bulk.run(change, target, project, runs, filter_, dry_run, yes, as_json)
+
+
+@click.command()
+@_bulk.runs_argument
+@_bulk.options
+@_options.reports_errors
+def restore(
+    target: str, project: str | None, runs: tuple[str, ...], filter_: str, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Restore archived runs: those that are named, or all archived ones that match --filter."""
+
+    def call(client: Client, name: str) -> Any:
+        return client.call("RestoreRun", run_service_pb2.RestoreRunRequest(name=name)).run
+
+    change = _bulk.Change(verb="restore", done="restored", call=call, shown=_text.run_dict)
+    archived = f"archived = true AND {filter_}" if filter_ else ""
+    _bulk.run(change, target, project, runs, archived, dry_run, yes, as_json)
+
+
+@click.command()
+@click.argument("runs_and_labels", nargs=-1, metavar="[RUN]... [KEY=VALUE]...", shell_complete=_options.known_runs)
+@click.option("--remove", multiple=True, metavar="KEY", help="Remove this label; may be repeated.")
+@_bulk.options
+@_options.reports_errors
+def label(
+    target: str,
+    project: str | None,
+    runs_and_labels: tuple[str, ...],
+    remove: tuple[str, ...],
+    filter_: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Set labels of runs with KEY=VALUE, or --remove them. Other labels stay as they are."""
+    runs = tuple(word for word in runs_and_labels if "=" not in word)
+    labels = dict(word.split("=", 1) for word in runs_and_labels if "=" in word)
+    if not labels and not remove:
+        raise click.UsageError("name a label to set, as in batch=256, or to remove, as in --remove batch")
+    if both := labels.keys() & set(remove):
+        raise click.UsageError(f"label {min(both)} is both set and removed")
+    mask = field_mask_pb2.FieldMask(paths=[f"labels.{key}" for key in (*labels, *remove)])
+
+    def call(client: Client, name: str) -> Any:
+        run = resources_pb2.Run(name=name, labels=labels)
+        return client.call("UpdateRun", run_service_pb2.UpdateRunRequest(run=run, update_mask=mask)).run
+
+    change = _bulk.Change(verb="label", done="labelled", call=call, shown=_text.run_dict)
+    _bulk.run(change, target, project, runs, filter_, dry_run, yes, as_json)

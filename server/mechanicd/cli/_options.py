@@ -52,7 +52,7 @@ def sort_option(default: str) -> Callable[[Callable[..., None]], Callable[..., N
 yes_option = click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
 
 
-def _known_runs(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+def known_runs(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
     """Run names for shell completion; none if no server answers quickly."""
     try:
         with connect(context.params.get("target")) as client:
@@ -65,7 +65,7 @@ def _known_runs(context: click.Context, parameter: click.Parameter, begun: str) 
     return [name for name in given if name.startswith(begun)]
 
 
-run_argument = click.argument("run", shell_complete=_known_runs)
+run_argument = click.argument("run", shell_complete=known_runs)
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:

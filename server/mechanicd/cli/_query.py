@@ -13,7 +13,7 @@ from rich.text import Text
 from mechanicd.cli import _options, _text
 from mechanicd.cli._output import json_option, printable
 from mechanicd.cli._ranges import BRANCH, FIRST_STEP
-from mechanicd.client import Client, connect
+from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.runs import EXPORT_FORMATS, StepRow, export_rows
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
@@ -110,7 +110,7 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
                 for run in response.runs:
                     click.echo(json.dumps(_text.run_dict(run)) if as_json else _change(run))
                 for name in response.gone:
-                    click.echo(json.dumps({"gone": name}) if as_json else f"{name}  deleted")
+                    click.echo(json.dumps({"gone": name}) if as_json else f"{name}  {_why_gone(client, name)}")
         except KeyboardInterrupt:
             return
 
@@ -189,6 +189,15 @@ def _print(found: list[resources_pb2.Run], format_: str) -> None:
 def _change(run: resources_pb2.Run) -> str:
     needs = "".join(f"  needs attention: {printable(need.message)}" for need in run.needs)
     return f"{_text.short(run.name)}  {_text.status(run)}  step {run.durable_step}  S {_text.scale(run)}{needs}"
+
+
+def _why_gone(client: Client, name: str) -> str:
+    """Why a watcher no longer sees a run, as one or a few words."""
+    try:
+        run = _options.get_run(client, name)
+    except MechanicdError:
+        return "deleted"
+    return "archived" if run.HasField("archive_time") else "no longer matches"
 
 
 def _steps(client: Client, name: str, branch: int, first: int, last: int | None) -> Iterator[StepRow]:

@@ -10,8 +10,11 @@ __all__ = ["runs", "top"]
 
 @click.group()
 def runs() -> None:
-    """List, inspect, export, rewind, fork and delete runs."""
+    """List, inspect and export runs, and change them."""
 
 
-for command in (_query.list_, _query.show, _query.watch, _query.export, _change.rewind, _change.fork, _change.delete):
+for command in (
+    *(_query.list_, _query.show, _query.watch, _query.export),
+    *(_change.rewind, _change.fork, _change.rename, _change.delete, _change.archive, _change.restore, _change.label),
+):
     runs.add_command(command)

@@ -45,6 +45,7 @@ def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
         "labels": dict(run.labels),
         "create_time": iso(run.create_time),
         "step_time": iso(run.step_time) if run.HasField("step_time") else None,
+        "archive_time": iso(run.archive_time) if run.HasField("archive_time") else None,
         "sessions": run.session_count,
         "rewinds": run.rewind_count,
         "config": {
@@ -108,7 +109,7 @@ def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = 
         label = status(run)
         made.add_row(
             Text(short(run.name)),
-            f"[{_STYLES[label]}]{label}[/]",
+            f"[{_STYLES[label]}]{label}[/]{', archived' if run.HasField('archive_time') else ''}",
             f"{run.durable_step:,}",
             scale(run),
             *(() if sketches is None else (Text(sketches.get(run.name, "")),)),

@@ -46,7 +46,7 @@ class Child:
         self.query = self._readers[1].call
         self.table = self.watch.table
         self.curves = Curves()
-        self.live = Live(self.watch, self.whole)
+        self.live = Live(self.watch, lambda: self.whole("archived : *"))
         self._version = version("mechanicd")
         self._tasks: list[asyncio.Task[None]] = []
 

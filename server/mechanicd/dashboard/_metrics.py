@@ -99,7 +99,7 @@ def _of_runs(items: Iterable[Item]) -> Iterator[Metric]:
     }
     for item in items:
         for field, family in fields.items():
-            if item[field] is not None:
+            if item[field] is not None and item["archive_time"] is None:
                 family.add_metric([item["project"], item["run"]], item[field])
     yield from fields.values()
 

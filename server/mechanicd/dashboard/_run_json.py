@@ -29,6 +29,7 @@ def item(row: RunRow, needs: Sequence[Alert]) -> Item:
         "labels": row.labels,
         "create_time": row.create_time // 10**6,
         "step_time": row.step_time // 10**6 if row.step_time else None,
+        "archive_time": row.archive_time // 10**6 if row.archive_time else None,
         "interval": row.interval / 1e9 if row.interval else None,
         "sessions": row.session_count,
         "rewinds": row.rewinds,

@@ -104,9 +104,11 @@ class Table:
 
     def _take(self, moment: int, row: RunRow, time: int) -> None:
         entry = self._entries.get(row.id)
-        if entry is not None:
+        if entry is not None and (entry.row.project, entry.row.run) == (row.project, row.run):
             self._judge(moment, entry, row, time)
             return
+        if entry is not None:  # it was renamed: to a viewer, the old name is gone and a new run is there
+            self._forget(moment, entry)
         seen = judged(row, time, self.silence)
         found = alerts(seen, time, self.silence)
         new = item(seen, found)

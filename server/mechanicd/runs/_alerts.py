@@ -55,13 +55,16 @@ class Alert:
 
 
 def alerts(row: RunRow, now: int, silence: Silence) -> list[Alert]:
-    """The alerts of a run, in the order of `AlertKind`. A run that has ended keeps the alerts of its last steps.
+    """The alerts of a run, in the order of `AlertKind`. A run that has ended keeps the alerts of its last steps; one that is
+    archived has none.
 
     Args:
         row: as stored, or as `judged`.
         now: ns since 1970.
         silence: when a run counts as silent.
     """
+    if row.archive_time:
+        return []
     seen = judged(row, now, silence)
     found = (detect(seen, now) for detect in _DETECTORS)
     return [alert for alert in found if alert is not None]

@@ -53,6 +53,8 @@ class Comparison(NamedTuple):
 
     def __call__(self, row: RunRow, alerts: Sequence[Alert] = ()) -> bool:
         """Whether the run matches. A run without the label matches only `!=`."""
+        if self.field == "archived":
+            return self.value == "*" or (bool(row.archive_time) is (self.value == "true")) is (self.operator == "=")
         if self.field == "needs":
             return any(self.value in (alert.kind, "*") for alert in alerts)
         if self.field in _NUMBER_FIELDS:
@@ -74,17 +76,19 @@ class Comparison(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A predicate over runs and their alerts."""
+    """A predicate over runs and their alerts. Unless it names `archived`, archived runs do not match."""
 
     comparisons: tuple[Comparison, ...]
 
     def __call__(self, row: RunRow, alerts: Sequence[Alert] = ()) -> bool:
         """Whether the run matches every comparison."""
+        if row.archive_time and all(comparison.field != "archived" for comparison in self.comparisons):
+            return False
         return all(comparison(row, alerts) for comparison in self.comparisons)
 
 
 def parse_filter(text: str) -> Filter:
-    """A predicate; an empty filter matches all.
+    """A predicate; an empty filter matches all runs that are not archived.
 
     Raises:
         FilterError
@@ -128,10 +132,17 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
             raise FilterError(
                 text, match.start("value"), f"unknown alert {value!r}; choose one of {', '.join(AlertKind)}, or * for any"
             )
+    elif field == "archived":
+        value = value.lower()
+        if (operator_, value) != (":", "*") and (operator_ not in ("=", "!=") or value not in ("true", "false")):
+            what = "write archived = true, archived = false, or archived : * for all runs"
+            raise FilterError(text, match.start("operator"), what)
     elif field == "status":
         value = value.upper()
     elif field not in _TEXT_FIELDS and not field.startswith("labels."):
         raise FilterError(
-            text, match.start("field"), f"unknown field {field!r}; choose one of name, status, step, scale, needs, labels.KEY"
+            text,
+            match.start("field"),
+            f"unknown field {field!r}; choose one of name, status, step, scale, needs, labels.KEY, archived",
         )
     return Comparison(field, operator_, value)

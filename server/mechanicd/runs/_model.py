@@ -27,7 +27,8 @@ class RunRow:
     (`epoch`, `session`, `last_step`) is what a commit is conditional on: a writer that does not know them has lost the run.
     `epoch` grows whenever a session or a server takes hold of the run, `session_count` with each new session alone.
     `interval` is the usual time between two steps in nanoseconds, 0 if it is not known yet. `command` is how the last
-    session's trainer was started. `revision` grows whenever anything else here changes.
+    session's trainer was started. `archive_time` is 0 unless the run is archived.
+    `revision` grows whenever anything else here changes.
     """
 
     id: int
@@ -49,6 +50,7 @@ class RunRow:
     session_count: int
     rewinds: int
     command: str = ""
+    archive_time: int = 0
     stats: RunStats = field(default_factory=RunStats)
     revision: int = field(default=0, compare=False)
 

@@ -35,6 +35,9 @@ class EventKind(StrEnum):
     OUTAGE = "outage"
     FORKED = "forked"
     REWOUND_BY_HAND = "rewound_by_hand"
+    RENAMED = "renamed"
+    ARCHIVED = "archived"
+    RESTORED = "restored"
 
 
 class AlertKind(StrEnum):

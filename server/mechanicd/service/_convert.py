@@ -221,6 +221,8 @@ def run_out(row: runs.RunRow, needs: Sequence[runs.Alert] = (), *, command: bool
     )
     if row.step_time:
         run.step_time.CopyFrom(time_out(row.step_time))
+    if row.archive_time:
+        run.archive_time.CopyFrom(time_out(row.archive_time))
     return run
 
 

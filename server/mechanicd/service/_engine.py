@@ -12,7 +12,7 @@ from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repe
 from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._metrics import Metrics
-from mechanicd.service._registry import Registry, Unrecognized, unknown
+from mechanicd.service._registry import NewName, Registry, Unrecognized, unknown
 from mechanicd.service._replay import replayed
 from mechanicd.service._session_start import Start
 from mechanicd.service._writer import Retention, Writer
@@ -354,10 +354,13 @@ class Engine:
         if found is None:
             raise self.registry.deleted(session)
         row, begun = found
-        if name not in (None, names.RunName(row.project, row.run)):
-            raise unknown(session)
-        if row.session == session:
+        now = names.RunName(row.project, row.run)
+        if row.session == session and name in (None, now):
             return found
+        if await self.writer.call(self.store.fenced_by_rename, session):
+            raise self.registry.fenced(session, NewName.of(row.session, now))
+        if name not in (None, now):
+            raise unknown(session)
         if row.session or begun.open_time < row.open_time:
             # A newer session took the run. If that one has closed it since, the row no longer has its number (0), but this one
             # must stop all the same: on SESSION_UNKNOWN its client would reopen the run and rewind its successor's steps.
@@ -392,6 +395,10 @@ class Engine:
         row = await self.writer.call(self.store.get, name.project, name.run)
         if row is not None:
             return row, False
+        if not _session_start.from_scratch(start):
+            renamed = await self.writer.call(self.store.renamed, name.project, name.run)
+            if renamed is not None:
+                raise _session_start.renamed(name, renamed)
         _session_start.check_new(start)
         state = TunerState.initial(config)
         try:

@@ -165,6 +165,18 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     async def RewindRun(self, request: run.RewindRunRequest) -> run.RewindRunResponse:
         return await self._runs.rewind_run(request)
 
+    @_answer
+    async def RenameRun(self, request: run.RenameRunRequest) -> run.RenameRunResponse:
+        return await self._runs.rename_run(request)
+
+    @_answer
+    async def ArchiveRun(self, request: run.ArchiveRunRequest) -> run.ArchiveRunResponse:
+        return await self._runs.archive_run(request)
+
+    @_answer
+    async def RestoreRun(self, request: run.RestoreRunRequest) -> run.RestoreRunResponse:
+        return await self._runs.restore_run(request)
+
 
 async def _abort(context: Context, error: ServiceError) -> NoReturn:
     details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=names.DOMAIN, metadata=error.metadata)]

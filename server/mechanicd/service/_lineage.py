@@ -1,4 +1,5 @@
-"""RunService's RewindRun and ForkRun: a run goes back to an earlier step, or a new run starts there. Knows no transport."""
+"""RunService's RewindRun, RenameRun and ForkRun: a run goes back to an earlier step, gets another name, or a new run starts
+there. Knows no transport."""
 
 import logging
 import secrets
@@ -9,8 +10,9 @@ from mechanicd.service import _convert
 from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
+from mechanicd.service._registry import NewName
 from mechanicd.service._replay import replayed
-from mechanicd.store import Fork, OwnershipLost, Rewind, RunExists
+from mechanicd.store import Fork, OwnershipLost, Rename, Rewind, RunExists
 from mechanicd.tuner import TunerState
 from mechanicd.v1 import names, run_service_pb2
 
@@ -20,7 +22,7 @@ _ATTEMPTS: Final = 5
 
 
 class Lineage:
-    """Rewinds and forks runs. The tuner's state at the new start is replayed from the history, bit for bit.
+    """Rewinds, renames and forks runs. The tuner's state at the new start is replayed from the history, bit for bit.
 
     Args:
         engine: the held runs and the store's thread.
@@ -38,12 +40,7 @@ class Lineage:
             for _ in range(_ATTEMPTS):
                 row = await self._engine.flushed(name)
                 if held(row) and not request.fence:
-                    raise ServiceError(
-                        "RUN_HELD",
-                        f"{name} is held by a session, which would keep training from where it is; stop its trainer first "
-                        "(SIGTERM closes the session), or set `fence` if the trainer is already dead",
-                        {"name": name, "session": row.session},
-                    )
+                    raise _held(name, row, "would keep training from where it is")
                 if request.after_step == row.last_step and not held(row):
                     return row
                 state = await self._state(row, request.after_step)
@@ -75,6 +72,52 @@ class Lineage:
                 ),
             )
         log.info("%s: rewound by hand %s", name, from_to)
+        return now
+
+    async def rename(self, request: run_service_pb2.RenameRunRequest) -> RunRow:
+        """See RunService.RenameRun."""
+        name, new = every(
+            lambda: _convert.run_name_in(request.name), lambda: _convert.run_name_in(request.new_name, "new_name")
+        )
+        async with self._engine.registry.lock(name):
+            for _ in range(_ATTEMPTS):
+                row = await self._engine.flushed(name)
+                if new == name:
+                    return row
+                if held(row) and not request.fence:
+                    raise _held(name, row, "knows the run by this name")
+                if await self._call(self._store.get, new.project, new.run) is not None:
+                    raise _exists(new, "new_name")
+                try:
+                    return await self._rename(name, new, request.fence)
+                except OwnershipLost as error:  # someone opened the run at this moment: read it again
+                    log.info("%s: %s", name, error)
+                except RunExists:
+                    raise _exists(new, "new_name") from None
+        raise _busy(name)
+
+    async def _rename(self, name: names.RunName, new: names.RunName, fence: bool) -> RunRow:
+        successor = NewName.of(secrets.randbits(62) + 1, new)
+        with self._engine.registry.fencing(name, successor):
+            row = await self._engine.flushed(name)  # with the steps taken until the fence; none follows
+            fenced = held(row) and fence
+            from_to = f"from {name} to {new}"
+            event = EventRow(
+                now_ns(), row.last_step, EventKind.RENAMED, from_to + (", and its session fenced" if fenced else "")
+            )
+            now = await self._call(
+                self._store.rename,
+                Rename(
+                    run_id=row.id,
+                    expected_epoch=row.epoch,
+                    project=new.project,
+                    run=new.run,
+                    session=int(successor) if fenced else 0,
+                    message=f"renamed by hand {from_to}; no trainer has opened it since",
+                    events=(event,),
+                ),
+            )
+        log.info("%s: renamed to %s", name, new)
         return now
 
     async def fork(self, request: run_service_pb2.ForkRunRequest) -> RunRow:
@@ -143,9 +186,18 @@ def held(row: RunRow) -> bool:
     return row.session != 0 and row.status == RunStatus.RUNNING
 
 
-def _exists(name: names.RunName) -> ServiceError:
+def _held(name: names.RunName, row: RunRow, why: str) -> ServiceError:
     return ServiceError(
-        "RUN_EXISTS", f"{name} already exists; choose another name, or delete the run first", {"name": name}, field="name"
+        "RUN_HELD",
+        f"{name} is held by a session, which {why}; stop its trainer first (SIGTERM closes the session), or set `fence` if the "
+        "trainer is already dead",
+        {"name": name, "session": row.session},
+    )
+
+
+def _exists(name: names.RunName, field: str = "name") -> ServiceError:
+    return ServiceError(
+        "RUN_EXISTS", f"{name} already exists; choose another name, or delete the run first", {"name": name}, field=field
     )
 
 

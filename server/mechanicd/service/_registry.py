@@ -207,6 +207,19 @@ class Registry:
             self._former.popitem(last=False)
 
 
+class NewName(int):
+    """A successor that is no session: the run was renamed, and the session fenced. `run` is the name that it has now."""
+
+    run: names.RunName
+
+    @classmethod
+    def of(cls, number: int, run: names.RunName) -> "NewName":
+        """The successor with this number."""
+        made = cls(number)
+        made.run = run
+        return made
+
+
 class _NamedLock:
     """The lock of one run name, and how many tasks hold it or wait for it."""
 
@@ -218,7 +231,14 @@ class _NamedLock:
 
 
 def fenced(session: int, successor: int) -> ServiceError:
-    """A newer session holds the run."""
+    """A newer session holds the run, or (`NewName`) it was renamed."""
+    if isinstance(successor, NewName):
+        return ServiceError(
+            "SESSION_FENCED",
+            f"this session's run was renamed to {successor.run}, and the session fenced; this process must stop: start it "
+            "again under that name, from its checkpoint",
+            {"session": session, "successor": successor, "renamed_to": successor.run},
+        )
     return ServiceError(
         "SESSION_FENCED",
         "a newer session holds this run, because another process opened it; this process must stop, so that two never "

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
 from mechanicd import store
-from mechanicd.runs import RunRow, Silence, same_alerts
+from mechanicd.runs import EventKind, EventRow, RunRow, Silence, same_alerts
 from mechanicd.service import _convert, _pages
+from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
@@ -73,7 +74,7 @@ class RunService:
             seen = await self._cache.watch()
             now = {id_: each for id_, each in seen.items() if _is_in(each[0], project) and matches(*each)}
             changed = [each for id_, each in now.items() if _differs(shown.get(id_), each)]
-            gone = sorted(_name(shown[id_][0]) for id_ in shown.keys() - now.keys())
+            gone = sorted(name for id_, each in shown.items() if (name := _name(each[0])) != _name_in(now, id_))
             if changed or gone or first:
                 changed.sort(key=lambda each: (each[0].project, each[0].run))
                 for portion in _pages.portions(_convert.run_out(*each) for each in changed):
@@ -114,6 +115,21 @@ class RunService:
         row = await self._lineage.rewind(request)
         return run_service_pb2.RewindRunResponse(run=_convert.run_out(*self._cache.judge(row)))
 
+    async def rename_run(self, request: run_service_pb2.RenameRunRequest) -> run_service_pb2.RenameRunResponse:
+        """See RunService.RenameRun."""
+        row = await self._lineage.rename(request)
+        return run_service_pb2.RenameRunResponse(run=_convert.run_out(*self._cache.judge(row)))
+
+    async def archive_run(self, request: run_service_pb2.ArchiveRunRequest) -> run_service_pb2.ArchiveRunResponse:
+        """See RunService.ArchiveRun."""
+        row = await self._archived(request.name, EventKind.ARCHIVED)
+        return run_service_pb2.ArchiveRunResponse(run=_convert.run_out(*self._cache.judge(row)))
+
+    async def restore_run(self, request: run_service_pb2.RestoreRunRequest) -> run_service_pb2.RestoreRunResponse:
+        """See RunService.RestoreRun."""
+        row = await self._archived(request.name, EventKind.RESTORED)
+        return run_service_pb2.RestoreRunResponse(run=_convert.run_out(*self._cache.judge(row)))
+
     async def fork_run(self, request: run_service_pb2.ForkRunRequest) -> run_service_pb2.ForkRunResponse:
         """See RunService.ForkRun."""
         row = await self._lineage.fork(request)
@@ -147,6 +163,15 @@ class RunService:
             next_page_token=_pages.token_out([str(steps[size].step)], *about) if len(steps) > size else "",
         )
 
+    async def _archived(self, given: str, kind: EventKind) -> RunRow:
+        """Archives or restores a run."""
+        name = _convert.run_name_in(given)
+        row, archived, now = await self._get(name), kind is EventKind.ARCHIVED, now_ns()
+        if bool(row.archive_time) is archived:
+            return row
+        await self._call(self._store.archive, row.id, now if archived else 0, EventRow(now, row.last_step, kind, "by hand"))
+        return await self._get(name)
+
     async def _find(self, name: str) -> RunRow | None:
         """The run; None if its name is malformed, which is told together with what else is wrong with the request."""
         try:
@@ -168,6 +193,10 @@ def _is_in(row: RunRow, project: str | None) -> bool:
 
 def _name(row: RunRow) -> str:
     return str(names.RunName(row.project, row.run))
+
+
+def _name_in(seen: Mapping[int, Seen], id_: int) -> str | None:
+    return _name(seen[id_][0]) if id_ in seen else None
 
 
 def _differs(before: Seen | None, now: Seen) -> bool:

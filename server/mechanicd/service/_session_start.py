@@ -6,7 +6,7 @@ from typing import Final
 from mechanicd.runs import RunRow, RunStats
 from mechanicd.service._errors import ServiceError
 from mechanicd.tuner import TunerConfig, TunerState
-from mechanicd.v1 import tuner_service_pb2
+from mechanicd.v1 import names, tuner_service_pb2
 
 CREATED: Final = tuner_service_pb2.OPEN_OUTCOME_CREATED
 RESUMED: Final = tuner_service_pb2.OPEN_OUTCOME_RESUMED
@@ -86,6 +86,22 @@ def stats(row: RunRow, decision: Decision) -> RunStats:
     """The stats that a session starts with. If it doesn't continue after the last step, they start over."""
     continues = decision.outcome in (CREATED, RESUMED)
     return replace(row.stats, away=0) if continues else RunStats(since=decision.after_step)
+
+
+def from_scratch(start: Start) -> bool:
+    """Whether the trainer starts a new training, and doesn't mean to continue one."""
+    return (start.step if isinstance(start, TunerState) else start) == 0
+
+
+def renamed(name: names.RunName, row: RunRow) -> ServiceError:
+    """The run that the trainer means to continue has another name now: a new one would have but a part of its history."""
+    now = names.RunName(row.project, row.run)
+    return ServiceError(
+        "RUN_RENAMED",
+        f"{name} was renamed to {now}; continue it under that name, or start a new run of this name from step 0",
+        {"name": name, "renamed_to": now},
+        field="name",
+    )
 
 
 def check_new(start: Start) -> None:

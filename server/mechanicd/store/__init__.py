@@ -25,7 +25,7 @@ from mechanicd.store._errors import (
 )
 from mechanicd.store._interface import Store, changes
 from mechanicd.store._migrations import SCHEMA_VERSION
-from mechanicd.store._model import Claim, Commit, Fork, Release, Rewind, SummaryRequest
+from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._open import open_store
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
@@ -42,6 +42,7 @@ __all__ = [
     "Fork",
     "OwnershipLost",
     "Release",
+    "Rename",
     "Rewind",
     "RunExists",
     "SQLStore",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow
-from mechanicd.store._model import Claim, Commit, Fork, Release, Rewind, SummaryRequest
+from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._summary import Buckets
 from mechanicd.tuner import TunerConfig
 
@@ -39,6 +39,21 @@ class Store(Protocol):
 
     def set_labels(self, run_id: int, labels: dict[str, str]) -> None:
         """Replaces all labels."""
+
+    def archive(self, run_id: int, time: int, event: EventRow) -> None:
+        """Archives a run at a time (ns since 1970); 0 restores it. A new session restores it too."""
+
+    def rename(self, rename: Rename) -> RunRow:
+        """Gives a run another name, and remembers the one that it had.
+
+        Raises RunExists, and OwnershipLost where a session or a server took hold of the run meanwhile.
+        """
+
+    def renamed(self, project: str, run: str) -> RunRow | None:
+        """The run that had this name before it was renamed; None if there is none, or another run has taken the name."""
+
+    def fenced_by_rename(self, session: int) -> bool:
+        """Whether this session lost its run because the run was renamed."""
 
     def delete(self, run_id: int) -> None:
         """Deletes a run and its history."""

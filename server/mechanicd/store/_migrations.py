@@ -1,7 +1,7 @@
 """Migrates each schema to the next in one transaction: opening a file of an older mechanicd upgrades it.
 
 Version 1 (SQLite alone): a chunk per flush, no pyramid, no journal. Version 2: journal, chunks of fixed span, pyramid.
-Version 3: revision, command, vitals, events, tiers above the chunks.
+Version 3: revision, command, vitals, events, tiers above the chunks. Version 4: archive_time, former_names.
 """
 
 import sqlite3
@@ -11,12 +11,14 @@ from mechanicd.runs import record_layout
 from mechanicd.store import _history, _pyramid, _summary
 from mechanicd.store._sql import TABLES, Database, insert
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 TABLES_V1: Final = ("runs", "sessions", "chunks")
 TABLES_V2: Final = (*TABLES_V1, "journal")
+TABLES_V3: Final = (*TABLES_V2, "events", "tiers")
+OLD_TABLES: Final = {1: TABLES_V1, 2: TABLES_V2, 3: TABLES_V3}
 
-_KEPT: Final = tuple(column for column in TABLES["runs"] if column not in ("revision", "command", "vitals"))
+_KEPT: Final = tuple(column for column in TABLES["runs"] if column not in ("revision", "command", "vitals", "archive_time"))
 """The columns of a run in version 2."""
 VITALS_FROM_NOW: Final = "'{\"since\": ' || last_step || '}'"
 """Run statistics did not exist in older versions, so they start counting at the upgrade."""
@@ -31,6 +33,9 @@ def run_script(db: sqlite3.Connection, script: str) -> None:
 
 def migrate(db: sqlite3.Connection, to: Database, version: int, schema: str) -> None:
     """Brings a SQLite database from `version` to the present schema. `schema` makes the present tables; `to` is `db` too."""
+    if version == 3:
+        _from_3(db, schema)
+        return
     if version == 1:
         _from_1(db, schema)
     else:
@@ -46,6 +51,13 @@ def raise_tiers(db: Database) -> None:
         _pyramid.rise(db, run_id, int(groups[run_id]), branch)
 
 
+def _from_3(db: sqlite3.Connection, schema: str) -> None:
+    db.execute("ALTER TABLE runs ADD COLUMN archive_time INTEGER NOT NULL DEFAULT 0")
+    for statement in schema.split(";\n"):
+        if "CREATE TABLE former_names (" in statement:
+            run_script(db, statement)
+
+
 def _from_2(db: sqlite3.Connection, schema: str) -> None:
     """Replaces the tables `runs` and `journal` with new ones; chunks stay in place."""
     (counted,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'runs'").fetchone()
@@ -56,8 +68,8 @@ def _from_2(db: sqlite3.Connection, schema: str) -> None:
         if not any(f" {table} " in statement.partition("(")[0] for table in ("sessions", "sessions_of_run", "chunks")):
             run_script(db, statement)
     db.execute(
-        f"INSERT INTO new_runs ({kept}, revision, command, vitals)"
-        f" SELECT {kept}, 0, '', {VITALS_FROM_NOW} FROM runs ORDER BY id"
+        f"INSERT INTO new_runs ({kept}, revision, command, vitals, archive_time)"
+        f" SELECT {kept}, 0, '', {VITALS_FROM_NOW}, 0 FROM runs ORDER BY id"
     )
     db.execute("INSERT INTO new_journal SELECT id, data FROM journal ORDER BY id")
     for table in ("runs", "journal"):
@@ -74,10 +86,10 @@ def _from_1(db: sqlite3.Connection, schema: str) -> None:
     run_script(db, schema)
     kept = ", ".join(_KEPT)
     db.execute(
-        f"INSERT INTO runs ({kept}, revision, command, vitals) SELECT"
+        f"INSERT INTO runs ({kept}, revision, command, vitals, archive_time) SELECT"
         " id, project, run, labels, config, status, status_message, epoch, session, last_step, state, scale, create_time,"
         " coalesce((SELECT max(open_time) FROM old_sessions WHERE run_id = old_runs.id), 0),"
-        f" step_time, 0, epoch, rewinds, last_step, 0, '', {VITALS_FROM_NOW} FROM old_runs"
+        f" step_time, 0, epoch, rewinds, last_step, 0, '', {VITALS_FROM_NOW}, 0 FROM old_runs"
     )
     db.execute("INSERT INTO sessions SELECT session, run_id, after_step, open_time FROM old_sessions")
     for run_id, scale in db.execute("SELECT id, length(scale) / 8 FROM runs").fetchall():

@@ -84,6 +84,23 @@ class Rewind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rename:
+    """Gives a run another name. Conditional on the epoch.
+
+    `session` is 0, or, where a session held the run, a number of no session, which that one finds in its place; `message` then
+    tells people so.
+    """
+
+    run_id: int
+    expected_epoch: int
+    project: str
+    run: str
+    session: int = 0
+    message: str = ""
+    events: tuple[EventRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
     """Creates a run as another one was after a step; `message` tells people so. Conditional on the source's epoch."""
 

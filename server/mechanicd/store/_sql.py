@@ -42,9 +42,10 @@ TABLES = {
     "runs": (
         *("id", "revision", "project", "run", "labels", "config", "status", "status_message", "epoch", "session", "last_step"),
         *("state", "scale", "create_time", "open_time", "step_time", "step_interval", "session_count", "rewinds", "command"),
-        *("vitals", "folded_step"),
+        *("vitals", "archive_time", "folded_step"),
     ),
     "sessions": ("session", "run_id", "after_step", "open_time"),
+    "former_names": ("project", "run", "run_id", "session"),
     "events": ("id", "run_id", "time", "step", "kind", "message"),
     "chunks": ("run_id", "branch", "number", "first_step", "last_step", "thinned", "coarse", "fine", "records"),
     "tiers": ("run_id", "branch", "tier", "number", "first_step", "last_step", "coarse", "fine"),

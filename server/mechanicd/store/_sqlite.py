@@ -46,6 +46,7 @@ CREATE TABLE runs (
     rewinds        INTEGER NOT NULL,            -- how many branches of abandoned steps there are
     command        TEXT NOT NULL,               -- how the last session's trainer was started
     vitals         TEXT NOT NULL,               -- JSON object, see runs._run_stats
+    archive_time   INTEGER NOT NULL,            -- ns since 1970, 0 if it is not archived
     folded_step    INTEGER NOT NULL,            -- the last step in chunks; later ones are in the journal
     UNIQUE (project, run)
 ) STRICT;
@@ -56,6 +57,13 @@ CREATE TABLE sessions (
     open_time  INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX sessions_of_run ON sessions (run_id);
+CREATE TABLE former_names (
+    project TEXT NOT NULL,
+    run     TEXT NOT NULL,
+    run_id  INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    session INTEGER NOT NULL,                   -- the one that the renaming fenced, 0 if none held the run
+    PRIMARY KEY (project, run)
+) STRICT;
 CREATE TABLE events (
     id      INTEGER PRIMARY KEY AUTOINCREMENT,
     run_id  INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
@@ -184,7 +192,7 @@ class SQLiteStore(SQLStore):
                 f"{_migrations.SCHEMA_VERSION}; start the newer mechanicd that wrote it, or name another file"
             )
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_schema")}
-        expected = {1: _migrations.TABLES_V1, 2: _migrations.TABLES_V2}.get(version, tuple(TABLES))
+        expected = _migrations.OLD_TABLES.get(version, tuple(TABLES))
         if tables if version == 0 else version < 0 or not tables.issuperset(expected):
             raise StoreNotWritable(f"{self.path} is another program's database; name another file")
         return int(version)

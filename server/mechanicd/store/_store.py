@@ -12,7 +12,7 @@ from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, St
 from mechanicd.store import _history, _journal, _lineage, _summary
 from mechanicd.store._errors import OwnershipLost, RunExists
 from mechanicd.store._journal import Segment
-from mechanicd.store._model import Claim, Commit, Fork, Release, Rewind, SummaryRequest
+from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
 from mechanicd.tuner import TunerConfig
 
@@ -94,6 +94,7 @@ class SQLStore(ABC):
             made = db.execute(statement, values).fetchone()
             if made is None:
                 raise RunExists(f"projects/{project}/runs/{run} exists")
+            _lineage.take_name(db, project, run)
             return _run_in(made)
 
     def get(self, project: str, run: str) -> RunRow | None:
@@ -154,6 +155,36 @@ class SQLStore(ABC):
                 {"labels": json.dumps(labels), "id": run_id},
             )
 
+    def archive(self, run_id: int, time: int, event: EventRow) -> None:
+        with self.transaction() as db:
+            moved = db.execute(
+                "UPDATE runs SET archive_time = :time, revision = revision + 1 WHERE id = :id", {"time": time, "id": run_id}
+            )
+            if moved.rowcount:  # otherwise it has been deleted
+                _note(db, run_id, [event])
+
+    def rename(self, rename: Rename) -> RunRow:
+        with self.transaction() as db:
+            before = self._held(db, rename.run_id, rename.expected_epoch)
+            self._fold_one(db, before)
+            _lineage.rename(db, before, rename)
+            _note(db, before.id, rename.events)
+            return _by_id(db, before.id)
+
+    def renamed(self, project: str, run: str) -> RunRow | None:
+        with self.reading() as db:
+            row = db.execute(
+                f"SELECT {_RUN} FROM former_names JOIN runs ON runs.id = former_names.run_id"
+                " WHERE former_names.project = :project AND former_names.run = :run",
+                {"project": project, "run": run},
+            ).fetchone()
+            return None if row is None else _run_in(row)
+
+    def fenced_by_rename(self, session: int) -> bool:
+        with self.reading() as db:
+            found = db.execute("SELECT 1 FROM former_names WHERE session = :session", {"session": session}).fetchone()
+            return found is not None
+
     def delete(self, run_id: int) -> None:
         with self.transaction() as db:
             db.execute("DELETE FROM runs WHERE id = :id", {"id": run_id})
@@ -172,7 +203,7 @@ class SQLStore(ABC):
                 "UPDATE runs SET epoch = epoch + 1, session_count = session_count + 1, session = :session,"
                 " last_step = :after_step, folded_step = :after_step, state = :state, scale = :scale, labels = :labels,"
                 " status = :status, status_message = '', open_time = :time, rewinds = :rewinds, command = :command,"
-                " vitals = :vitals, revision = revision + 1 WHERE id = :id",
+                " vitals = :vitals, archive_time = 0, revision = revision + 1 WHERE id = :id",
                 {
                     "id": claim.run_id,
                     "session": claim.session,

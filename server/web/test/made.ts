@@ -16,6 +16,7 @@ export const run = (fields: Partial<RunItem> & { run: string }): RunItem => ({
   labels: {},
   create_time: 0,
   step_time: 0,
+  archive_time: null,
   interval: 1,
   sessions: 1,
   rewinds: 0,

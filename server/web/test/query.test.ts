@@ -18,10 +18,11 @@ const RUNS = [
     step_time: NOW,
   }),
 ];
+const ARCHIVED = run({ run: "old/seed0", labels: { batch: "256" }, archive_time: NOW });
 const found = (text: string): string[] => {
   const query = parseQuery(text);
   assert.equal(query.problem, null, text);
-  return RUNS.filter((one) => query.matches(one, NOW)).map((one) => one.run);
+  return [...RUNS, ARCHIVED].filter((one) => query.matches(one, NOW)).map((one) => one.run);
 };
 
 test("what the search finds", () => {
@@ -45,6 +46,10 @@ test("what the search finds", () => {
   assert.deepEqual(found("needs=collapsed"), ["vit/seed0"]);
   assert.deepEqual(found("needs!=any"), found("needs=none"));
   assert.deepEqual(found("project=other"), ["vit/seed0"]);
+  assert.deepEqual(found("archived=true"), ["old/seed0"]);
+  assert.deepEqual(found("archived!=false batch=256"), ["old/seed0"]);
+  assert.deepEqual(found("archived=any batch=256"), ["bert/seed0", "gpt/seed0", "old/seed0"]);
+  assert.deepEqual(found("-archived=true"), found(""));
 });
 
 test("a label may have any key, also one that every object has, or another field's", () => {
@@ -99,6 +104,7 @@ test("what can't be read is said, and hides nothing", () => {
     ["S<1min", /needs a number/],
     ["status=asleep", /running, silent/],
     ["opt~(", /regular expression/],
+    ["archived=yes", /archived=true/],
   ] as const) {
     const query = parseQuery(text);
     assert.match(query.problem ?? "", says, text);

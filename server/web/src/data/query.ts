@@ -6,6 +6,7 @@
  *     batch=256  batch!=256    a label; also project, status, needs. labels.status=x is the label
  *     opt~adam|lion            a regular expression over a label
  *     S<1e-6  step>=1000  lr>0.1  age>5min
+ *     archived=true            archived runs, which are left out otherwise; archived=any: all runs
  *     -word                    not
  */
 
@@ -38,7 +39,9 @@ const OPERATION = /^(-|!(?!=))?([A-Za-z0-9][\w.-]*?)(<=|>=|!=|=|<|>|~)(.*)$/s;
 export function parseQuery(text: string): Query {
   const predicates: Predicate[] = [];
   try {
-    for (const word of words(text)) predicates.push(predicate(word));
+    const all = words(text);
+    for (const word of all) predicates.push(predicate(word));
+    if (!all.some((word) => /^[-!]?archived!?=/.test(word))) predicates.push((run) => run.archive_time === null);
   } catch (error) {
     return { matches: () => true, problem: error instanceof Error ? error.message : String(error) };
   }
@@ -98,6 +101,11 @@ function compare(key: string, operator: string, value: string): Predicate {
   }
   if (key === "status" && !STATUSES.some((status) => status === value.toLowerCase())) {
     throw new Error(`Unknown status "${value}". Choose one of ${STATUSES.join(", ")}.`);
+  }
+  if (key === "archived") {
+    if (!["true", "false", "any"].includes(value))
+      throw new Error("Write archived=true, archived=false or archived=any.");
+    return (run) => value === "any" || ((run.archive_time !== null) === (value === "true")) === (operator === "=");
   }
   if (key === "needs" && (value === "any" || value === "none")) {
     const wanted = (value === "any") === (operator === "=");

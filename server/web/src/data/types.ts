@@ -24,6 +24,8 @@ export interface RunItem {
   readonly labels: Readonly<Record<string, string>>;
   readonly create_time: number;
   readonly step_time: number | null;
+  /** When the run was archived: it leaves the table then. */
+  readonly archive_time: number | null;
   readonly interval: number | null;
   readonly sessions: number;
   readonly rewinds: number;

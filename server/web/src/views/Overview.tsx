@@ -24,6 +24,7 @@ export function Overview() {
   const shown = view.value;
   const all = [...runs.value.values()];
   const query = useMemo(() => parseQuery(shown.query), [shown.query]);
+  const present = all.filter((run) => run.archive_time === null);
   const matching = all.filter((run) => query.matches(run, now.value)).sort(compareRuns(shown.sort));
   const rows = layOut(matching, new Set(shown.pinned), shown.group, new Set(shown.closed));
   const inOrder = rows.flatMap((row) => (row.kind === "run" ? [row.run] : []));
@@ -52,7 +53,7 @@ export function Overview() {
   if (all.length === 0) return connection.value.state === "loading" ? <Loading /> : <NoRuns />;
   return (
     <main class="overview">
-      <Attention runs={all} />
+      <Attention runs={present} archived={all.length - present.length} />
       <ChartPanel
         names={names}
         inks={inks}
@@ -66,14 +67,14 @@ export function Overview() {
         }
       />
       <section class="panel table-panel" aria-label="Runs">
-        <Toolbar all={all} matching={matching.length} problem={query.problem} />
+        <Toolbar all={present} matching={matching.length} problem={query.problem} />
         {matching.length > 0 ? (
           <Table rows={rows} inks={asBands ? NO_INKS : inks} groupInks={asBands ? groupInks : NO_INKS} />
         ) : (
           <div class="empty">
             <p>No run matches the search.</p>
             <button type="button" class="button" onClick={() => show({ query: "" })}>
-              Show all {count(all.length)}
+              Show all {count(present.length)}
             </button>
           </div>
         )}
@@ -83,9 +84,10 @@ export function Overview() {
 }
 
 const NO_INKS = new Map();
+const ARCHIVED = "archived=true";
 
 /** The runs that need attention, with the reason in words; a short line if there are none. */
-function Attention({ runs: all }: { runs: readonly RunItem[] }) {
+function Attention({ runs: all, archived }: { runs: readonly RunItem[]; archived: number }) {
   const needy = all.filter((run) => run.needs.length > 0).sort(compareRuns({ key: "needs", down: false }));
   const alive = all.filter((run) => run.status === "running").length;
   const query = view.value.query;
@@ -110,6 +112,17 @@ function Attention({ runs: all }: { runs: readonly RunItem[] }) {
             </button>
           );
         })}
+        {archived > 0 && (
+          <button
+            type="button"
+            class={`tally ${hasWord(query, ARCHIVED) ? "on" : ""}`}
+            aria-pressed={hasWord(query, ARCHIVED)}
+            onClick={() => show({ query: toggleWord(query, ARCHIVED) })}
+          >
+            <b>{count(archived)}</b>
+            <span>archived</span>
+          </button>
+        )}
       </div>
       {needy.length === 0 ? (
         <p class="well">

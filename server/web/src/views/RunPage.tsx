@@ -107,6 +107,7 @@ function Title({ run }: { run: RunItem }) {
         <span class={`pill status-${run.status}`}>
           <StatusIcon status={run.status} /> {run.status}
         </span>
+        {run.archive_time !== null && <span class="pill">archived</span>}
         {run.status_message && <span class="status-message">{run.status_message}</span>}
       </div>
       {run.needs.length > 0 && (

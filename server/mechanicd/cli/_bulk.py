@@ -1,0 +1,172 @@
+"""Commands that change one run, several, or all that match a filter: which ones, whether to go on, and what became of each."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from mechanicd.cli import _options
+from mechanicd.cli._output import EXIT_FAILED, confirm, json_option
+from mechanicd.client import Client, MechanicdError, ServerUnavailable, connect
+
+_NAMED: Final = 3
+"""So many of the chosen runs are named in a question."""
+_PROGRESS_FROM: Final = 20
+"""A bar for fewer runs would be gone before it is read."""
+
+runs_argument = click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=_options.known_runs)
+filter_option = click.option(
+    "--filter", "filter_", default="", metavar="EXPRESSION", help="Instead of names: all runs that match, as in runs list."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print which runs would be changed, and change nothing.")
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every such command: the server, the runs, --dry-run, --yes and --json."""
+    for option in (
+        json_option,
+        _options.yes_option,
+        dry_run_option,
+        filter_option,
+        _options.any_project_option,
+        _options.target_option,
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a command does to each run.
+
+    Attributes:
+        verb, done: as in "archive" and "archived".
+        call: changes one run, by its full name. Raises MechanicdError.
+        ask_one: whether to ask before one run that was named, too.
+        what: what is lost, for the question.
+        shown: what --json prints after one run that was named; None: its name, under `done`.
+    """
+
+    verb: str
+    done: str
+    call: Callable[[Client, str], Any]
+    ask_one: bool = False
+    what: str = ""
+    shown: Callable[[Any], Any] | None = None
+
+
+def run(
+    change: Change,
+    target: str,
+    project: str | None,
+    runs: Sequence[str],
+    filter_: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Makes a change to the runs that are named, or to those that match the filter.
+
+    Raises:
+        UsageError: neither names nor a filter are given, or both.
+        MechanicdError: the filter is wrong, or the one run that is named can't be changed.
+        MalformedName: MALFORMED_NAME.
+    """
+    if bool(runs) == bool(filter_):
+        raise click.UsageError("name the runs, or choose them with --filter EXPRESSION; not both")
+    with connect(target) as client:
+        if filter_:
+            names = [found.name for found in _options.all_runs(client, project, filter_)]
+        else:
+            names = list(dict.fromkeys(_options.full_name(project or "default", each) for each in runs))
+        one = len(names) == 1 and not filter_
+        if dry_run:
+            _list(change, names, as_json)
+        elif not names:
+            _report(change, [], [], as_json)
+        else:
+            if not yes and (change.ask_one or not one):
+                confirm(_question(change, names), as_json)
+            if one:
+                _change_one(change, client, names[0], as_json)
+            else:
+                _change_all(change, client, names, as_json)
+
+
+def _question(change: Change, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{change.verb.capitalize()} {names[0]}{change.what and f' and its {change.what}'}?"
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    lost = change.what and f" and their {change.what}"
+    return f"{change.verb.capitalize()} {len(names):,} runs{lost}: {', '.join(names[:_NAMED])}{more}?"
+
+
+def _list(change: Change, names: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"dry_run": True, change.done: list(names)}))
+        return
+    for name in names:
+        click.echo(f"would {change.verb} {name}")
+    click.echo(f"{_count(names)} would be {change.done}; nothing was changed")
+
+
+def _change_one(change: Change, client: Client, name: str, as_json: bool) -> None:
+    answer = change.call(client, name)
+    if not as_json:
+        click.echo(f"{change.done} {name}")
+    else:
+        click.echo(json.dumps({change.done: name} if change.shown is None else change.shown(answer)))
+
+
+def _change_all(change: Change, client: Client, names: Sequence[str], as_json: bool) -> None:
+    done: list[str] = []
+    refused: list[dict[str, Any]] = []
+    try:
+        with _bar(names) as each:
+            for name in each:
+                try:
+                    change.call(client, name)
+                except ServerUnavailable:
+                    raise
+                except MechanicdError as error:
+                    refused.append({"name": name, "reason": error.reason, "message": error.message})
+                else:
+                    done.append(name)
+    except (ServerUnavailable, KeyboardInterrupt):
+        left = len(names) - len(done) - len(refused)
+        click.echo(f"{change.done} {_count(done)} before this; {left:,} are as they were", err=True)
+        raise
+    _report(change, done, refused, as_json)
+
+
+def _report(change: Change, done: Sequence[str], refused: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """What became of each run. The exit code is 1 if a run was refused."""
+    if as_json:
+        click.echo(json.dumps({change.done: list(done), "refused": list(refused)}))
+    elif not done and not refused:
+        click.echo("no runs match the filter; nothing was changed")
+    else:
+        for name in done:
+            click.echo(f"{change.done} {name}")
+        for error in refused:
+            click.echo(f"error: {error['name']}: {error['message']} [{error['reason']}]", err=True)
+        click.echo(f"{change.done} {_count(done)}" + (f"; {len(refused):,} refused" if refused else ""))
+    if refused:
+        sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def _bar(names: Sequence[str]) -> Iterator[Iterator[str]]:
+    """The names, with a progress bar on stderr where that is a terminal."""
+    with click.progressbar(
+        names, label="runs", show_pos=True, file=sys.stderr, hidden=len(names) < _PROGRESS_FROM or not sys.stderr.isatty()
+    ) as bar:
+        yield iter(bar)
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 run" if len(names) == 1 else f"{len(names):,} runs"
