@@ -45,18 +45,19 @@ class Parameters:
     Args:
         base: BASE.
         memory: what is kept of each parameter between two steps.
+        shards: the tensors that are the keys in `memory`, of sharded parameters.
 
     Attributes:
         shards: what this process holds of each parameter.
     """
 
-    def __init__(self, base: Optimizer, scale_groups: ScaleGroups, memory: Memory) -> None:
+    def __init__(self, base: Optimizer, scale_groups: ScaleGroups, memory: Memory, shards: Shards | None = None) -> None:
         self._base = base
         self._scale_groups = scale_groups
         self._memory = memory
         self._ascends = _ascent.ascends_everywhere(base)
         self._ids: list[int] = []
-        self.shards = Shards()
+        self.shards = shards or Shards()
 
     def all(self) -> list[Tensor]:
         """What this process holds of every parameter."""

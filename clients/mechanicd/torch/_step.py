@@ -403,7 +403,7 @@ class Stepper:
         self.memory = memory
         self.intact = Intact()
         self.passes = Passes(memory)
-        self.parameters = Parameters(self._base, self._scale_groups, memory)
+        self.parameters = Parameters(self._base, self._scale_groups, memory, self.parameters.shards)
         self.membership.restart()
         self.run.restart(state, grown)
 
