@@ -2,12 +2,12 @@
 
 import logging
 import secrets
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from mechanicd.client._errors import ServerUnavailable
 from mechanicd.client._targets import Route
-from mechanicd.tuner import CONVENTIONS, TunerConfig, TunerState
-from mechanicd.v1 import resources_pb2, tuner_service_pb2
+from mechanicd.tuner import TunerState
+from mechanicd.v1 import tuner_service_pb2
 
 log = logging.getLogger("mechanicd.client")
 
@@ -78,16 +78,3 @@ class Opener:
             MechanicdError: what the server refuses, or ServerUnavailable.
         """
         return self.route.transport.call(method, request, timeout, self.route.metadata)
-
-
-def config_out(config: TunerConfig) -> resources_pb2.TunerConfig:
-    """The config as the wire has it, every field set."""
-    return resources_pb2.TunerConfig(
-        convention=cast(resources_pb2.TunerConfig.Convention, CONVENTIONS[config.convention].wire),
-        betas=config.betas,
-        s_decay=config.s_decay,
-        s_init=config.s_init,
-        eps=config.eps,
-        initial_wealth=config.initial_wealth,
-        scale_groups=config.scale_groups,
-    )

@@ -26,11 +26,12 @@ from mechanicd.client._connection import Connected, Connection, Ended, verify
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
 from mechanicd.client._leftovers import do_later
-from mechanicd.client._opening import CALL_SECONDS, Opener, Start, config_out
+from mechanicd.client._opening import CALL_SECONDS, Opener, Start
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.client._signals import Turn
 from mechanicd.client._targets import Route
 from mechanicd.client._transport import Link
+from mechanicd.client._wire import STATUS, config_out
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -41,11 +42,6 @@ _CLOSE_SECONDS: Final = 10.0
 _STORE_SECONDS: Final = 0.1
 _IN_FLIGHT: Final = 32
 """The most steps in flight if no step waits for its answer: each step waits for the one 32 before it."""
-_STATUS: Final = {
-    "finished": resources_pb2.RUN_STATUS_FINISHED,
-    "failed": resources_pb2.RUN_STATUS_FAILED,
-    "preempted": resources_pb2.RUN_STATUS_PREEMPTED,
-}
 _MEANWHILE: Final[Mapping[OnOutage, str]] = {
     "local": "continues with its own tuner",
     "hold": "keeps the last S",
@@ -302,7 +298,7 @@ class RemoteSession(Session):
             return
         opener = self._connection.opener
         try:
-            request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=_STATUS[status], message=message)
+            request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=STATUS[status], message=message)
             opener.call("CloseSession", request, CALL_SECONDS)
         except MechanicdError as error:
             log.warning("%s: could not be closed as %s: %s", self.name, status, str(error))
