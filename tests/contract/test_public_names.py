@@ -27,6 +27,9 @@ PUBLIC = {
         Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig
         TunerState connect make_config open_run scale_of
     """,
+    "mechanicd.client.spool": """
+        Imported import_spool spool_files
+    """,
 }
 
 

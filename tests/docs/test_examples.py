@@ -17,8 +17,8 @@ from mechanicd.client import Reductions, open_run
 from tests.docs.pages import COMMANDS, EXAMPLES, PROGRAMS, ROOT, Command
 
 TORCH, JAX = (
-    next(example.text for example in PROGRAMS if f"mechanicd.{name} import mechanize" in example.text)
-    for name in ("torch", "jax")
+    next(example.text for example in PROGRAMS if example.page == page and "import mechanize" in example.text)
+    for page in ("README.md", "docs/jax.md")
 )
 CONTINUES_THE_FIRST = [example for example in PROGRAMS if "scale_of(" in example.text]
 """Uses the model of the page's first example: see `test_the_warm_start_…`."""
@@ -26,6 +26,8 @@ ENDLESS = {
     "mechanicd serve": "serves until Ctrl-C; here it must print that it is ready",
     "mechanicd runs watch": "watches until Ctrl-C; here it must print the run",
 }
+SPOOL = "/data/spool"
+"""The folder of the trainings without a network."""
 NEEDS_A_NETWORK_OF_ITS_OWN = {"mechanicd serve --grpc 0.0.0.0:50051 --insecure --store postgresql://mechanicd@db/mechanicd"}
 """Names a database host of the reader's: its flags are checked in test_facts."""
 
@@ -40,7 +42,7 @@ NEEDS_A_NETWORK_OF_ITS_OWN = {"mechanicd serve --grpc 0.0.0.0:50051 --insecure -
     ],
 )
 def test_a_program_works_as_typed(text: str, server: Any, project: str, tmp_path: Path) -> None:
-    assert "127.0.0.1:50051" in text
+    assert "127.0.0.1:50051" in text or SPOOL in text
     done = run_program(text, server, project, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -81,7 +83,7 @@ def test_the_warm_start_replaces_the_optimizer_of_the_first_example(
 
 def run_program(text: str, server: Any, project: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program = folder / "example.py"
-    program.write_text(text.replace("127.0.0.1:50051", server.target))
+    program.write_text(text.replace("127.0.0.1:50051", server.target).replace(SPOOL, f"{folder}/spool"))
     return subprocess.run(
         [sys.executable, "-W", "error", program],
         capture_output=True,
@@ -98,15 +100,19 @@ def run_program(text: str, server: Any, project: str, folder: Path) -> subproces
 
 @pytest.fixture
 def shell(new_server: Any, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """A shell beside a server with a page, in the folder of its database, where the run sine/seed0 has taken 1,000 steps."""
+    """A shell beside a server with a page, in the folder of its database, where the run sine/seed0 has taken 1,000 steps, and
+    sine/offline one without the server."""
     server = new_server("--http", "127.0.0.1:0").start()
     with open_run(server.target, "sine/seed0", start=0) as session:
         for t in range(1000):
             session.begin(Reductions(-1e-3, 0.0, 1.0 + t % 3, 1.0))
             session.finish(wait=False)
 
+    with open_run(f"file://{server.folder}/spool", "sine/offline", start=0) as session:
+        session.step(Reductions(-1e-3, 0.0, 1.0, 1.0))
+
     def run(line: str) -> subprocess.CompletedProcess[str]:
-        typed = line.replace("http://127.0.0.1:8080", server.page.rstrip("/"))
+        typed = line.replace("http://127.0.0.1:8080", server.page.rstrip("/")).replace(SPOOL, f"{server.folder}/spool")
         if " serve" in line and "--grpc" not in line:
             typed += " --grpc 127.0.0.1:0 --http 127.0.0.1:0 --store sqlite:///other.db"
         environment = {**os.environ, "MECHANICD_TARGET": server.target, "MECHANICD_PROJECT": "default"}

@@ -7,8 +7,9 @@
 
 `_errors` has the tree of errors. `_session` is what a training loop uses, `_local` the session without a server and `_remote`
 the one with a server: `_opening` opens it, `_connection` takes it through outages, and `_backlog` holds the steps that are not
-durable yet. `_scale_of` gives the S of a finished run, `_targets` picks a server, `_transport` is the wire, and
-`_signals` handles SIGTERM. `framework` is the entry point for adapters such as `mechanicd.torch`.
+durable yet. `_spool_session` is the session that writes to a file instead, and `spool` brings such files to a server.
+`_scale_of` gives the S of a finished run, `_targets` picks a server, `_transport` is the wire, and `_signals` handles SIGTERM.
+`framework` is the entry point for adapters such as `mechanicd.torch`.
 """
 
 import os

@@ -5,6 +5,7 @@ import re
 import urllib.request
 from typing import Final
 
+from mechanicd.client import _spool_target
 from mechanicd.client._arguments import without_passwords
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.v1 import names
@@ -20,13 +21,17 @@ def parse(target: str) -> list[str]:
     """The addresses that a target names.
 
     Args:
-        target: `HOST:PORT`, `unix:PATH`, another name of gRPC's (`dns:///…`), or several of them joined by commas.
+        target: `HOST:PORT`, `unix:PATH`, another name of gRPC's (`dns:///…`), or several of them joined by commas; or
+            `file:///FOLDER` alone.
 
     Raises:
         InvalidArgument: INVALID_TARGET.
     """
     if not isinstance(target, str):
         raise _invalid(target, "is not a string")
+    if _spool_target.is_spool(target):
+        _spool_target.folder(target)
+        return [target]
     given = [part.strip() for part in target.split(",") if part.strip()]
     if not given:
         raise _invalid(target, "names no server")
@@ -103,7 +108,7 @@ def _can_be_resolved(host: str) -> bool:
 
 
 def _invalid(target: object, what: str, advice: str = "") -> InvalidArgument:
-    expected = "expected HOST:PORT such as 127.0.0.1:50051, unix:PATH, or several joined by commas"
+    expected = "expected HOST:PORT such as 127.0.0.1:50051, unix:PATH, or several joined by commas; or file:///FOLDER"
     shown = without_passwords(repr(target))
     if "@" in shown:  # a part of it may be one of a password
         what = "has an @"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _address, _arguments, _leftovers, _signals
+from mechanicd.client import _address, _arguments, _leftovers, _signals, _spool_target
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session, check_outage_policy
@@ -20,11 +20,12 @@ from mechanicd.v1 import names
 
 if TYPE_CHECKING:
     from mechanicd.client._remote import RemoteSession
+    from mechanicd.client._spool_session import SpoolSession
     from mechanicd.client._targets import Targets
 
 DEFAULT_PROJECT: Final = "default"
 _MAX_COMMAND: Final = 4096
-_open_sessions: "weakref.WeakSet[RemoteSession]" = weakref.WeakSet()
+_open_sessions: "weakref.WeakSet[RemoteSession | SpoolSession]" = weakref.WeakSet()
 _opening = threading.Lock()
 _process_of_grpc: int | None = None
 
@@ -34,7 +35,8 @@ def connect(target: str | None = None) -> "Client":
 
     Args:
         target: `HOST:PORT` or `unix:PATH`, several of them joined by commas, or a DNS name with several addresses: a run
-            whose server is unreachable moves to the next. None takes MECHANICD_TARGET from the environment.
+            whose server is unreachable moves to the next. `file:///FOLDER` is no server: runs are written to files there, for
+            `mechanicd import`. None takes MECHANICD_TARGET from the environment.
 
     Raises:
         InvalidArgument: TARGET_MISSING, INVALID_TARGET.
@@ -62,6 +64,12 @@ class Client:
     @property
     def _targets(self) -> "Targets":
         global _process_of_grpc
+        if _spool_target.is_spool(self.target):
+            raise InvalidArgument(
+                "INVALID_TARGET",
+                f"{self.target!r} is a folder of spool files, where runs can only be written; name a server, such as "
+                "127.0.0.1:50051, and bring the runs to it with `mechanicd import`",
+            )
         # Checked before taking the lock: in a forked child, a thread of the parent may hold it forever.
         _process_of_grpc = _process_of_grpc or os.getpid()
         if not _grpc_is_ours():
@@ -105,26 +113,24 @@ class Client:
             InvalidArgument, ConfigMismatch, ResumeError, SessionError: the request is refused.
             ServerUnavailable: no server answers, and `on_outage` is "raise" or only the server knows where to start.
         """
-        from mechanicd.client._remote import open_session
-        from mechanicd.client._targets import Route
-
         _signals.await_end()
         name = full_name(project, run)
         checked = _arguments.labels(labels)
         config = _arguments.config(config)
         start, deadline = _arguments.start(start), _arguments.deadline(deadline)
         check_outage_policy(on_outage)
-        session = open_session(
-            Route(self._targets, name),
-            name,
-            config,
-            checked,
-            start,
-            on_outage,
-            deadline,
-            client=_arguments.text(f"mechanicd python, {socket.gethostname()}, process {os.getpid()}", 200),
-            command=_command(),
-        )
+        client = _arguments.text(f"mechanicd python, {socket.gethostname()}, process {os.getpid()}", 200)
+        session: RemoteSession | SpoolSession
+        if _spool_target.is_spool(self.target):
+            from mechanicd.client._spool_session import open_spool
+
+            session = open_spool(self.target, name, config, checked, start, on_outage, client, _command())
+        else:
+            from mechanicd.client._remote import open_session
+            from mechanicd.client._targets import Route
+
+            route = Route(self._targets, name)
+            session = open_session(route, name, config, checked, start, on_outage, deadline, client, _command())
         _open_sessions.add(session)
         _signals.watch(close_sessions)
         return session

@@ -18,6 +18,7 @@ class LazyGroup(click.Group):
 
     lazy: Final = {
         "demo": "mechanicd.demo:demo",
+        "import": "mechanicd.cli._import:import_",
         "runs": "mechanicd.cli._runs:runs",
         "serve": "mechanicd.cli._serve:serve",
         "store": "mechanicd.cli._store:store",

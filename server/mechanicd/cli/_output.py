@@ -12,8 +12,8 @@ EXIT_FAILED: Final = 1
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
-    """Reports an error on stderr, as text or as JSON, and exits with 1.
+def report(reason: str, message: str, as_json: bool = False) -> None:
+    """Reports an error on stderr, as text or as JSON.
 
     Args:
         reason: a stable name, for programs.
@@ -22,6 +22,11 @@ def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
     text = json.dumps({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]"
     with suppress(OSError):  # nobody reads it
         click.echo(printable(text), err=True)
+
+
+def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
+    """Reports an error as `report` does, and exits with 1."""
+    report(reason, message, as_json)
     sys.exit(EXIT_FAILED)
 
 

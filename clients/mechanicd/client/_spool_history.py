@@ -1,0 +1,197 @@
+"""What a spool file tells: the sessions of one run, where each began, its steps, and how it ended."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from mechanicd.client import _spool_format
+from mechanicd.client._errors import ConfigMismatch, MechanicdError, ResumeError
+from mechanicd.client._wire import config_in
+from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
+from mechanicd.v1 import resources_pb2, tuner_service_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One session.
+
+    Attributes:
+        offset: of its record in the file.
+        begin: the offset of what follows that.
+        after: the step that it starts after.
+        last: its last step; `after` if it took none.
+        stage: how many times the run had been rewound once this session began.
+        closed: its end; None if it was killed, or goes on.
+    """
+
+    offset: int
+    begin: int
+    after: int
+    last: int
+    stage: int
+    closed: tuner_service_pb2.CloseSessionRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A spool file.
+
+    Attributes:
+        name: `projects/{project}/runs/{run}`; "" where no session has begun.
+        config: the tuner's settings.
+        openings: the sessions in their order.
+        end: where the records end.
+        torn: how many bytes follow that are no record.
+    """
+
+    path: Path
+    name: str = ""
+    config: TunerConfig = field(default_factory=TunerConfig)
+    openings: tuple[Opening, ...] = ()
+    end: int = 0
+    torn: int = 0
+
+    @property
+    def last(self) -> int:
+        """The run's last step."""
+        return self.openings[-1].last if self.openings else 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps the file has, those that a rewind abandoned too."""
+        return sum(opening.last - opening.after for opening in self.openings)
+
+
+def read_history(file: BinaryIO, path: Path) -> History:
+    """Reads a spool file once, and checks it.
+
+    Raises:
+        MechanicdError: SPOOL_FOREIGN, SPOOL_VERSION, SPOOL_DAMAGED.
+    """
+    size = file.seek(0, 2)
+    name, config, openings = "", TunerConfig(), list[Opening]()
+    end = len(_spool_format.HEADER) if _spool_format.check_header(str(path), file) else 0
+    for record in _spool_format.records(file, end, size) if end else ():
+        end = record.end
+        if record.kind == _spool_format.OPENED:
+            request = tuner_service_pb2.OpenSessionRequest.FromString(record.message)
+            if name not in ("", request.name):
+                raise MechanicdError("SPOOL_FOREIGN", f"{path} has steps of {name} and of {request.name}; a file is of one run")
+            name, config = request.name, config_in(request.config)
+            after = start_of(request, config).step
+            before = openings[-1] if openings else Opening(0, 0, after, after, 0)
+            stage = before.stage + (after < before.last)
+            openings.append(Opening(record.offset, record.end, after, after, stage))
+        elif record.kind == _spool_format.STEP and openings:
+            openings[-1] = replace(openings[-1], last=openings[-1].last + 1)
+        elif record.kind == _spool_format.CLOSED and openings:
+            closed = tuner_service_pb2.CloseSessionRequest.FromString(record.message)
+            openings[-1] = replace(openings[-1], closed=closed)
+        elif record.kind != _spool_format.SYNCED:
+            raise MechanicdError(
+                "SPOOL_VERSION", f"{path} has a record of kind {record.kind} at byte {record.offset:,}; upgrade mechanicd"
+            )
+    _spool_format.check_tail(str(path), file, end)
+    return History(path, name, config, tuple(openings), end, max(0, size - end))
+
+
+def start_of(request: tuner_service_pb2.OpenSessionRequest, config: TunerConfig) -> TunerState:
+    """The tuner's state at which a session of a spool file begins: at the first step, or at one that the request holds.
+
+    Raises:
+        InvalidArgument: INVALID_TUNER_STATE.
+    """
+    return TunerState.from_bytes(request.tuner_state, config) if request.tuner_state else TunerState.initial(config)
+
+
+def steps(file: BinaryIO, opening: Opening) -> Iterator[resources_pb2.StepRecord]:
+    """The steps of a session, in their order.
+
+    Raises:
+        MechanicdError: SPOOL_DAMAGED: a step is missing.
+    """
+    expected = opening.after
+    for record in _spool_format.records(file, opening.begin):
+        if expected == opening.last or record.kind == _spool_format.OPENED:
+            return
+        if record.kind == _spool_format.STEP:
+            step = resources_pb2.StepRecord.FromString(record.message)
+            expected += 1
+            if step.step != expected:
+                raise MechanicdError("SPOOL_DAMAGED", f"{file.name} has step {step.step} where step {expected} belongs")
+            yield step
+
+
+def opened(file: BinaryIO, opening: Opening) -> tuner_service_pb2.OpenSessionRequest:
+    """The record with which a session began."""
+    record = next(_spool_format.records(file, opening.offset))
+    return tuner_service_pb2.OpenSessionRequest.FromString(record.message)
+
+
+def advanced(tuner: Tuner, state: TunerState, step: resources_pb2.StepRecord) -> TunerState:
+    """The tuner's state after a step of the file."""
+    if step.outcome == resources_pb2.STEP_OUTCOME_HELD:
+        return tuner.hold(state)
+    sent = step.reductions
+    groups = zip(sent.delta_dot_g, sent.delta_dot_x, sent.g_norm_sq, sent.x_norm_sq, strict=True)
+    return tuner.update(state, [Reductions(*group) for group in groups])
+
+
+def state_after(file: BinaryIO, history: History, step: int) -> TunerState | None:
+    """The tuner's state after a step of the run's current history, by taking its steps again; None if the file lacks it."""
+    opening = next((each for each in reversed(history.openings) if each.after <= step), None)
+    if opening is None or step > opening.last:
+        return None
+    tuner, state = Tuner(history.config), start_of(opened(file, opening), history.config)
+    for each in steps(file, opening):
+        if state.step == step:
+            break
+        state = advanced(tuner, state, each)
+    return state
+
+
+def start_in(path: Path, name: str, config: TunerConfig, start: int | TunerState | None) -> tuple[int | None, TunerState]:
+    """Where a new session on a spool file starts.
+
+    Args:
+        start: as `open_spool` takes it.
+
+    Returns:
+        The file's last step, None where it has no session yet; and the state to start at.
+
+    Raises:
+        ConfigMismatch: the file has the run with another config.
+        ResumeError: RESUME_STEP_UNKNOWN.
+        MechanicdError: SPOOL_FOREIGN, SPOOL_VERSION, SPOOL_DAMAGED.
+    """
+    with path.open("rb") as file:
+        history = read_history(file, path)
+        if history.name not in ("", name):
+            raise MechanicdError("SPOOL_FOREIGN", f"{path} has the run {history.name}, not {name}; give it back its own name")
+        if history.openings and history.config != config:
+            raise config_mismatch(str(path), history.config, config)
+        last = history.last if history.openings else None
+        if isinstance(start, TunerState):
+            return last, start
+        step = history.last if start is None else start
+        state = state_after(file, history, step) if step else TunerState.initial(config)
+    if state is None:
+        raise ResumeError(
+            "RESUME_STEP_UNKNOWN",
+            f"asked to start after step {step}, but {path} does not have it (its last step is {history.last}); start at a "
+            "checkpoint's state, or after a step that it has",
+        )
+    return last, state
+
+
+def config_mismatch(where: str, stored: TunerConfig, given: TunerConfig) -> ConfigMismatch:
+    """The run exists with another config."""
+    left, right = asdict(stored), asdict(given)
+    differences = {field: f"{left[field]} ≠ {right[field]}" for field in left if left[field] != right[field]}
+    listed = "; ".join(f"{field}: {text:.200}" for field, text in differences.items())
+    return ConfigMismatch(
+        "CONFIG_MISMATCH",
+        f"{where} has the run with a different config (stored ≠ given: {listed}); use the stored config or another run name",
+        differences,
+    )

@@ -1,0 +1,90 @@
+"""`mechanicd import`: brings what trainings wrote without a network to a server."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mechanicd.cli import _options, _text
+from mechanicd.cli._output import EXIT_FAILED, json_option, printable, report
+from mechanicd.client import MechanicdError, ServerUnavailable, connect
+from mechanicd.client.spool import Imported, import_spool, spool_files
+
+
+@click.command("import")
+@_options.target_option
+@click.argument("paths", nargs=-1, required=True, metavar="FILE|FOLDER…")
+@click.option("--as", "run", metavar="RUN", help="Import one file as this run. Default: the name that the training gave it.")
+@json_option
+@_options.reports_errors
+def import_(target: str, paths: tuple[str, ...], run: str | None, as_json: bool) -> None:
+    """Import the spool files of trainings with target="file:///FOLDER". What the server has already is not sent again.
+
+    An import that was interrupted goes on where it stopped. A run that exists with other content is never changed.
+    """
+    files = list(dict.fromkeys(file for path in paths for file in spool_files(path)))
+    if run is not None and len(files) != 1:
+        raise click.UsageError(f"--as is for one file, but there are {len(files)}.")
+    done, failed = list[dict[str, Any]](), False
+    with connect(target) as client:
+        for file in files:
+            try:
+                with _bar(file, wanted=not as_json) as progress:
+                    imported = import_spool(client, file, run, progress)
+            except MechanicdError as error:
+                failed = True
+                report(error.reason, error.message, as_json)
+                done.append({"file": str(file), "error": {"reason": error.reason, "message": error.message}})
+                if isinstance(error, ServerUnavailable):
+                    break
+            else:
+                done.append(_dict(imported))
+                if not as_json:
+                    click.echo(_line(imported))
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+    if failed:
+        sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def _bar(file: Path, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
+        task = bar.add_task(printable(file.name), total=None)
+        yield lambda steps, of: bar.update(task, completed=steps, total=of)
+
+
+def _dict(imported: Imported) -> dict[str, Any]:
+    return {
+        "file": str(imported.file),
+        "run": imported.run,
+        "steps": imported.steps,
+        "imported": imported.imported,
+        "status": imported.status,
+        "torn_bytes": imported.torn,
+        "live": imported.live,
+    }
+
+
+def _line(imported: Imported) -> str:
+    if not imported.run:
+        return f"{printable(str(imported.file))}: no training has begun in it"
+    had = imported.steps - imported.imported
+    what = f"{imported.imported:,} steps imported" if imported.imported or not had else "nothing to import"
+    parts = [what, *([f"the server had {had:,}"] if had else []), f"the run is {imported.status}"]
+    if imported.live:
+        parts.append("its trainer still writes more")
+    elif imported.torn:
+        parts.append(
+            f"the file's last {imported.torn} bytes are no whole record: its trainer was killed as it wrote [SPOOL_TORN]"
+        )
+    return f"{_text.short(imported.run)}: {'; '.join(parts)}"
