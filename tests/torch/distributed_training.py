@@ -84,7 +84,7 @@ def main() -> None:
     opt.flush()
     opt.close()
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
-    torch.save({"scales": scales, "params": [p.detach().clone() for p in whole]}, f"{out}.{rank}")
+    torch.save({"run": opt.run, "scales": scales, "params": [p.detach().clone() for p in whole]}, f"{out}.{rank}")
     if world > 1:
         dist.destroy_process_group()
         # gloo's threads, when they want Python while it ends, now and then end a process that has done all by std::terminate.

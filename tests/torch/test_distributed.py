@@ -1,6 +1,7 @@
 """Two processes train one model: S is the same on both and that of one process; one run at the server, one step a step."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def train(kind: str, world: int, target: str, run: str, project: str, folder: Pa
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment,
+            env={**environment, "RANK": str(rank)},
         )
         for rank in range(world)
     ]
@@ -47,13 +48,16 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_processes_find_the_s_of_one(
     kind: str, server: Any, project: str, tmp_path: Path, single: dict[str, Any], history: Any
 ) -> None:
-    ranks = train(kind, 1 if kind == "single_resume" else 2, server.target, kind, project, tmp_path)
+    template = f"{kind}/{{rank}}-{{random}}"
+    ranks = train(kind, 1 if kind == "single_resume" else 2, server.target, template, project, tmp_path)
+    (run,) = {rank["run"] for rank in ranks}
+    assert re.fullmatch(rf"{kind}/0-[0-9a-f]{{8}}", run), "the leader's, also after a checkpoint"
     assert ranks[0]["scales"] == ranks[-1]["scales"], "bit for bit"
     assert ranks[0]["scales"] == pytest.approx(single["scales"], rel=1e-6)
     for rank in ranks:
         for p, q in zip(rank["params"], single["params"], strict=True):
             torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
-    kept = history(server.target, kind, project)
+    kept = history(server.target, run, project)
     assert [record.scale[0] for record in kept] == ranks[0]["scales"], "one run, one step a step"
     assert [record.step for record in kept if record.outcome == 2] == [21], "a NaN on one rank is one skipped step of all"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _address, _arguments, _leftovers, _signals, _spool_target
+from mechanicd.client import _address, _arguments, _leftovers, _run_name, _signals, _spool_target
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session, check_outage_policy
@@ -99,7 +99,8 @@ class Client:
         """Opens a session on a run, and fences the session that held it before.
 
         Args:
-            run: its name in the project, such as "bert/seed0".
+            run: its name in the project, such as "bert/seed0". It may have words that are filled in, such as
+                "sweep/{slurm_job_id}"; `{random}` is new at each call, so to resume such a run, pass `session.name`'s end.
             project: None takes MECHANICD_PROJECT, or "default".
             config: the tuner's settings; must equal the run's if it exists.
             labels: labels to find the run by; added to those it has.
@@ -114,7 +115,7 @@ class Client:
             ServerUnavailable: no server answers, and `on_outage` is "raise" or only the server knows where to start.
         """
         _signals.await_end()
-        name = full_name(project, run)
+        name = full_name(project, _run_name.filled(run, _run_name.new_random()))
         checked = _arguments.labels(labels)
         config = _arguments.config(config)
         start, deadline = _arguments.start(start), _arguments.deadline(deadline)
@@ -254,7 +255,8 @@ def _after_fork() -> None:
     _signals.forget()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mechanicd.client import _address, _arguments
+from mechanicd.client import _address, _arguments, _run_name
 from mechanicd.client._client import full_name, open_run
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._local import LocalSession
@@ -20,12 +20,14 @@ class Run:
     """The arguments with which a run's session is opened, and the session once it is open.
 
     Attributes:
-        name: the run's name without its project; may be "" if `target` is None.
+        name: the run's name without its project; may be "" if `target` is None. Its words (see `_run_name`) are filled in
+            where there is a target.
         target: the server's address, or None for a tuner in this process.
         start: the tuner's state to open at; None for a new run.
         session: the session, open or closed; the state of a closed one can still be read.
         closed: whether the user closed it. Loading a checkpoint continues the run.
         grown: how many scale groups the run has been given since it began; 0 if it has those that it began with.
+        random: what `{random}` in the name stands for; checkpoints keep it.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Run:
     session: Session | None = field(default=None, repr=False)
     closed: bool = False
     grown: int = 0
+    random: str = field(default_factory=_run_name.new_random)
+    _template: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_outage_policy(self.on_outage)
@@ -47,9 +51,32 @@ class Run:
             raise InvalidArgument(
                 "RUN_NAME_MISSING", f'the server at {self.target!r} needs the run\'s name: pass run="bert/seed0"'
             )
+        self._template = self.name
         if self.target is not None:
             _address.parse(self.target)
+            self.name = _run_name.filled(self._template, self.random)
             full_name(self.project, self.name)
+
+    @property
+    def has_random(self) -> bool:
+        """Whether the name has the word `{random}`, so that a resumed training must be told what it was."""
+        return _run_name.has_random(self._template)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """The name, and what `{random}` stands for: what all processes of one training share."""
+        return self.name, self.random
+
+    def resume_as(self, random: str) -> None:
+        """A checkpoint was loaded: `{random}` stands for what it stood for then. "" for a checkpoint that does not know."""
+        if random and self.has_random and random != self.random:
+            self.random = random
+            if self.target is not None:
+                self.name = _run_name.filled(self._template, random)
+
+    def share(self, name: str, random: str) -> None:
+        """Takes the identity of the process that talks to the server."""
+        self.name, self.random = name, random
 
     @property
     def called(self) -> str:

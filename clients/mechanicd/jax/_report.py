@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-from mechanicd.client import MechanicdError, Session, StepConflict
+from mechanicd.client import InvalidArgument, MechanicdError, Session, StepConflict
 from mechanicd.client.framework import Run, postponed
 from mechanicd.jax._float64 import host_bits, host_values
 from mechanicd.jax._state import DISAGREED
@@ -61,6 +61,33 @@ def unpack(config: TunerConfig, packed: Any) -> tuple[int, int, NDArray[np.uint3
     return step, told, tuner.reshape(5, n, G, 2), sums.reshape(4, G, 2), following.reshape(-1, 2)
 
 
+def told_of(run: Run) -> int:
+    """What `told` begins at: 0, or what `{random}` in the run's name stands for, so that told − step keeps it.
+
+    Raises:
+        InvalidArgument: RUN_WORD_UNSET.
+    """
+    if not run.has_random:
+        return 0
+    if jax.process_count() > 1:
+        raise InvalidArgument(
+            "RUN_WORD_UNSET",
+            "the run's name has the word {random}, which would be another one in each process of this training; use a word "
+            "that is the same in all of them, such as {slurm_job_id}",
+        )
+    return _wrapped(int(run.random, 16))
+
+
+def random_of(step: int, told: int) -> str:
+    """The inverse, from the state after any step."""
+    return f"{(told - step) % 2**32:08x}"
+
+
+def _wrapped(count: int) -> int:
+    """As int32."""
+    return (count + 2**31) % 2**32 - 2**31
+
+
 def same(host: Any, device: Any) -> bool:
     """Whether two states have the same bits, allowing for devices that flush subnormal float64 values to 0."""
     if host.tobytes() == np.asarray(device).tobytes():
@@ -105,7 +132,7 @@ class Reporter:
 
     def count(self, packed: Any) -> NDArray[np.int32]:
         """Reports nothing, and returns the new `told`: on each process but the first."""
-        return np.array(int(np.asarray(packed)[1]) + 1, np.int32)
+        return np.array(_wrapped(int(np.asarray(packed)[1]) + 1), np.int32)
 
     def keep_replies(self, most: int) -> None:
         """From now on a call that equals one of so many last ones gets its reply again."""
@@ -126,7 +153,7 @@ class Reporter:
             return self._replies[call]
 
     def _follow(self, step: int, told: int, tuner: Any, sums: Any, following: Any) -> NDArray[np.int32]:
-        session = self._begin(step, tuner, sums)
+        session = self._begin(step, told, tuner, sums)
         scales = session.finish(wait=False)
         if host_bits(scales).tobytes() != following.tobytes():
             raise StepConflict(
@@ -135,22 +162,24 @@ class Reporter:
                 f'{list(scales[:3])}; they must be equal bit for bit. On this device use on_outage="hold", which runs the '
                 "tuner on the host",
             )
-        return np.array(told + 1, np.int32)
+        return np.array(_wrapped(told + 1), np.int32)
 
     def _lead(self, step: int, told: int, tuner: Any, sums: Any, following: Any) -> NDArray[np.uint32]:
-        session = self._begin(step, tuner, sums)
+        session = self._begin(step, told, tuner, sums)
         session.finish()
         return bits_of(session.state)
 
-    def _begin(self, step: int, tuner: Any, sums: Any) -> Session:
+    def _begin(self, step: int, told: int, tuner: Any, sums: Any) -> Session:
         """The session, at the device's state, with the step begun."""
         if np.isnan(host_values(tuner)).any():
             raise StepConflict("SCALE_MISMATCH", DISAGREED)
         session = self.run.session
         if session is None:
+            self.run.resume_as(random_of(step, told))
             self.run.start = state_of(step, tuner)
         elif session.state.step != step or not same(bits_of(session.state), tuner):
             log.info("%s: restored the state of step %d after step %d", self.run.name, step, session.state.step)
+            self.run.resume_as(random_of(step, told))
             self.run.restart(state_of(step, tuner))
         session = self.run.open(self.config)
         session.begin([Reductions(*group) for group in host_values(sums).T.tolist()])

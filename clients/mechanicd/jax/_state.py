@@ -28,6 +28,7 @@ class MechanicState(NamedTuple):
         delta: Δ, a tree like the parameters, float32 for low precision; () if it is not kept.
         ref: x_ref, a tree like the parameters, in their dtypes; () if it is not kept.
         told: int32, shape (): how many steps were reported to the host; each callback depends on it, which keeps them in order.
+            It begins at 0, or at what `{random}` in the run's name stands for: then told − step stays what it is.
         recent: uint32, shape (at most 256, words): the last steps with `report="loop"`, else ().
     """
 

@@ -23,7 +23,7 @@ from mechanicd.jax import _axes, _outside, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
 from mechanicd.jax._leaves import dtype_of, gradients, kept, leaves_of
-from mechanicd.jax._report import Reporter, bits_of, pack
+from mechanicd.jax._report import Reporter, bits_of, pack, told_of
 from mechanicd.jax._state import LOW_PRECISION, MechanicState, find, wide
 from mechanicd.tuner import TunerConfig, TunerState
 
@@ -145,7 +145,7 @@ def transform(
             tuner=jnp.asarray(bits_of(TunerState.initial(config))),
             delta=jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide(dtype_of(x))), params) if keeps_delta else (),
             ref=jax.tree.map(_copy, params) if keeps_ref else (),
-            told=jnp.zeros((), jnp.int32),
+            told=jnp.full((), told_of(run), jnp.int32),
             recent=_ring.empty(config) if loop else (),
         )
 
@@ -155,7 +155,8 @@ def transform(
         leaves = leaves_of(params)
         if not leaves.x:  # nothing to tune, as under a label of optax.partition that no parameter has
             updates, base_state = base.update(grads, state.base_state, params, **extra)
-            return updates, state._replace(base_state=base_state, step=state.step + 1)
+            told = state.told + 1 if run.has_random else state.told
+            return updates, state._replace(base_state=base_state, step=state.step + 1, told=told)
         keeps[0] = _keeps(leaves.x, layout)
         groups, config = configured(params)
         x, g = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves.x], gradients(leaves, grads)
@@ -220,8 +221,9 @@ def transform(
     ) -> tuple[_tuner.Table, jax.Array, jax.Array, Any]:
         """The tuner's next state, whether the step counts, the new `told`, and the new `recent`."""
         if run.target is None:
+            told = state.told + 1 if run.has_random else state.told
             with x64():
-                return *_tuner.advance(config, table, sums, Exact(state.step)), state.told, state.recent
+                return *_tuner.advance(config, table, sums, Exact(state.step)), told, state.recent
         reporter = reporters.setdefault(config, Reporter(run, config))
         follow, lead = _callbacks(reporter, distributed)
         with x64():

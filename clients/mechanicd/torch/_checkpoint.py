@@ -5,7 +5,8 @@
     state[i]["mechanic_placed"]    float64, shape (): the S at which x was placed last
     param_groups[0]["mechanic"]    version: 2; config: the tuner's settings and delta_layout; frozen: whether S is frozen;
                                    tuner_state: TunerState.to_bytes() in base64; grown: the number of scale groups
-                                   where the run got some after its first step, else 0
+                                   where the run got some after its first step, else 0; random: what `{random}` in
+                                   the run's name stands for
 
 x itself is in the model's checkpoint. BASE never sees these entries.
 
@@ -42,6 +43,7 @@ def pack(
     memory: Memory,
     params: Sequence[Tensor],
     wholes: Sequence[Tensor],
+    random: str = "",
 ) -> dict[str, Any]:
     """BASE's state_dict with MECHANIC's part. As usual in torch, its tensors are the optimizer's own, not copies.
 
@@ -49,6 +51,7 @@ def pack(
         base: BASE's state_dict; not changed.
         params: what this process holds of each parameter, in BASE's order.
         wholes: the parameters themselves.
+        random: what `{random}` in the run's name stands for.
     """
     kept: dict[int, dict[str, Any]] = {}
     for i, (p, whole) in enumerate(zip(params, wholes, strict=True)):
@@ -65,6 +68,7 @@ def pack(
         "tuner_state": base64.b64encode(state.to_bytes()).decode(),
         "frozen": frozen,
         "grown": grown,
+        "random": random,
     }
     if not is_standard(base, len(params)):
         return {**base, KEY: {**ours, "params": kept}}
@@ -143,6 +147,12 @@ def unpack(
                 raise _misfit(i, entry.get(DELTA, entry.get(REF)), "does not exist")
             _remember(memory, params[i], i, entry)
     return state, bool(saved["frozen"]), int(saved.get("grown", 0)), memory
+
+
+def random_of(state_dict: Mapping[str, Any]) -> str:
+    """What `{random}` in the run's name stood for; "" if the checkpoint does not say."""
+    saved = state_dict.get(KEY) or (state_dict.get("param_groups") or [{}])[0].get(KEY) or {}
+    return str(saved.get("random", ""))
 
 
 def check_config(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -110,7 +110,8 @@ class Membership:
         if self.team is not None and not self.team.met:
             params = _groups.flat(self._base.param_groups)
             _refuse_uneven_inputs(params)
-            self.team.meet(params, self._shared_settings(self.team, config, delta_layout))
+            # {host}, {rank} and {random} in a run's name are other words on each rank.
+            self._run.share(*self.team.meet(params, self._shared_settings(self.team, config, delta_layout), self._run.identity))
 
     def restart(self) -> None:
         """After a checkpoint was loaded: a team that can't go on is found anew."""

@@ -293,8 +293,9 @@ class Mechanized(DelegatingOptimizer):
                 logger.warning("saving a checkpoint of %s while its server is unreachable: %s", called, str(error))
         wholes, params = _groups.flat(self.param_groups), self._stepper.parameters.local(self.param_groups)
         state = self._stepper.tuner_state(self._config)
+        run, memory = self._run, self._stepper.memory
         state_dict = _checkpoint.pack(
-            self.base.state_dict(), self._config, state, self.frozen, self._run.grown, self._stepper.memory, params, wholes
+            self.base.state_dict(), self._config, state, self.frozen, run.grown, memory, params, wholes, run.random
         )
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
@@ -326,6 +327,7 @@ class Mechanized(DelegatingOptimizer):
         with deferred:
             self.base.load_state_dict(_checkpoint.bare(upgraded))
             self.frozen = frozen
+            self._run.resume_as(_checkpoint.random_of(upgraded))
             self._stepper.restart(memory, state, grown)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

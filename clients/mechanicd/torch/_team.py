@@ -97,7 +97,7 @@ class Team:
         """Whether it can go on: the process group is still there, and all ranks are still in one training."""
         return self._collectives.broken is None and self._collectives.has_group()
 
-    def meet(self, params: Sequence[Tensor], settings: Mapping[str, object]) -> None:
+    def meet(self, params: Sequence[Tensor], settings: Mapping[str, object], run: Sequence[str]) -> list[str]:
         """Before the first step: the ranks compare what they hold. Nothing has changed yet.
 
         While all gradients are 0 they can't be compared, and the ranks meet again at the next step.
@@ -105,13 +105,18 @@ class Team:
         Args:
             params: the parameters, in BASE's order.
             settings: what all ranks must share.
+            run: the run's name, and what else tells which it is; the leader's hold for all.
+
+        Returns:
+            The leader's `run`.
 
         Raises:
             InvalidArgument: RANKS_DIFFER, on every rank.
             SessionError: RANKS_MISSING.
         """
         meshes = self._foreign_mesh(params)
-        mine = _fingerprint.take(params, {**settings, "meshes": meshes or "of the group's ranks"}, self._parts)
+        told = {"meshes": meshes or "of the group's ranks", "run": json.dumps(run) if self.leads else _fingerprint.ANY}
+        mine = _fingerprint.take(params, {**settings, **told}, self._parts)
 
         compare = _fingerprint.other_settings if self._parts else _fingerprint.differences
 
@@ -121,7 +126,8 @@ class Team:
             if meshes and not self._parts:
                 differ = [meshes]
             held = _fingerprint.held_before(ranks) if self._parts else []
-            return _answer(differ, met=_fingerprint.tells(ranks), held=held), bool(differ)
+            leaders = json.loads(ranks[LEADER].settings["run"])
+            return _answer(differ, met=_fingerprint.tells(ranks), held=held, run=leaders), bool(differ)
 
         answer = self._collectives.meet(mine.dumps(), decide, "the first step, or the first after a new scale group,")
         if answer["differ"]:
@@ -136,6 +142,8 @@ class Team:
         self._replicas = not self._parts and not any(hasattr(p, "device_mesh") for p in params)
         if self._parts:
             self._held_before = WeakTensorKeyDictionary({params[i]: True for i in answer["held"][self.rank]})
+        leaders: list[str] = answer["run"]
+        return leaders
 
     def counts(self, p: Any) -> bool:
         """Whether this rank counts what it holds of a parameter, a whole one."""
@@ -259,8 +267,8 @@ class Team:
         raise self._collectives.broken
 
 
-def _answer(differ: Sequence[str], *, met: bool, held: Sequence[Sequence[int]] = ()) -> str:
-    return json.dumps({"differ": list(differ), "met": met, "held": list(held)})
+def _answer(differ: Sequence[str], *, met: bool, held: Sequence[Sequence[int]] = (), run: Sequence[str] = ()) -> str:
+    return json.dumps({"differ": list(differ), "met": met, "held": list(held), "run": list(run)})
 
 
 def _few(lines: Sequence[str]) -> str:

@@ -242,7 +242,8 @@ def fenced(session: int, successor: int) -> ServiceError:
     return ServiceError(
         "SESSION_FENCED",
         "a newer session holds this run, because another process opened it; this process must stop, so that two never "
-        "train the same run",
+        "train the same run. Jobs that train runs of their own need names of their own, such as "
+        "run='sweep/{slurm_array_task_id}' or run='sweep/{random}'",
         {"session": session, "successor": successor},
     )
 
