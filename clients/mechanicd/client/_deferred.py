@@ -219,8 +219,12 @@ class Postponed:
 
 def _send_again(number: int) -> None:
     time.sleep(_MOMENT)
-    if callable(_get(number)):  # else its action would be the system's
+    if not callable(_get(number)):  # its action would be the system's
+        return
+    if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:  # on Windows: the handler runs on the main thread all the same, once it is not in C
+        signal.raise_signal(number)
 
 
 def behind(handler: Any) -> Any:

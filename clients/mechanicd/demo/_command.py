@@ -1,6 +1,7 @@
 """The command `mechanicd demo`."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -37,6 +38,11 @@ def demo(path: Path | None, quick: bool, no_sweep: bool, once: bool, as_json: bo
     with the bare optimizers at five learning rates each, and a table compares their test accuracy. Takes 2 to 3 minutes on two
     cores. A page shows S of all runs from the start, and stays after the table until Ctrl-C.
     """
+    if os.name != "posix":
+        raise click.ClickException(
+            "the demo starts a server, which needs Linux, macOS, WSL or a container; trainings alone work here "
+            "[PLATFORM_NOT_SUPPORTED]"
+        )
     path = (path or Path(".mechanicd", time.strftime("demo-%Y%m%d-%H%M%S"))).absolute()
     folder = Folder(path)
     fleet = _fleet.quick() if quick else _fleet.full()

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
-_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _READY: Final = re.compile(r"grpc=(\S+)(?:.* http=(\S+))?.*\n")
 
 

@@ -1,11 +1,11 @@
 """`mechanicd serve`: one server, and the process that serves its page."""
 
 import asyncio
+import importlib
 import json
 import logging
 import os
 import sys
-from time import time_ns
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -124,6 +124,15 @@ def serve(
         raise click.BadParameter(f"{webhook!r}: expected an http:// or https:// URL", param_hint="--webhook")
     if webhook and http == "off":
         raise click.UsageError("the webhook runs in the page's process: remove --http off, or remove --webhook")
+    try:
+        importlib.import_module("fcntl")
+    except ModuleNotFoundError:
+        fail(
+            "PLATFORM_NOT_SUPPORTED",
+            f"`mechanicd serve` needs Unix signals and file locks, which {sys.platform} does not have; run it on Linux, on "
+            "macOS, in WSL or in a container. Trainings on this machine reach it by target='HOST:PORT'",
+            as_json,
+        )
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # silences grpc's own lines on stderr; our log reports the same events
     from mechanicd.dashboard import PageConfig, PageError
     from mechanicd.logs import log_to_stderr
@@ -165,7 +174,8 @@ def serve(
             metrics_per_run=metrics_per_run,
             log_level=log_level.upper(),
             webhook=webhook,
-            started=time_ns(),
+            started=store.clock.now(),
+            clock=store.clock.offset,
         )
         page = _page(http, told)
         _run(serve_(config, store, on_ready, page.beside if page else None))

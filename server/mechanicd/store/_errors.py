@@ -9,6 +9,7 @@
     ├── SchemaTooNew          a newer mechanicd wrote it
     ├── SchemaTooOld          an older mechanicd wrote it, and it was opened read-only
     ├── StorePackageMissing   the engine's package is not installed
+    ├── StoreNotPortable      the engine can't be written on this operating system
     └── StoreConflict         the store works, but somebody else was first; the caller must handle it
         ├── RunExists         a run of this name was created in the meantime
         └── OwnershipLost     another session or server took the run in the meantime
@@ -75,6 +76,12 @@ class StorePackageMissing(StoreError):
     """The engine's package is not installed."""
 
     reason = "PACKAGE_MISSING"
+
+
+class StoreNotPortable(StoreError):
+    """The engine needs what this operating system does not have."""
+
+    reason = "PLATFORM_NOT_SUPPORTED"
 
 
 class StoreConflict(StoreError):

@@ -1,11 +1,17 @@
 """Opens the store that a URL names."""
 
 import os
+import re
+import sys
+from typing import Final
 
 from mechanicd.store._errors import StoreNotWritable, StorePackageMissing
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
 from mechanicd.store._url import StoreURL, parse
+
+_WINDOWS: Final = re.compile(r"/?([A-Za-z]:[\\/].*)|.*\\.*", re.DOTALL)
+"""A path with a drive, or with a backslash."""
 
 
 def open_store(url: str, *, readonly: bool = False) -> SQLStore:
@@ -23,7 +29,7 @@ def open_store(url: str, *, readonly: bool = False) -> SQLStore:
     place = parse(url)
     if place.sqlite is not None:
         _check_options(place)
-        return SQLiteStore(place.sqlite, readonly=readonly)
+        return SQLiteStore(_file(place.sqlite), readonly=readonly)
     try:
         from mechanicd.store._postgres import PostgresStore
     except ModuleNotFoundError as error:
@@ -31,6 +37,16 @@ def open_store(url: str, *, readonly: bool = False) -> SQLStore:
             f"{place.shown}: a PostgreSQL store needs {error.name}; pip install 'mechanicd[postgres]'"
         ) from None
     return PostgresStore(url, readonly=readonly)
+
+
+def _file(path: str) -> str:
+    """The path as this system writes it; a path of Windows is refused elsewhere, where it would name a file in this folder."""
+    found = _WINDOWS.fullmatch(path)
+    if found is None or (sys.platform != "win32" and os.path.lexists(path)):
+        return path
+    if sys.platform == "win32":
+        return found[1] or path
+    raise StoreNotWritable(f"{path} is a path of Windows, and this is {sys.platform}; write it as this system does, with /")
 
 
 def _check_options(place: StoreURL) -> None:
