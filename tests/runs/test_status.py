@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mechanicd.runs import RunRow, RunStatus, Silence, judged
+from mechanicd.runs import RunRow, RunStatus, Silence, alerts, judged, not_ahead
 from mechanicd.tuner import TunerConfig
 
 S = 10**9
@@ -68,3 +68,23 @@ def test_the_message_says_how_long_and_what_was_usual() -> None:
 def test_what_has_ended_is_not_silent(status: str) -> None:
     row = replace(ROW, status=status)
     assert judged(row, 10**20, SILENCE) == row
+
+
+@pytest.mark.parametrize("ahead", [S, 3600 * S, 2**62])
+@pytest.mark.parametrize("field", ["step_time", "open_time", "create_time"])
+def test_a_time_from_the_future_counts_as_the_moment_at_which_it_was_read(field: str, ahead: int) -> None:
+    """Another clock wrote it, or this one was set back. The run is alive, and silent once it has been quiet for long."""
+    read = 5000 * S
+    row = not_ahead(replace(ROW, **{field: read + ahead}), read)
+    assert getattr(row, field) == read
+    assert judged(row, read, SILENCE).status == RunStatus.RUNNING
+    assert judged(row, read + 21 * S, SILENCE).status == RunStatus.SILENT
+    assert not_ahead(row, read + S) is row
+
+
+def test_a_connection_that_was_lost_in_the_future_is_noticed() -> None:
+    read = 5000 * S
+    row = replace(ROW, step_time=read, stats=replace(ROW.stats, away=read + 3600 * S))
+    assert [alert.kind for alert in alerts(row, read + 15 * S, SILENCE)] == []
+    seen = not_ahead(row, read)
+    assert [alert.kind for alert in alerts(seen, read + 15 * S, SILENCE)] == ["outage"]

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,18 @@ from typing import Any
 import pytest
 
 from mechanicd.runs import EventKind, RunStatus
-from mechanicd.service import Engine, ServiceError, _clock, _writer
-from mechanicd.store import Claim, Commit, OwnershipLost, Release, SQLiteStore, StoreRejected, StoreUnavailable
+from mechanicd.service import Engine, ServiceError, _writer
+from mechanicd.store import (
+    Claim,
+    Commit,
+    OwnershipLost,
+    Release,
+    SQLiteStore,
+    StoreRejected,
+    StoreUnavailable,
+    _sqlite,
+    steady_ns,
+)
 from mechanicd.tuner import Reductions, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -25,6 +36,7 @@ class TroubledStore:
 
     def __init__(self, path: Path) -> None:
         self.inner = SQLiteStore(str(path))
+        self.clock = self.inner.clock
         self.error: Exception | None = None
         self.reject = 0
         self.go = threading.Event()
@@ -199,15 +211,20 @@ def test_wherever_the_clock_is_set_steps_stay_durable(
     play: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, now: int
 ) -> None:
     async def act(bench: Bench) -> None:
-        monkeypatch.setattr(_clock, "time_ns", lambda: 1_800_000_000 * 10**9)
+        begun = time.time_ns()
         await bench.open()
         bench.step(20)
         assert await bench.flush() == 20
-        monkeypatch.setattr(_clock, "time_ns", lambda: now)
-        bench.step(200)
+        monkeypatch.setattr(_sqlite, "time_ns", lambda: now)
+        for _ in range(2):
+            bench.store.inner.ping()  # as the writer does each second
+            bench.step(100)
         bench.engine.disconnected({bench.session})
         assert await bench.flush() == 220
-        monkeypatch.setattr(_clock, "time_ns", lambda: 1_800_000_001 * 10**9)
+        times = [step.time for step in bench.store.steps(bench.store.get("p", "r"), 0, 1, 2**62, 2**62)]
+        assert times == sorted(times)
+        assert begun <= times[0] <= times[-1] < begun + 60 * 10**9
+        monkeypatch.undo()
         bench.step(200)
         assert await bench.flush() == 420
         row = bench.store.get("p", "r")
@@ -216,6 +233,32 @@ def test_wherever_the_clock_is_set_steps_stay_durable(
 
     bench = play(act)
     assert bench.stored() == bench.taken()
+
+
+@pytest.mark.parametrize("back", [10**9, 3600 * 10**9, 10**18])
+def test_a_session_knows_its_successor_also_where_the_clock_was_set_back_in_between(
+    play: Callable[..., Bench], back: int
+) -> None:
+    """Otherwise it would be told that it is unknown, open the run again, and rewind the steps of its successor."""
+
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.step(5)
+        await bench.flush()
+        first = bench.session
+        now = bench.store.clock.now()
+        bench.store.clock.start(now - back, steady_ns())  # as by a restart at another time
+        await bench.open(after_step=5)
+        await bench.engine.close_session(
+            tuner_service_pb2.CloseSessionRequest(session=bench.session, status=resources_pb2.RUN_STATUS_FINISHED)
+        )
+        again = Engine(bench.store)  # type: ignore[arg-type]  # another server, which knows neither
+        again.start()
+        refused = await bench.refused(again.open_session(tuner_service_pb2.OpenSessionRequest(name=NAME, session=first)))
+        assert refused.reason == "SESSION_FENCED"
+        await again.writer.stop()
+
+    play(act)
 
 
 def test_an_interval_that_an_earlier_version_stored_below_0_heals(play: Callable[..., Bench], tmp_path: Path) -> None:

@@ -432,6 +432,16 @@ def test_a_release_by_who_does_not_hold_the_run_changes_nothing(store: Store, ch
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("time", [1, 1_999, 2_000, 2**63 - 1])
+def test_a_newer_session_of_a_run_was_opened_later_whatever_the_clock_says(store: Store, time: int) -> None:
+    first = claim(store, make(store))
+    second = claim(store, first, time=time)
+    third = claim(store, second, time=5)
+    assert first.open_time == 2_000
+    assert second.open_time == max(time, 2_001)
+    assert third.open_time == min(second.open_time + 1, 2**63 - 1)
+
+
 def test_a_session_leads_to_its_run_and_to_who_holds_it_now(store: Store, reopen: Callable[[], Store]) -> None:
     largest = claim(store, make(store, "largest"), session=2**62)
     first = claim(store, make(store))
@@ -441,7 +451,7 @@ def test_a_session_leads_to_its_run_and_to_who_holds_it_now(store: Store, reopen
     for each_store in (lambda: store, reopen):
         each = each_store()
         for session, row in ((first, second), (second, second), (third, got(each, third)), (largest, largest)):
-            found = SessionRow(session=session.session, run_id=row.id, after_step=0, open_time=2_000)
+            found = SessionRow(session=session.session, run_id=row.id, after_step=0, open_time=session.open_time)
             assert each.by_session(session.session) == (row, found)
         assert each.by_session(10**15) is None
         assert each.by_session(0) is None

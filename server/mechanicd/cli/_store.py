@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from time import time_ns
 from typing import Any
 
 import click
@@ -89,7 +88,7 @@ def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool,
         before = sum(1 for _ in _runs(opened))
         while opened.fold():
             pass
-        oldest = Retention(keep_steps, keep_days).oldest(time_ns())
+        oldest = Retention(keep_steps, keep_days).oldest(opened.clock.now())
         while giving_up and opened.retain(keep_steps, oldest):
             pass
         opened.vacuum()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.metadata import version
-from time import monotonic, time_ns
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -28,7 +28,7 @@ from mechanicd.dashboard._sse import Live
 from mechanicd.dashboard._table import Table
 from mechanicd.dashboard._webhook import tell
 from mechanicd.runs import RunRow, parse_filter
-from mechanicd.store import without_password
+from mechanicd.store import Clock, without_password
 
 _API: Final = "/api/v1"
 _MOST_BYTES: Final = 2**20
@@ -42,7 +42,8 @@ class Child:
         self._counts: Mapping[str, Any] = {}
         self._counted = monotonic()
         self._readers = Reader(config.store, "watch"), Reader(config.store, "query")
-        self.watch = Watch(self._readers[0], Table(config.silence))
+        self.clock = Clock(config.clock)
+        self.watch = Watch(self._readers[0], Table(config.silence), self.clock)
         self.query = self._readers[1].call
         self.table = self.watch.table
         self.curves = Curves()
@@ -75,6 +76,7 @@ class Child:
     def told(self, counts: Mapping[str, Any]) -> None:
         """Takes the new counts of the serving process."""
         self._counts, self._counted = counts, monotonic()
+        self.clock.start(counts["clock"], 0)
 
     def facts(self) -> Facts:
         """The facts for /metrics."""
@@ -102,7 +104,7 @@ class Child:
                 "silence": {"factor": self.config.silence.factor, "seconds": self.config.silence.seconds},
                 "trouble": self.trouble,
             },
-            "now": time_ns() // 10**6,
+            "now": self.clock.now() // 10**6,
             "cursor": self.live.cursor,
             "runs": [item for row, needs, item in self.table.seen() if project in (None, row.project) and matches(row, needs)],
         }

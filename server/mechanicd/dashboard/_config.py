@@ -20,7 +20,8 @@ class PageConfig:
         log_level: the level of the log on stderr.
         webhook: the URL to POST alerts to; "": none.
         told: the alerts that the webhook has already sent: (run, kind).
-        started: the start of the server, ns since 1970.
+        started: the start of the server, ns since 1970, by the store's clock.
+        clock: that clock's offset (`Clock.offset`).
     """
 
     store: str
@@ -32,6 +33,7 @@ class PageConfig:
     webhook: str = ""
     told: tuple[tuple[str, str], ...] = ()
     started: int = 0
+    clock: int | None = None
 
     def to_line(self) -> bytes:
         """The configuration as one line of JSON."""

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from time import monotonic, time_ns
+from time import monotonic
 from typing import Final
 
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._table import Table
-from mechanicd.store import StoreError, StoreMoved, changes
+from mechanicd.store import Clock, StoreError, StoreMoved, changes
 
 log = logging.getLogger("mechanicd.dashboard")
 
@@ -22,13 +22,17 @@ _RETRY_SECONDS: Final = 0.5
 class Watch:
     """Polls the store and updates the table.
 
+    Args:
+        clock: the store's clock.
+
     Attributes:
         table: the runs as last read.
         failure: why the store can't be read now; "" if it can.
     """
 
-    def __init__(self, reader: Reader, table: Table) -> None:
+    def __init__(self, reader: Reader, table: Table, clock: Clock) -> None:
         self.table = table
+        self.clock = clock
         self.failure = "the store has not been read yet"
         self._detail = ""
         self._reader = reader
@@ -60,7 +64,7 @@ class Watch:
             if self._detail:
                 log.warning("store: works again")
             self.failure, self._detail, self._read_at = "", "", monotonic()
-            if self.table.update(rows, gone, time_ns()):
+            if self.table.update(rows, gone, self.clock.now()):
                 self.wake()
             self._tried.set()
             await asyncio.sleep(POLL_SECONDS)

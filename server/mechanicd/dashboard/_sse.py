@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from time import time_ns
 from typing import Any, Final
 
 from mechanicd.dashboard._errors import encode
@@ -67,7 +66,7 @@ class Live:
     def _changes(self, seen: int) -> bytes:
         since, now, event = self._shared
         if (since, now) != (seen, self._table.now):
-            event = self._event("runs", {"now": time_ns() // 10**6, **self._table.since(seen)})
+            event = self._event("runs", {"now": self._watch.clock.now() // 10**6, **self._table.since(seen)})
             self._shared = (seen, self._table.now, event)
         return event
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mechanicd.dashboard._run_json import Item, item
-from mechanicd.runs import Alert, RunRow, RunStatus, Silence, alerts, judged, same_alerts
+from mechanicd.runs import Alert, RunRow, RunStatus, Silence, alerts, judged, not_ahead, same_alerts
 
 MOST_GONE: Final = 1000
 _AGAIN: Final = 10**9
@@ -103,6 +103,7 @@ class Table:
         return {"runs": runs, "gone": [name for at, name in self._gone if at > moment]}
 
     def _take(self, moment: int, row: RunRow, time: int) -> None:
+        row = not_ahead(row, time)
         entry = self._entries.get(row.id)
         if entry is not None and (entry.row.project, entry.row.run) == (row.project, row.run):
             self._judge(moment, entry, row, time)

@@ -41,7 +41,7 @@ async def tell(config: PageConfig, watch: Watch) -> None:
     sending = asyncio.create_task(webhook.run(), name="webhook-sending")
     try:
         while True:
-            items = settled(watch.table.items(), time_ns() - config.started)
+            items = settled(watch.table.items(), watch.clock.now() - config.started)
             if not watch.trouble and webhook.look(items):
                 sys.stdout.write(f"{orjson.dumps({'told': webhook.told}).decode()}\n")
                 sys.stdout.flush()

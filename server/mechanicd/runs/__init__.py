@@ -15,7 +15,7 @@ from mechanicd.runs._records import StepRow, outcomes, pack, unpack
 from mechanicd.runs._records import dtype as record_dtype
 from mechanicd.runs._records import layout as record_layout
 from mechanicd.runs._run_stats import LEFT, SWING, Mark, RunStats, first_scale
-from mechanicd.runs._status import Silence, duration, judged
+from mechanicd.runs._status import Silence, duration, judged, not_ahead
 from mechanicd.runs._values import AlertKind, EventKind, RunStatus, StepOutcome
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "export_rows",
     "first_scale",
     "judged",
+    "not_ahead",
     "outcomes",
     "pack",
     "parse_filter",

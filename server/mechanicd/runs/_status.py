@@ -26,6 +26,20 @@ def judged(row: RunRow, now: int, silence: Silence) -> RunRow:
     return replace(row, status=RunStatus.SILENT, status_message=f"no step for {duration(quiet)}; {rhythm}")
 
 
+def not_ahead(row: RunRow, now: int) -> RunRow:
+    """The run as it was read at `now` (ns since 1970): whatever clock wrote its times, nothing happened after it was read."""
+    stats = row.stats
+    if max(row.step_time, row.open_time, row.create_time, stats.away, *stats.returns) <= now:
+        return row
+    return replace(
+        row,
+        step_time=min(row.step_time, now),
+        open_time=min(row.open_time, now),
+        create_time=min(row.create_time, now),
+        stats=replace(stats, away=min(stats.away, now), returns=tuple(min(time, now) for time in stats.returns)),
+    )
+
+
 def duration(seconds: float) -> str:
     """A duration for people, such as 3.2 min."""
     for unit, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):

@@ -6,14 +6,12 @@ back: `restore` resets `_committing_after`.
 """
 
 from dataclasses import replace
-from time import monotonic_ns
 
 from mechanicd import runs
 from mechanicd.runs import EventRow, RunRow, StepRow
 from mechanicd.service import _convert
-from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError
-from mechanicd.store import Commit
+from mechanicd.store import Clock, Commit, steady_ns
 from mechanicd.tuner import ReductionsError, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -38,6 +36,7 @@ class ActiveRun:
     """
 
     __slots__ = (
+        "_clock",
         "_committing_after",
         "_events",
         "_first_scale",
@@ -57,7 +56,7 @@ class ActiveRun:
         "stats",
     )
 
-    def __init__(self, row: RunRow, begun_after: int, last: StepRow | None) -> None:
+    def __init__(self, row: RunRow, begun_after: int, last: StepRow | None, clock: Clock) -> None:
         self.row = row
         self.begun_after = begun_after
         self.state = TunerState.from_bytes(row.state, row.config)
@@ -74,6 +73,7 @@ class ActiveRun:
         self._step_time = row.step_time
         self._interval = row.interval
         self._tick = 0
+        self._clock = clock
         self._last = None if last is None else rebuilt(row.session, last)
 
     def now(self) -> RunRow:
@@ -106,7 +106,8 @@ class ActiveRun:
         else:
             state, outcome = tuner.hold(state), runs.StepOutcome.HELD if request.hold else runs.StepOutcome.NON_FINITE
             h = (_NAN,) * self._groups
-        now, tick = now_ns(), monotonic_ns()
+        tick = steady_ns()
+        now = self._clock.at(tick)
         if self._tick:  # not at this server's first step of the run
             gap, usual = tick - self._tick, self._interval
             # A slow average in integers; a pause (an evaluation, a checkpoint) counts as eight intervals at most.

@@ -9,7 +9,6 @@ from typing import Any, Final
 from mechanicd.runs import RunRow, SessionRow
 from mechanicd.service import _convert, _events, _session_start
 from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repeated
-from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._registry import NewName, Registry, Unrecognized, unknown
@@ -57,6 +56,7 @@ class Engine:
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         self.writer = Writer(store, flush_interval, self.registry.lost, on_health, retention, self.metrics)
+        self._now = store.clock.now
         self._held = self.registry.by_session  # the same dict; saves the hot path an attribute lookup
         self._draining = False
 
@@ -68,6 +68,7 @@ class Engine:
             "store_works": self.writer.healthy,
             "trouble": self.writer.trouble,
             "unfolded": self.store.unfolded,
+            "clock": self.store.clock.offset,
         }
 
     def start(self) -> None:
@@ -164,7 +165,7 @@ class Engine:
         for session in sessions:
             run = self._held.get(session)
             if run is not None and not run.fenced_by:
-                run.disconnected(now_ns())
+                run.disconnected(self._now())
                 self.writer.mark(run)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class Engine:
                 row = await self._get(name)
                 decision = _session_start.decide(row, fresh, start)
                 state = decision.state or state
-            now = now_ns()
+            now = self._now()
             # Conditional on the epoch just read: if another server claimed the run meanwhile, this raises OwnershipLost,
             # nothing is written, and `open_session` looks again.
             row = await self.writer.call(
@@ -258,14 +259,14 @@ class Engine:
         else:
             row, begun = await self._find(session, name)
             # A new epoch: whatever another server still has of this session in memory, it can't commit it any more.
-            now = now_ns()
+            now = self._now()
             stats, events = row.stats.came_back(now), _events.reattached(row, now, in_memory=False)
             row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
             run = await self._hold(name, row, begun.after_step)
         _session_start.check_config(run.row.config, config)
         self.metrics.opened[_OUTCOMES[_session_start.REATTACHED]] += 1
         if here:
-            now = now_ns()
+            now = self._now()
             run.reattached(now, _events.reattached(run.now(), now, in_memory=True))
             self.writer.mark(run)
         explanation = f"the session reattached; the server has step {run.state.step}"
@@ -301,7 +302,7 @@ class Engine:
             session=run.row.session,
             status=_convert.CLOSING_STATUS[request.status],
             message=_convert.text_in(request.message, 1000),
-            events=(_events.closed(run.state.step, now_ns(), _convert.CLOSING_STATUS[request.status], request.message),),
+            events=(_events.closed(run.state.step, self._now(), _convert.CLOSING_STATUS[request.status], request.message),),
         )
         # Conditional on epoch and session, like a commit: if the run was taken over meanwhile, this closes nothing.
         await self.writer.release(release)
@@ -369,7 +370,7 @@ class Engine:
 
     async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> ActiveRun:
         last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
-        run = ActiveRun(row, begun_after, last[0] if last else None)
+        run = ActiveRun(row, begun_after, last[0] if last else None, self.store.clock)
         self.registry.hold(name, run)
         return run
 
@@ -403,7 +404,7 @@ class Engine:
         state = TunerState.initial(config)
         try:
             created = await self.writer.call(
-                self.store.create, name.project, name.run, config, state.to_bytes(), state.scale, now_ns()
+                self.store.create, name.project, name.run, config, state.to_bytes(), state.scale, self._now()
             )
         except RunExists:
             return await self._get(name), False

@@ -7,7 +7,6 @@ from typing import Final
 
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
 from mechanicd.service import _convert
-from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._registry import NewName
@@ -56,7 +55,10 @@ class Lineage:
             row = await self._engine.flushed(name)  # with the steps taken until the fence; none follows
             from_to = f"from step {row.last_step} to {state.step}"
             event = EventRow(
-                now_ns(), state.step, EventKind.REWOUND_BY_HAND, from_to + (", and its session fenced" if held(row) else "")
+                self._store.clock.now(),
+                state.step,
+                EventKind.REWOUND_BY_HAND,
+                from_to + (", and its session fenced" if held(row) else ""),
             )
             now = await self._call(
                 self._store.rewind,
@@ -103,7 +105,10 @@ class Lineage:
             fenced = held(row) and fence
             from_to = f"from {name} to {new}"
             event = EventRow(
-                now_ns(), row.last_step, EventKind.RENAMED, from_to + (", and its session fenced" if fenced else "")
+                self._store.clock.now(),
+                row.last_step,
+                EventKind.RENAMED,
+                from_to + (", and its session fenced" if fenced else ""),
             )
             now = await self._call(
                 self._store.rename,
@@ -129,7 +134,7 @@ class Lineage:
                 raise _exists(name)
             state = await self._state(row, request.after_step)
             message = f"forked from {source} after step {state.step}; no trainer has opened it yet"
-            now = now_ns()
+            now = self._store.clock.now()
             change = Fork(
                 source_id=row.id,
                 expected_epoch=row.epoch,

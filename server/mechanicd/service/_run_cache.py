@@ -5,8 +5,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic_ns
 from typing import Any, Final
 
-from mechanicd.runs import Alert, RunRow, Silence, alerts, judged
-from mechanicd.service._clock import now_ns
+from mechanicd.runs import Alert, RunRow, Silence, alerts, judged, not_ahead
 from mechanicd.store import Store, changes
 
 JUDGE_NS: Final = 10**9
@@ -41,12 +40,14 @@ class RunCache:
             changed, gone = await self._call(changes, self._store, known)
             for id_ in gone:
                 del self._rows[id_]
-            self._rows.update({row.id: row for row in changed})
+            now = self._store.clock.now()
+            self._rows.update({row.id: not_ahead(row, now) for row in changed})
             return list(self._rows.values())
 
     def judge(self, row: RunRow) -> Seen:
         """A run with its status and alerts as of now."""
-        now = now_ns()
+        now = self._store.clock.now()
+        row = not_ahead(row, now)
         return judged(row, now, self._silence), alerts(row, now, self._silence)
 
     async def watch(self) -> dict[int, Seen]:

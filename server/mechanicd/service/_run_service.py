@@ -7,7 +7,6 @@ from typing import Final
 from mechanicd import store
 from mechanicd.runs import EventKind, EventRow, RunRow, Silence, same_alerts
 from mechanicd.service import _convert, _pages
-from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
@@ -166,7 +165,7 @@ class RunService:
     async def _archived(self, given: str, kind: EventKind) -> RunRow:
         """Archives or restores a run."""
         name = _convert.run_name_in(given)
-        row, archived, now = await self._get(name), kind is EventKind.ARCHIVED, now_ns()
+        row, archived, now = await self._get(name), kind is EventKind.ARCHIVED, self._store.clock.now()
         if bool(row.archive_time) is archived:
             return row
         await self._call(self._store.archive, row.id, now if archived else 0, EventRow(now, row.last_step, kind, "by hand"))

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from mechanicd.service._active_run import ActiveRun
-from mechanicd.service._clock import now_ns
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._store_thread import NoAnswer, StoreThread
@@ -27,6 +26,7 @@ FOLD_BYTES: Final = 16 * 2**20
 FOLD_SECONDS: Final = 30.0
 """The journal is folded when it is this large or this old. A fold rewrites the newest chunk of each run in it."""
 TEND_SECONDS: Final = 1.0
+CLOCK_SECONDS: Final = 60.0
 RETAIN_SECONDS: Final = 60.0
 _STOP_LOOK_SECONDS: Final = 0.05
 _TROUBLE: Final = StoreError.public
@@ -90,6 +90,7 @@ class Writer:
         self._retained = 0.0
         self._folded, self._folding = monotonic(), False
         self._stopping = False
+        self._clock_set = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -220,9 +221,9 @@ class Writer:
                 if self._folding:
                     return True
             else:
-                await self._thread.call(self.store.ping, patient=True)
+                self._set_by(await self._thread.call(self.store.ping, patient=True))
             if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
-                oldest = self._retention.oldest(now_ns())
+                oldest = self._retention.oldest(self.store.clock.now())
                 if await self._thread.call(self.store.retain, self._retention.keep_steps, oldest, patient=True):
                     return True
                 self._retained = monotonic()
@@ -302,6 +303,17 @@ class Writer:
         """On the store's thread: computes the stats, and commits."""
         sealed = [run.sealed(commit) for run, commit in zip(runs, commits, strict=True)]
         return sealed, self.store.commit(sealed, [])
+
+    def _set_by(self, ahead: int) -> None:
+        """The store's clock is this many ns ahead of ours, which follows it slowly."""
+        if (abs(ahead) > CLOCK_SECONDS * 10**9) != self._clock_set:
+            self._clock_set = not self._clock_set
+            if self._clock_set:
+                log.warning(
+                    "the clock was set by %+.0f s; the times of steps follow it slowly, so that no run seems silent. Restart "
+                    "the server to use the new time at once",
+                    ahead / 1e9,
+                )
 
     def _well(self) -> None:
         if self.trouble:

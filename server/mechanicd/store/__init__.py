@@ -2,12 +2,13 @@
 
 `open_store(url)` returns a `Store` (`_interface`); `_url` reads the URL. Two engines, `_sqlite` and `_postgres`, share what
 `_store` does over SQL (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps with their buckets
-(`_summary`, and `_pyramid` above the chunks). `_model` has the changes that a store can make, `_errors` its errors.
-`_migrations` updates old files, `_files` watches those of SQLite, and `_check` and `_copy` are for maintenance. What a run is,
-and how it is judged, is in `mechanicd.runs`.
+(`_summary`, and `_pyramid` above the chunks). `_clock` is the time of day that all who use a store share, `_model` has the
+changes that a store can make, `_errors` its errors. `_migrations` updates old files, `_files` watches those of SQLite, and
+`_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
 """
 
 from mechanicd.store._check import Finding, check
+from mechanicd.store._clock import Clock, steady_ns
 from mechanicd.store._copy import copy
 from mechanicd.store._errors import (
     OwnershipLost,
@@ -18,6 +19,7 @@ from mechanicd.store._errors import (
     StoreError,
     StoreInUse,
     StoreMoved,
+    StoreNotPortable,
     StoreNotWritable,
     StorePackageMissing,
     StoreRejected,
@@ -37,6 +39,7 @@ __all__ = [
     "SERIES",
     "Buckets",
     "Claim",
+    "Clock",
     "Commit",
     "Finding",
     "Fork",
@@ -54,6 +57,7 @@ __all__ = [
     "StoreError",
     "StoreInUse",
     "StoreMoved",
+    "StoreNotPortable",
     "StoreNotWritable",
     "StorePackageMissing",
     "StoreRejected",
@@ -63,5 +67,6 @@ __all__ = [
     "check",
     "copy",
     "open_store",
+    "steady_ns",
     "without_password",
 ]

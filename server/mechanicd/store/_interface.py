@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow
+from mechanicd.store._clock import Clock
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._summary import Buckets
 from mechanicd.tuner import TunerConfig
@@ -14,7 +15,12 @@ class Store(Protocol):
 
     Raises (any method): StoreUnavailable, where the database can't be read or written now, and StoreNotWritable, where it is
     read-only; nothing changed then.
+
+    Attributes:
+        clock: what time it is, for all who use this store; any thread may read it.
     """
+
+    clock: Clock
 
     def create(self, project: str, run: str, config: TunerConfig, state: bytes, scale: tuple[float, ...], time: int) -> RunRow:
         """A new run without a session. Raises RunExists."""
@@ -110,8 +116,8 @@ class Store(Protocol):
             oldest: runs whose last step is before this time (ns since 1970) are deleted.
         """
 
-    def ping(self) -> None:
-        """Returns if the database answers."""
+    def ping(self) -> int:
+        """Returns if the database answers: by how many ns its clock is ahead of `clock`, which then follows it."""
 
     def interrupt(self) -> None:
         """Called from another thread: makes a call that waits for ever fail soon, if the engine can do that."""

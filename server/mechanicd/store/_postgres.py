@@ -172,6 +172,7 @@ class PostgresStore(SQLStore):
             with self.reading() as db:
                 (unfolded,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
                 self.unfolded = int(unfolded)
+                self.clock.start(*self._look(db))
         except BaseException:
             self.close()
             raise
@@ -189,6 +190,10 @@ class PostgresStore(SQLStore):
         if connection is not None:
             with suppress(psycopg.Error):
                 connection.close()
+
+    def time(self, db: Database) -> int:
+        (now,) = db.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint").fetchone()
+        return int(now)
 
     def integrity(self) -> list[str]:
         return []  # PostgreSQL has its own tools for this: pg_amcheck, data checksums

@@ -1,11 +1,13 @@
 """The embedded engine: one SQLite file in WAL mode; every transaction is synced to disk before it counts."""
 
-import fcntl
+import importlib
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from time import time_ns
 from typing import Any, Final
 
 from mechanicd.store import _migrations
@@ -15,6 +17,7 @@ from mechanicd.store._errors import (
     StoreError,
     StoreInUse,
     StoreMoved,
+    StoreNotPortable,
     StoreNotWritable,
     StoreRejected,
     StoreUnavailable,
@@ -160,6 +163,9 @@ class SQLiteStore(SQLStore):
             self._files = None
         self._unlock()
 
+    def time(self, db: Database) -> int:
+        return time_ns()
+
     def integrity(self) -> list[str]:
         with self.reading() as db:
             found = [str(text) for (text,) in db.execute("PRAGMA integrity_check").fetchall()]
@@ -292,6 +298,13 @@ class _SQLite:
 
 def _lock(path: str) -> Any:
     """Locks `PATH.lock`, so that a second server on the same file fails at startup."""
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ModuleNotFoundError:
+        raise StoreNotPortable(
+            f"{path}: a database is locked by flock (Python's fcntl), which {sys.platform} does not have; open it on Linux, on "
+            "macOS or in WSL. Here it can only be read, as `mechanicd store check` does"
+        ) from None
     try:
         handle = Path(f"{path}.lock").open("a")  # noqa: SIM115  (held as long as the store is open)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow
 from mechanicd.store import _history, _journal, _lineage, _summary
+from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists
 from mechanicd.store._journal import Segment
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
@@ -29,6 +30,7 @@ class SQLStore(ABC):
 
     def __init__(self) -> None:
         self.unfolded = 0
+        self.clock = Clock()
         self._journal = _journal.Index()
         self._folding: tuple[list[int], dict[int, list[Segment]]] | None = None
 
@@ -48,6 +50,10 @@ class SQLStore(ABC):
     @abstractmethod
     def count_on(self, db: Database) -> None:
         """Call it after copying ids from another store: new ids continue after them."""
+
+    @abstractmethod
+    def time(self, db: Database) -> int:
+        """What the clock says now that `clock` stands for, ns since 1970."""
 
     @abstractmethod
     def integrity(self) -> list[str]:
@@ -195,6 +201,8 @@ class SQLStore(ABC):
         with self.transaction() as db:
             before = self._held(db, claim.run_id, claim.expected_epoch)
             self._fold_one(db, before)
+            # Which of a run's sessions is newer is told by when they were opened, whatever clocks their servers had.
+            opened = min(max(claim.time, before.open_time + 1), LATEST)
             rewinds = before.rewinds
             if claim.after_step < before.last_step:
                 rewinds += 1
@@ -212,7 +220,7 @@ class SQLStore(ABC):
                     "scale": floats_out(claim.scale),
                     "labels": json.dumps(claim.labels),
                     "status": RunStatus.RUNNING,
-                    "time": claim.time,
+                    "time": opened,
                     "rewinds": rewinds,
                     "command": claim.command,
                     "vitals": claim.stats.to_text(),
@@ -220,7 +228,7 @@ class SQLStore(ABC):
             )
             db.execute(
                 insert("sessions"),
-                {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": claim.time},
+                {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": opened},
             )
             _note(db, claim.run_id, claim.events)
             return _by_id(db, claim.run_id)
@@ -350,11 +358,18 @@ class SQLStore(ABC):
                 done += len(old)
         return done > 0
 
-    def ping(self) -> None:
+    def ping(self) -> int:
         with self.reading() as db:
             db.execute("SELECT 1 FROM runs LIMIT 1").fetchone()
+            return self.clock.follow(*self._look(db))
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _look(self, db: Database) -> tuple[int, int]:
+        """The time, and when in between asking and being told it was that, by `steady_ns`."""
+        asked = steady_ns()
+        found = self.time(db)
+        return found, (asked + steady_ns()) // 2
 
     def _stop_folding(self) -> None:
         self._folding = None
