@@ -13,14 +13,14 @@ PUBLIC = {
     "mechanicd.runs": """
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING
         Alert AlertKind EventKind EventRow Filter FilterError Mark RunRow RunStats RunStatus SessionRow Silence StepOutcome
-        StepRow alerts duration export_rows first_scale judged outcomes pack parse_filter record_dtype record_layout same_alerts
-        unpack
+        StepRow alerts duration export_rows first_scale judged not_ahead outcomes pack parse_filter record_dtype record_layout
+        same_alerts unpack
     """,
     "mechanicd.store": """
-        SCHEMA_VERSION SERIES Buckets Claim Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
-        SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreMoved StoreNotWritable
-        StorePackageMissing StoreRejected StoreUnavailable SummaryRequest
-        changes check copy open_store without_password
+        SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
+        SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreMoved StoreNotPortable
+        StoreNotWritable StorePackageMissing StoreRejected StoreUnavailable SummaryRequest
+        changes check copy open_store steady_ns without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer OnOutage PackageMissing

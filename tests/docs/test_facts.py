@@ -13,6 +13,7 @@ import click
 import pytest
 
 from mechanicd.cli import main
+from mechanicd.client._run_name import WORDS
 from mechanicd.dashboard._app import make_app
 from mechanicd.dashboard._request import SeriesRequest
 from mechanicd.tuner import TunerConfig
@@ -187,7 +188,8 @@ def test_each_reason_is_explained_and_each_explained_one_exists() -> None:
 
 
 def test_no_page_names_a_reason_that_is_not_there() -> None:
-    known = reasons() | environment(SOURCES + TESTS) | {"GRPC_ENABLE_FORK_SUPPORT", "NOT_SERVING"}
+    of_schedulers = {variable for variables in WORDS.values() for variable in variables}
+    known = reasons() | environment(SOURCES + TESTS) | of_schedulers | {"GRPC_ENABLE_FORK_SUPPORT", "NOT_SERVING"}
     for page, text in DOCS.items():
         named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", text))
         assert named <= known, page

@@ -9,20 +9,29 @@ file belongs to one machine, whose clock it is.
 """
 
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final
 
 LATEST: Final = 2**63 - 1
 """What fits into a step's record and into the stores' columns: a moment in the year 2262."""
 _SLEW: Final = 10
 """A tenth of the time that passes may go into a correction."""
-_time: Any = time
-_STEADY: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
-def steady_ns() -> int:
-    """Nanoseconds since some moment, the same one in every process of this machine. Goes on while the machine sleeps."""
-    now: int = _time.monotonic_ns() if _STEADY is None else _time.clock_gettime_ns(_STEADY)
-    return now
+def _steady() -> Callable[[], int]:
+    try:
+        return partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+    except AttributeError:
+        pass
+    try:
+        return partial(time.clock_gettime_ns, time.CLOCK_MONOTONIC)
+    except AttributeError:  # Windows
+        return time.monotonic_ns
+
+
+steady_ns: Final = _steady()
+"""Nanoseconds since some moment, the same one in every process of this machine. Goes on while the machine sleeps."""
 
 
 class Clock:
