@@ -221,7 +221,8 @@ class Writer:
                 if self._folding:
                     return True
             else:
-                self._set_by(await self._thread.call(self.store.ping, patient=True))
+                await self._thread.call(self.store.ping, patient=True)
+                self._set_by(self.store.clock.ahead)
             if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
                 oldest = self._retention.oldest(self.store.clock.now())
                 if await self._thread.call(self.store.retain, self._retention.keep_steps, oldest, patient=True):
@@ -305,7 +306,7 @@ class Writer:
         return sealed, self.store.commit(sealed, [])
 
     def _set_by(self, ahead: int) -> None:
-        """The store's clock is this many ns ahead of ours, which follows it slowly."""
+        """The clock that the store's stands for is this many ns ahead of it."""
         if (abs(ahead) > CLOCK_SECONDS * 10**9) != self._clock_set:
             self._clock_set = not self._clock_set
             if self._clock_set:

@@ -69,11 +69,15 @@ class Clock:
         at = steady_ns()
         return self.at(at) - at
 
-    def follow(self, read: int, at: int) -> int:
-        """The clock that this one stands for was read at `at` (`steady_ns`). Returns by how much it is ahead, in ns."""
+    @property
+    def ahead(self) -> int:
+        """By how many ns the clock that this one stands for was ahead when it was read last."""
+        return self._line[2]
+
+    def follow(self, read: int, at: int) -> None:
+        """The clock that this one stands for was read at `at` (`steady_ns`)."""
         here = self.at(at)
         self._line = (here - at, at, read - here)
-        return read - here
 
     def start(self, read: int, at: int) -> None:
         """As `follow`, and all at once: before anybody has used this clock."""

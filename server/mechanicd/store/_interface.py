@@ -116,8 +116,8 @@ class Store(Protocol):
             oldest: runs whose last step is before this time (ns since 1970) are deleted.
         """
 
-    def ping(self) -> int:
-        """Returns if the database answers: by how many ns its clock is ahead of `clock`, which then follows it."""
+    def ping(self) -> None:
+        """Returns if the database answers. `clock` follows that of the database from here on."""
 
     def interrupt(self) -> None:
         """Called from another thread: makes a call that waits for ever fail soon, if the engine can do that."""

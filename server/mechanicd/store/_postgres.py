@@ -172,7 +172,7 @@ class PostgresStore(SQLStore):
             with self.reading() as db:
                 (unfolded,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
                 self.unfolded = int(unfolded)
-                self.clock.start(*self._look(db))
+                self.clock.start(*self._read_clock(db))
         except BaseException:
             self.close()
             raise

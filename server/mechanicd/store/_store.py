@@ -358,14 +358,14 @@ class SQLStore(ABC):
                 done += len(old)
         return done > 0
 
-    def ping(self) -> int:
+    def ping(self) -> None:
         with self.reading() as db:
             db.execute("SELECT 1 FROM runs LIMIT 1").fetchone()
-            return self.clock.follow(*self._look(db))
+            self.clock.follow(*self._read_clock(db))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _look(self, db: Database) -> tuple[int, int]:
+    def _read_clock(self, db: Database) -> tuple[int, int]:
         """The time, and when in between asking and being told it was that, by `steady_ns`."""
         asked = steady_ns()
         found = self.time(db)
