@@ -33,6 +33,7 @@ EMPTY_REQUEST_GETS = {
     "RenameRun": "MALFORMED_NAME",
     "ArchiveRun": "MALFORMED_NAME",
     "RestoreRun": "MALFORMED_NAME",
+    "SketchRuns": None,
     "QuerySeries": "MALFORMED_NAME",
 }
 

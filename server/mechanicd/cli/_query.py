@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 from rich.console import Console
@@ -13,12 +13,15 @@ from rich.text import Text
 from mechanicd.cli import _options, _text
 from mechanicd.cli._output import json_option, printable
 from mechanicd.cli._ranges import BRANCH, FIRST_STEP
-from mechanicd.client import Client, MechanicdError, connect
-from mechanicd.runs import EXPORT_FORMATS, StepRow, export_rows
+from mechanicd.client import Client, MechanicdError, NotImplementedByServer, connect
+from mechanicd.runs import EXPORT_FORMATS, StepColumns, export_rows
+from mechanicd.tuner import Reductions
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
 _SKETCHED_RUNS = 100
+_COLORED_RUNS = 200
 _SKETCH_WIDTH = 24
+_SKETCHED_AT_ONCE = 1000
 _WIDE = 10_000
 
 
@@ -50,8 +53,12 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
             click.echo(f"no runs{matching} at {target}; a training script creates one with mechanize(…, target='{target}')")
             return
         wanted = len(found) <= _SKETCHED_RUNS if sketch is None else sketch
-        sketches = {run.name: sketch_of(client, run.name, _SKETCH_WIDTH) for run in found} if wanted else None
-    console().print(_text.table(found, sketches))
+        sketches = sketches_of(client, [run.name for run in found], _SKETCH_WIDTH) if wanted else None
+    out = console()
+    if out.is_terminal and len(found) <= _COLORED_RUNS:
+        out.print(_text.table(found, sketches))
+    else:
+        click.echo("\n".join(_text.lines(found, sketches)))
 
 
 @click.command()
@@ -159,9 +166,18 @@ class _Console(Console):
         raise BrokenPipeError  # not rich's exit code 1: `_streams` ends the program
 
 
-def sketch_of(client: Client, name: str, width: int) -> str:
-    """A sparkline of a run's largest S over all its steps. Raises MechanicdError."""
-    return _text.sparkline([max(bucket.scale.max) for bucket in _buckets(client, name, 4 * width)], width)
+def sketches_of(client: Client, names: Sequence[str], width: int) -> dict[str, str]:
+    """Sparklines of the largest S over all steps, by run name; without runs that are gone. Raises MechanicdError."""
+    drawn: dict[str, str] = {}
+    for begin in range(0, len(names), _SKETCHED_AT_ONCE):
+        some = names[begin : begin + _SKETCHED_AT_ONCE]
+        try:
+            request = run_service_pb2.SketchRunsRequest(names=some, points=4 * width)
+            sketches = {sketch.name: list(sketch.scale) for sketch in client.call("SketchRuns", request, 60.0).sketches}
+        except NotImplementedByServer:  # of version 0.1
+            sketches = {name: [max(bucket.scale.max) for bucket in _buckets(client, name, 4 * width)] for name in some}
+        drawn |= {name: _text.sparkline(scales, width) for name, scales in sketches.items()}
+    return drawn
 
 
 def _buckets(client: Client, name: str, most: int) -> list[run_service_pb2.SeriesBucket]:
@@ -200,30 +216,44 @@ def _why_gone(client: Client, name: str) -> str:
     return "archived" if run.HasField("archive_time") else "no longer matches"
 
 
-def _steps(client: Client, name: str, branch: int, first: int, last: int | None) -> Iterator[StepRow]:
+def _steps(client: Client, name: str, branch: int, first: int, last: int | None) -> Iterator[StepColumns]:
     token = ""
     while True:
         page = client.call(
             "QuerySeries",
             run_service_pb2.QuerySeriesRequest(
-                name=name, branch=branch, first_step=first, last_step=last or 0, page_token=token, page_size=10_000
-            ),
-        )
-        for record in page.records:
-            sent = record.reductions
-            yield StepRow(
-                step=record.step,
-                time=record.time.ToNanoseconds(),
-                outcome=int(record.outcome),
-                delta_dot_g=tuple(sent.delta_dot_g),
-                delta_dot_x=tuple(sent.delta_dot_x),
-                g_norm_sq=tuple(sent.g_norm_sq),
-                x_norm_sq=tuple(sent.x_norm_sq),
-                h=tuple(record.h),
-                scale=tuple(record.scale),
-                base_lr=record.base_lr if record.HasField("base_lr") else None,
+                name=name,
                 branch=branch,
-            )
+                first_step=first,
+                last_step=last or 0,
+                page_token=token,
+                page_size=10_000,
+                as_columns=True,
+            ),
+            60.0,
+        )
+        yield _columns(page.columns) if page.HasField("columns") else _of_records(page.records)
         token = page.next_page_token
         if not token:
             return
+
+
+def _columns(sent: resources_pb2.StepColumns) -> StepColumns:
+    values = {field: list(getattr(sent, field)) for field in StepColumns._fields if field not in ("time", "base_lr")}
+    lr = [value if there else None for value, there in zip(sent.base_lr, sent.has_base_lr, strict=True)]
+    return StepColumns(**values, time=list(sent.time_ns), base_lr=lr)
+
+
+def _of_records(records: Iterable[resources_pb2.StepRecord]) -> StepColumns:
+    """What a server of an older version sends."""
+    found = list(records)
+    sent = {field: [value for record in found for value in getattr(record.reductions, field)] for field in Reductions._fields}
+    return StepColumns(
+        **sent,
+        step=[record.step for record in found],
+        time=[record.time.ToNanoseconds() for record in found],
+        outcome=[int(record.outcome) for record in found],
+        base_lr=[record.base_lr if record.HasField("base_lr") else None for record in found],
+        h=[value for record in found for value in record.h],
+        scale=[value for record in found for value in record.scale],
+    )

@@ -23,6 +23,7 @@ from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
 _SKETCH_WIDTH: Final = 24
+_SKETCHED_RUNS: Final = 1000
 _CHROME: Final = 4
 """Screen lines that don't show runs."""
 _LEAST_WIDTHS: Final = {
@@ -50,10 +51,11 @@ class _Fleet:
         try:
             for response in client.watch(request):
                 with self._lock:
-                    self._runs.update({run.name: run for run in response.runs})
-                    for name in response.gone:
+                    for name in response.gone:  # first: a run may have taken the name of another one
                         self._runs.pop(name, None)
-                self._first.set()
+                    self._runs.update({run.name: run for run in response.runs})
+                if not response.more:
+                    self._first.set()
         except MechanicdError as error:
             self.error = error
         finally:
@@ -81,11 +83,14 @@ class _Sketches:
 
     def of(self, runs: list[resources_pb2.Run]) -> dict[str, str]:
         """Sparklines by run name."""
+        stale = {}
         for run in runs:
             drawn = self._made.get(run.name, (-1, ""))[0]
             if not drawn <= run.durable_step <= drawn + drawn // (2 * _SKETCH_WIDTH):
-                with contextlib.suppress(MechanicdError):  # the run may be gone; a lost server is reported elsewhere
-                    self._made[run.name] = run.durable_step, _query.sketch_of(self._client, run.name, _SKETCH_WIDTH)
+                stale[run.name] = run.durable_step
+        with contextlib.suppress(MechanicdError):  # a lost server is reported elsewhere
+            sketches = _query.sketches_of(self._client, list(stale), _SKETCH_WIDTH)
+            self._made |= {name: (stale[name], sketch) for name, sketch in sketches.items()}
         return {run.name: self._made[run.name][1] for run in runs if run.name in self._made}
 
 
@@ -119,7 +124,8 @@ def top(target: str, project: str | None, filter_: str, sort: str, interval: flo
                 _print_json(fleet, sort, interval, once)
             elif once or not sys.stdout.isatty():
                 found = _text.ordered(fleet.runs(), sort)
-                _query.console().print(_screen(found, _Sketches(client).of(found[:1000]), len(found), sort))
+                sketches = _Sketches(client).of(found[:_SKETCHED_RUNS])
+                click.echo("\n".join([_tallies(found), f"by {sort}", "", *_text.lines(found, sketches)]))
             else:
                 _live(fleet, _Sketches(client), sort, interval)
         except KeyboardInterrupt:
@@ -143,7 +149,7 @@ def _live(fleet: _Fleet, sketches: _Sketches, sort: str, interval: float) -> Non
             room = max(1, console.height - _CHROME)
             first = max(0, min(first, len(found) - room))
             shown = found[first : first + room]
-            live.update(_screen(shown, sketches.of(shown), len(found), sort, found), refresh=True)
+            live.update(_screen(shown, sketches.of(shown), sort, found), refresh=True)
             end = time.monotonic() + interval
             while (left := end - time.monotonic()) > 0:
                 pressed = key(left)
@@ -157,27 +163,21 @@ def _live(fleet: _Fleet, sketches: _Sketches, sort: str, interval: float) -> Non
                     break
 
 
-def _screen(
-    shown: list[resources_pb2.Run],
-    sketches: dict[str, str],
-    total: int,
-    sort: str,
-    all_: list[resources_pb2.Run] | None = None,
-) -> Group:
-    found = shown if all_ is None else all_
-    counts = Counter(map(_text.status, found))
-    parts = [f"{total} runs", *(f"{count} {status}" for status, count in counts.most_common())]
-    needy = sum(bool(run.needs) for run in found)
-    heading = Text(", ".join(parts), style="bold")
-    heading.append(
-        f"   {needy} need attention" if needy else "   none needs attention", style="bold yellow" if needy else "dim"
-    )
-    hints = Text(f"by {sort}   q quit   s sort   ↑↓ move", style="dim") if all_ is not None else Text(f"by {sort}", style="dim")
+def _screen(shown: list[resources_pb2.Run], sketches: dict[str, str], sort: str, found: list[resources_pb2.Run]) -> Group:
     table = _text.table(shown, sketches)
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
         column.min_width = _LEAST_WIDTHS.get(str(column.header), 1)
-    return Group(heading, hints, Text(""), table)
+    needy = any(run.needs for run in found)
+    heading = Text(_tallies(found), style="bold yellow" if needy else "bold")
+    return Group(heading, Text(f"by {sort}   q quit   s sort   ↑↓ move", style="dim"), Text(""), table)
+
+
+def _tallies(found: list[resources_pb2.Run]) -> str:
+    counts = Counter(map(_text.status, found))
+    parts = [f"{len(found)} runs", *(f"{count} {status}" for status, count in counts.most_common())]
+    needy = sum(bool(run.needs) for run in found)
+    return f"{', '.join(parts)}   {needy} need attention" if needy else f"{', '.join(parts)}   none needs attention"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from mechanicd.dashboard._bucket_range import END
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import ExportRequest
-from mechanicd.runs import EXPORT_FORMATS, RunRow, StepRow, export_rows
+from mechanicd.runs import EXPORT_FORMATS, RunRow, StepColumns, export_rows, unpack_columns
 from mechanicd.store import Store
 
 MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "jsonl": "application/x-ndjson"}
@@ -36,13 +36,14 @@ async def export(reader: Reader, run: RunRow, request: ExportRequest) -> AsyncIt
         reader.close()
 
 
-def _steps(store: Store, run: RunRow, request: ExportRequest) -> Iterable[StepRow]:
+def _steps(store: Store, run: RunRow, request: ExportRequest) -> Iterable[StepColumns]:
     first = 1 if request.x0 is None else max(1, min(math.ceil(request.x0), END))
     last = END if request.x1 is None else max(0, min(math.floor(request.x1), END))
-    limit = max(1, _VALUES // len(run.config.scale_groups))
+    groups = len(run.config.scale_groups)
+    limit = max(1, _VALUES // groups)
     while first <= last:
-        portion = store.steps(run, request.branch, first, last, limit)
-        yield from portion
-        if len(portion) < limit:
+        portion = unpack_columns(groups, store.records(run, request.branch, first, last, limit))
+        yield portion
+        if len(portion.step) < limit:
             return
-        first = portion[-1].step + 1
+        first = portion.step[-1] + 1

@@ -11,7 +11,7 @@ from mechanicd.runs._export import FORMATS as EXPORT_FORMATS
 from mechanicd.runs._export import rows as export_rows
 from mechanicd.runs._filter import Filter, FilterError, parse_filter
 from mechanicd.runs._model import EventRow, RunRow, SessionRow
-from mechanicd.runs._records import StepRow, outcomes, pack, unpack
+from mechanicd.runs._records import StepColumns, StepRow, outcomes, pack, unpack, unpack_columns
 from mechanicd.runs._records import dtype as record_dtype
 from mechanicd.runs._records import layout as record_layout
 from mechanicd.runs._run_stats import LEFT, SWING, Mark, RunStats, first_scale
@@ -35,6 +35,7 @@ __all__ = [
     "RunStatus",
     "SessionRow",
     "Silence",
+    "StepColumns",
     "StepOutcome",
     "StepRow",
     "alerts",
@@ -50,4 +51,5 @@ __all__ = [
     "record_layout",
     "same_alerts",
     "unpack",
+    "unpack_columns",
 ]

@@ -259,6 +259,18 @@ def step_out(row: runs.StepRow) -> resources_pb2.StepRecord:
     )
 
 
+def columns_out(steps: runs.StepColumns) -> resources_pb2.StepColumns:
+    """Stored steps as columns."""
+    values = steps._asdict()
+    time, lr = values.pop("time"), values.pop("base_lr")
+    return resources_pb2.StepColumns(
+        **values,
+        time_ns=time,
+        has_base_lr=[value is not None for value in lr],
+        base_lr=[0.0 if value is None else value for value in lr],
+    )
+
+
 def buckets_out(groups: int, buckets: store.Buckets) -> Iterator[run_service_pb2.SeriesBucket]:
     """Stored buckets."""
     places = {name: slice(index * groups, (index + 1) * groups) for index, name in enumerate(store.SERIES)}

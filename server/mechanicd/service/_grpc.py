@@ -154,6 +154,10 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         return await self._runs.delete_run(request)
 
     @_answer
+    async def SketchRuns(self, request: run.SketchRunsRequest) -> run.SketchRunsResponse:
+        return await self._runs.sketch_runs(request)
+
+    @_answer
     async def QuerySeries(self, request: run.QuerySeriesRequest) -> run.QuerySeriesResponse:
         return await self._runs.query_series(request)
 

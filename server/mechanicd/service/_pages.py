@@ -16,6 +16,8 @@ PAGE_BYTES: Final = 3_500_000
 """What a list puts into one response: gRPC clients refuse more than 4 MiB unless told otherwise."""
 MOST_BYTES: Final = 60 * 2**20
 """What any response may take: our own clients and a client that follows the contract accept 64 MiB."""
+GONE_BYTES: Final = 400_000
+"""What the names of runs that are gone take of a response, beside a page of runs."""
 _VALUE, _ITEM = 8, 96
 
 
@@ -34,6 +36,19 @@ def portions(messages: Iterable[M]) -> Iterator[list[M]]:
             yield portion
             portion, size = [], message.ByteSize()
         portion.append(message)
+    yield portion
+
+
+def texts(given: Iterable[str], most: int) -> Iterator[list[str]]:
+    """The texts in their order, in lists of about `most` bytes each; one empty list where there are none."""
+    portion: list[str] = []
+    size = 0
+    for text in given:
+        portion.append(text)
+        size += len(text)  # names are ASCII
+        if size > most:
+            yield portion
+            portion, size = [], 0
     yield portion
 
 

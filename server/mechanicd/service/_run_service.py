@@ -1,16 +1,17 @@
 """RunService's calls: queries and changes of runs. Takes messages and returns messages; knows no transport."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from mechanicd import store
-from mechanicd.runs import EventKind, EventRow, RunRow, Silence, same_alerts
+from mechanicd.runs import EventKind, EventRow, RunRow, Silence, record_layout, same_alerts, unpack, unpack_columns
 from mechanicd.service import _convert, _pages
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
 from mechanicd.service._run_cache import RunCache, Seen
+from mechanicd.service._sketches import Sketches
 from mechanicd.v1 import names, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -31,6 +32,7 @@ class RunService:
         self._call = engine.writer.call
         self._lineage = Lineage(engine)
         self._cache = RunCache(engine.store, engine.writer.call, silence or Silence())
+        self._sketches = Sketches(engine.store, engine.writer.call)
 
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """See RunService.GetRun."""
@@ -76,9 +78,8 @@ class RunService:
             gone = sorted(name for id_, each in shown.items() if (name := _name(each[0])) != _name_in(now, id_))
             if changed or gone or first:
                 changed.sort(key=lambda each: (each[0].project, each[0].run))
-                for portion in _pages.portions(_convert.run_out(*each) for each in changed):
-                    yield run_service_pb2.WatchRunsResponse(runs=portion, gone=gone)
-                    gone = []
+                for response in _responses(changed, gone):
+                    yield response
             shown, first = now, False
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -134,6 +135,10 @@ class RunService:
         row = await self._lineage.fork(request)
         return run_service_pb2.ForkRunResponse(run=_convert.run_out(*self._cache.judge(row)))
 
+    async def sketch_runs(self, request: run_service_pb2.SketchRunsRequest) -> run_service_pb2.SketchRunsResponse:
+        """See RunService.SketchRuns."""
+        return await self._sketches.of(request, self._cache.read)
+
     async def query_series(self, request: run_service_pb2.QuerySeriesRequest) -> run_service_pb2.QuerySeriesResponse:
         """See RunService.QuerySeries."""
         about = ("series", request.name, str(request.first_step), str(request.last_step), str(request.branch))
@@ -155,12 +160,17 @@ class RunService:
             buckets = await self._call(self._store.summary, row, request.branch, first, last, most)
             return run_service_pb2.QuerySeriesResponse(buckets=_convert.buckets_out(groups, buckets))
         size = _pages.fit(size, 6 * groups + 1)
-        steps = await self._call(self._store.steps, row, request.branch, first, last, size + 1)
-        page = steps[:size]
-        return run_service_pb2.QuerySeriesResponse(
-            records=map(_convert.step_out, page),
-            next_page_token=_pages.token_out([str(steps[size].step)], *about) if len(steps) > size else "",
+        found = await self._call(self._store.records, row, request.branch, first, last, size + 1)
+        end = size * record_layout(groups).size
+        page, beyond = found[:end], list(unpack(groups, found[end:]))
+        response = run_service_pb2.QuerySeriesResponse(
+            next_page_token=_pages.token_out([str(beyond[0].step)], *about) if beyond else ""
         )
+        if request.as_columns:
+            response.columns.CopyFrom(_convert.columns_out(unpack_columns(groups, page)))
+        else:
+            response.records.extend(map(_convert.step_out, unpack(groups, page, request.branch)))
+        return response
 
     async def _archived(self, given: str, kind: EventKind) -> RunRow:
         """Archives or restores a run."""
@@ -208,6 +218,21 @@ def _differs(before: Seen | None, now: Seen) -> bool:
     if old.revision != new.revision or old.status != new.status:
         return True
     return not same_alerts(old_needs, new_needs)
+
+
+def _responses(changed: Sequence[Seen], gone: Iterable[str]) -> Iterator[run_service_pb2.WatchRunsResponse]:
+    """What a watcher is sent at one moment. Runs become messages only as they are sent: thousands of them are large."""
+    *others, last = _pages.texts(gone, _pages.GONE_BYTES)
+    for names_ in others:
+        yield run_service_pb2.WatchRunsResponse(gone=names_, more=True)
+    waiting: run_service_pb2.WatchRunsResponse | None = None
+    for portion in _pages.portions(_convert.run_out(*each) for each in changed):
+        if waiting is not None:
+            waiting.more = True
+            yield waiting
+        waiting, last = run_service_pb2.WatchRunsResponse(runs=portion, gone=last), []
+    assert waiting is not None  # there is one portion at least
+    yield waiting
 
 
 def _check_mask(paths: Sequence[str]) -> None:

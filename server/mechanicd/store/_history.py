@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanicd.runs import StepRow, record_dtype, record_layout, unpack
+from mechanicd.runs import record_dtype, record_layout
 from mechanicd.store import _pyramid, _summary
 from mechanicd.store._journal import Segment
 from mechanicd.store._sql import TABLES, Database, insert
@@ -128,10 +128,10 @@ def _cut(groups: int, chunk: _Chunk, after_step: int, branch: int) -> tuple[_Chu
     )
 
 
-def steps(
+def records(
     db: Database, run_id: int, groups: int, branch: int, first: int, last: int, limit: int, found: Iterable[Segment]
-) -> Iterator[StepRow]:
-    """Exact steps in order; see `Store.steps`.
+) -> Iterator[bytes]:
+    """Exact steps in order, packed; see `Store.records`.
 
     Args:
         found: the run's segments in the journal.
@@ -149,21 +149,21 @@ def steps(
 
     def blobs() -> Iterator[bytes]:
         for (number,) in numbers:
-            (records,) = db.execute(
+            (packed,) = db.execute(
                 "SELECT records FROM chunks WHERE run_id = :run_id AND branch = :branch AND number = :number",
                 {**key, "number": number},
             ).fetchone()
-            yield bytes(records)
+            yield bytes(packed)
         for segment in found:
             if segment.last_step >= first and segment.first_step <= last:
                 yield segment.records
 
     width = record_layout(groups).size
-    for records in blobs():
-        known = np.frombuffer(records, record_dtype(groups))["step"]
+    for packed in blobs():
+        known = np.frombuffer(packed, record_dtype(groups))["step"]
         begin = int(np.searchsorted(known, min(first, 2**63), side="left"))
         end = min(int(np.searchsorted(known, min(last, 2**63), side="right")), begin + limit - given)
-        yield from unpack(groups, records[begin * width : end * width], branch)
+        yield packed[begin * width : end * width]
         given += max(0, end - begin)
         if given >= limit:
             return
@@ -194,7 +194,8 @@ def summary(
         level = _buckets(groups, b"".join(row[0] for row in rows))
         parts.append(level[level["size"] == stored])
     tail = b"".join(segment.records for segment in found if segment.last_step >= begin and segment.first_step <= end)
-    parts.append(_summary.of_steps(groups, tail, 1))
+    if tail:
+        parts.append(_summary.of_steps(groups, tail, 1))
     buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])
     if size > 1:
         buckets = _summary.merge(buckets, size)

@@ -95,6 +95,9 @@ class Store(Protocol):
     def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
         """Steps first…last in order, at most `limit` of them."""
 
+    def records(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> bytes:
+        """The same steps, packed; see `mechanicd.runs.record_dtype`."""
+
     def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> Buckets:
         """Min, max, last and count over first…last in about `most` buckets; one bucket per step if that is few enough."""
 

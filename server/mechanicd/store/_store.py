@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final
 
-from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow
+from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
 from mechanicd.store import _history, _journal, _lineage, _summary
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists
@@ -301,9 +301,13 @@ class SQLStore(ABC):
 
     def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
         groups = len(run.config.scale_groups)
+        return list(unpack(groups, self.records(run, branch, first, last, limit), branch))
+
+    def records(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> bytes:
+        groups = len(run.config.scale_groups)
         with self.reading() as db:
             journal = self._segments(db, run.id, branch)
-            return list(_history.steps(db, run.id, groups, branch, first, last, limit, journal))
+            return b"".join(_history.records(db, run.id, groups, branch, first, last, limit, journal))
 
     def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> _summary.Buckets:
         return self.summaries([SummaryRequest(run, branch, first, last, most)])[0]
