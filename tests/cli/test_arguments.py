@@ -74,6 +74,19 @@ def test_a_step_beyond_all_steps_is_a_usage_error(arguments: tuple[str, ...], as
     assert "is not in the range" in refused("runs", *arguments, *["--json"] * as_json)
 
 
+@pytest.mark.parametrize("step", ["١٢", "1_000", "0x10", "1e3", "nan", " 5", "5 ", "+-5", "9" * 5000, "²", ""])
+def test_a_step_in_no_plain_digits_is_a_usage_error(step: str) -> None:
+    assert "is not" in refused("runs", "export", "r", "--first", step)
+    assert "is not" in refused("runs", "rewind", "r", step, "--yes")
+    assert "is not" in refused("serve", "--keep-steps", step, "--grpc", "127.0.0.1:0", "--http", "off")
+
+
+@pytest.mark.parametrize("seconds", ["١", "1_0", "0x1", "1e400", "-inf", "1,5"])
+def test_seconds_in_no_plain_digits_are_a_usage_error(seconds: str) -> None:
+    assert "is not" in refused("serve", "--grace", seconds, "--grpc", "127.0.0.1:0", "--http", "off")
+    assert "is not" in refused("top", "--interval", seconds)
+
+
 @pytest.mark.parametrize("days", ["nan", "inf", "1e300", "-1"])
 def test_vacuum_refuses_what_is_no_number_of_days(days: str, tmp_path: Path) -> None:
     assert "--keep-days" in refused(

@@ -18,9 +18,9 @@ PUBLIC = {
     """,
     "mechanicd.store": """
         SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
-        SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreError StoreInUse StoreMoved StoreNotPortable
+        SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved StoreNotPortable
         StoreNotWritable StorePackageMissing StoreRejected StoreUnavailable SummaryRequest
-        changes check copy open_store steady_ns without_password
+        changes check copy open_store saved_records steady_ns without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer OnOutage PackageMissing

@@ -5,8 +5,9 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grpc
 import pytest
 
 from mechanicd.client import (
@@ -23,6 +24,7 @@ from mechanicd.client import (
     connect,
     open_run,
 )
+from mechanicd.client._transport import translate
 from mechanicd.tuner import Tuner
 from mechanicd.v1 import resources_pb2, run_service_pb2, tuner_service_pb2
 
@@ -276,3 +278,30 @@ def test_a_store_of_a_newer_mechanicd(tmp_path: Path, run_cli: Callable[..., sub
     assert database.execute("SELECT gold FROM treasure").fetchall() == [(7,)]
     assert database.execute("PRAGMA user_version").fetchone() == (99,)
     database.close()
+
+
+SERVICES = [(tuner_service_pb2, "TunerService"), (run_service_pb2, "RunService")]
+NO_MESSAGES = {"no protobuf": b"\xff" * 9, "a cut one": b"\x0a\x7fabc", "no UTF-8": b"\x0a\x02\xc3\x28", "a group": b"\x0b"}
+
+
+def answered(channel: Any, method: Any, data: bytes) -> list[bytes]:
+    """The answers to bytes that are sent as they are."""
+    shape = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    start = getattr(channel, shape)(f"/{method.containing_service.full_name}/{method.name}")
+    answer = start(iter([data]) if method.client_streaming else data, timeout=20)
+    return list(answer) if method.server_streaming else [answer]
+
+
+@pytest.mark.parametrize("data", NO_MESSAGES.values(), ids=NO_MESSAGES)
+def test_bytes_that_are_no_request_are_refused_by_name(data: bytes, server: Any) -> None:
+    services = [module.DESCRIPTOR.services_by_name[name] for module, name in SERVICES]
+    with grpc.insecure_channel(server.target) as channel:
+        for method in (method for service in services for method in service.methods):
+            begins_with_text = any(field.number == 1 and field.type == field.TYPE_STRING for field in method.input_type.fields)
+            if data == NO_MESSAGES["no UTF-8"] and not begins_with_text:
+                continue
+            with pytest.raises(grpc.RpcError) as caught:
+                answered(channel, method, data)
+            error = translate(cast(Any, caught.value), server.target)
+            assert (caught.value.code(), error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"), method.name
+            assert method.input_type.full_name in error.message

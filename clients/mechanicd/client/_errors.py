@@ -101,6 +101,8 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "RUN_HELD": SessionError,
     "RUN_EXISTS": InvalidArgument,
     "RUN_RENAMED": ResumeError,
+    "MALFORMED_REQUEST": InvalidArgument,
+    "STORE_DAMAGED": MechanicdError,
 }
 
 

@@ -150,9 +150,13 @@ def export(target: str, project: str, run: str, format_: str, branch: int, first
     name = _options.full_name(project, run)
     with connect(target) as client:
         found = _options.get_run(client, name)
-        rows = export_rows(_steps(client, name, branch, first, last), list(found.config.scale_groups))
+        lost: list[MechanicdError] = []
+        rows = export_rows(_saved_steps(client, name, branch, first, last, lost), list(found.config.scale_groups))
         for text in EXPORT_FORMATS["jsonl" if as_json else format_](rows):
             sys.stdout.write(text)  # click.echo would take out what looks like a terminal's escape codes
+    if lost:
+        more = f" (and {len(lost) - 1} more ranges)" if len(lost) > 1 else ""
+        raise MechanicdError(lost[0].reason, f"all other steps are written, but {lost[0].message}{more}", lost[0].metadata)
 
 
 def console() -> Console:
@@ -214,6 +218,21 @@ def _why_gone(client: Client, name: str) -> str:
     except MechanicdError:
         return "deleted"
     return "archived" if run.HasField("archive_time") else "no longer matches"
+
+
+def _saved_steps(
+    client: Client, name: str, branch: int, first: int, last: int | None, lost: list[MechanicdError]
+) -> Iterator[StepColumns]:
+    """Every step that can be read. Each range of others is added to `lost`, as the server's error."""
+    while last is None or first <= last:
+        try:
+            yield from _steps(client, name, branch, first, last)
+            return
+        except MechanicdError as error:
+            if error.reason != "STORE_DAMAGED" or int(error.metadata.get("last_step", 0)) < first:
+                raise
+            lost.append(error)
+            first = int(error.metadata["last_step"]) + 1
 
 
 def _steps(client: Client, name: str, branch: int, first: int, last: int | None) -> Iterator[StepColumns]:

@@ -95,7 +95,7 @@ def forget(out: TextIO) -> None:
 
 def _there(stream: TextIO | None, mode: Literal["r", "w"]) -> TextIO:
     """The stream, or nothing in its place where whoever started the program has closed it."""
-    return stream or open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  (until the end of the process)
+    return stream or open(os.devnull, mode, encoding="utf-8")
 
 
 def _flush(out: TextIO) -> OSError | None:

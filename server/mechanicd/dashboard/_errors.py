@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mechanicd.runs import FilterError
-from mechanicd.store import StoreError
+from mechanicd.store import StoreDamaged, StoreError
 
 log = logging.getLogger("mechanicd.dashboard")
 
@@ -65,6 +65,8 @@ async def _filter(_: Request, error: Exception) -> Response:
 
 async def _store(_: Request, error: Exception) -> Response:
     log.error("store: %s", error)
+    if isinstance(error, StoreDamaged):
+        return Json(error_body(error.reason, str(error)), 500)
     return Json(error_body("STORE_UNAVAILABLE", "the store can't be read now; try again in a moment"), 503)
 
 

@@ -7,7 +7,7 @@ from mechanicd.dashboard._bucket_range import END
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import ExportRequest
 from mechanicd.runs import EXPORT_FORMATS, RunRow, StepColumns, export_rows, unpack_columns
-from mechanicd.store import Store
+from mechanicd.store import Store, saved_records
 
 MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "jsonl": "application/x-ndjson"}
 _VALUES = 20_000
@@ -18,7 +18,8 @@ async def export(reader: Reader, run: RunRow, request: ExportRequest) -> AsyncIt
     """The text, a portion at a time. It has its own connection, so a long history delays nobody else.
 
     Raises:
-        StoreError: before the first portion, or later if the rest can no longer be read.
+        StoreError: before the first portion, or later if the rest can no longer be read. StoreDamaged comes after all that can
+            be read: the answer then ends without its end, so that no client takes it for complete.
     """
     try:
         portions: Iterator[str] | None = None
@@ -40,10 +41,5 @@ def _steps(store: Store, run: RunRow, request: ExportRequest) -> Iterable[StepCo
     first = 1 if request.x0 is None else max(1, min(math.ceil(request.x0), END))
     last = END if request.x1 is None else max(0, min(math.floor(request.x1), END))
     groups = len(run.config.scale_groups)
-    limit = max(1, _VALUES // groups)
-    while first <= last:
-        portion = unpack_columns(groups, store.records(run, request.branch, first, last, limit))
-        yield portion
-        if len(portion.step) < limit:
-            return
-        first = portion.step[-1] + 1
+    for portion in saved_records(store, run, request.branch, first, last, max(1, _VALUES // groups)):
+        yield unpack_columns(groups, portion)

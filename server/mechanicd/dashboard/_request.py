@@ -1,6 +1,7 @@
 """Parses and checks requests: JSON bodies and query strings into frozen values. Pure."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -16,6 +17,8 @@ MOST_SPARKLINES: Final = 100
 MOST_GROUPS: Final = 50
 MOST_BANDED: Final = 2000
 MOST_COLUMNS: Final = 8192
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+"""Not all that Python's float takes: no digits of other scripts, no 1_000, no "infinity"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class BandsRequest:
         one = SeriesRequest(runs=(), **_where(fields), columns=columns or 200)
         quantiles = fields.take("quantiles", [0.1, 0.5, 0.9])
         if not isinstance(quantiles, list) or not all(_is_number(q) and 0 <= q <= 1 for q in quantiles) or len(quantiles) > 20:
-            raise ApiError("MALFORMED_REQUEST", f"quantiles {quantiles!r}: expected at most 20 numbers in [0, 1]")
+            raise ApiError("MALFORMED_REQUEST", f"quantiles {_short(quantiles)}: expected at most 20 numbers in [0, 1]")
         fields.end()
         return cls(groups=tuple(groups), one=one, quantiles=tuple(map(float, quantiles)))
 
@@ -162,7 +165,7 @@ class _Fields:
 
     def end(self) -> None:
         if self._left:
-            raise ApiError("MALFORMED_REQUEST", f"unknown fields {', '.join(sorted(map(repr, self._left)))}")
+            raise ApiError("MALFORMED_REQUEST", f"unknown fields {', '.join(sorted(map(_short, list(self._left)[:10])))}")
 
     def take(self, name: str, default: Any) -> Any:
         return self._left.pop(name, default)
@@ -229,11 +232,8 @@ class _Fields:
 
 
 def _parsed(text: str) -> float:
-    """The number that a query string names; NaN if it names none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    """The number that a query string names, as JSON writes it; NaN if it names none."""
+    return float(text) if _NUMBER.fullmatch(text) else math.nan
 
 
 def _short(value: Any) -> str:

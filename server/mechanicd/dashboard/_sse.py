@@ -1,6 +1,7 @@
 """Live events: what changed in the table since a viewer's cursor, as server-sent events."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -58,7 +59,7 @@ class Live:
 
     def _moment(self, cursor: str) -> int | None:
         process, _, number = cursor.partition(".")
-        if process != self._process or not number.isdecimal():
+        if process != self._process or not re.fullmatch("[0-9]{1,18}", number):
             return None
         moment = int(number)
         return moment if self._table.oldest <= moment <= self._table.now else None

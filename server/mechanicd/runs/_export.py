@@ -21,6 +21,7 @@ COLUMNS: Final = (
 
 _PORTION: Final = 512
 _OUTCOMES: Final = {outcome.value: outcome.name.lower() for outcome in StepOutcome}
+"""A number of a newer mechanicd stays a number."""
 
 Row = tuple[Any, ...]
 T = TypeVar("T")

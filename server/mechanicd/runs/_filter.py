@@ -1,5 +1,6 @@
 """List filters: comparisons joined by AND, in the style of AIP-160. Pure."""
 
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ MAX_FILTER: Final = 10_000
 """The most characters of a filter."""
 MAX_COMPARISONS: Final = 100
 """The most comparisons of a filter: a list makes each of them for every run."""
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WORDS: Final = ("nan", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
 _AND: Final = re.compile(r"AND\b")
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "=": operator.eq,
@@ -34,12 +37,15 @@ _TEXT_FIELDS: Final = {"name", "status"}
 _NUMBER_FIELDS: Final = {"step", "scale"}
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 class FilterError(ValueError):
     """A filter that can't be parsed, with its text and the position of the error."""
 
     def __init__(self, text: str, position: int, what: str) -> None:
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-        super().__init__(f"filter {shown!r}, at character {position}: {what}")
+        super().__init__(f"filter {_short(text)!r}, at character {position}: {what}")
         self.text = text
         self.position = position
 
@@ -118,10 +124,8 @@ def _checked(text: str, match: re.Match[str]) -> Comparison:
     if value.startswith('"'):
         value = re.sub(r"\\(.)", r"\1", value[1:-1])
     if field in _NUMBER_FIELDS:
-        try:
-            float(value)
-        except ValueError:
-            raise FilterError(text, match.start("value"), f"expected a number to compare {field} with, got {value!r}") from None
+        if value.lower() not in _WORDS and not (_NUMBER.fullmatch(value) and math.isfinite(float(value))):
+            raise FilterError(text, match.start("value"), f"expected a number to compare {field} with, got {_short(value)!r}")
         if operator_ == ":":
             raise FilterError(text, match.start("operator"), f"{field} is a number; ':' is for text")
     elif field == "needs":

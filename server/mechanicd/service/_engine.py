@@ -369,7 +369,12 @@ class Engine:
         raise unknown(session)  # it was the run's last session, and was closed
 
     async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> ActiveRun:
-        last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
+        try:
+            last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
+        except ServiceError as error:
+            if error.reason != "STORE_DAMAGED":  # then a step that is sent again can't be repeated, and all others go on
+                raise
+            last = []
         run = ActiveRun(row, begun_after, last[0] if last else None, self.store.clock)
         self.registry.hold(name, run)
         return run

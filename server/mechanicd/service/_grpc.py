@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.service import _convert
 from mechanicd.service._active_run import AlreadyTaken
+from mechanicd.service._decoding import Undecodable
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._registry import Unrecognized
@@ -34,6 +35,8 @@ def _answer(handler: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any, 
 
     async def call(servicer: Any, request: Any, context: Context) -> R:
         try:
+            if request.__class__ is Undecodable:
+                raise request.refusal()
             return await handler(servicer, request)
         except ServiceError as error:
             await _abort(context, error)
@@ -88,6 +91,8 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
                     if old or self._settle:
                         await self._complete(request, response, old)
                 except Exception:
+                    if isinstance(request, Undecodable):
+                        await _abort(context, request.refusal())
                     await _fail(context)
                 await write(response)
                 last = request
@@ -138,6 +143,8 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     async def WatchRuns(self, request: run.WatchRunsRequest, context: Context) -> AsyncIterator[run.WatchRunsResponse]:
         """Sends the runs as they are now, and each run again whenever it changes."""
         try:
+            if isinstance(request, Undecodable):
+                raise request.refusal()
             async for response in self._runs.watch_runs(request):
                 yield response
         except ServiceError as error:

@@ -160,17 +160,32 @@ class RunService:
             buckets = await self._call(self._store.summary, row, request.branch, first, last, most)
             return run_service_pb2.QuerySeriesResponse(buckets=_convert.buckets_out(groups, buckets))
         size = _pages.fit(size, 6 * groups + 1)
-        found = await self._call(self._store.records, row, request.branch, first, last, size + 1)
+        found, lost = await self._records(row, request.branch, first, last, size + 1)
         end = size * record_layout(groups).size
         page, beyond = found[:end], list(unpack(groups, found[end:]))
+        following = beyond[0].step if beyond else lost
         response = run_service_pb2.QuerySeriesResponse(
-            next_page_token=_pages.token_out([str(beyond[0].step)], *about) if beyond else ""
+            next_page_token=_pages.token_out([str(following)], *about) if following else ""
         )
         if request.as_columns:
             response.columns.CopyFrom(_convert.columns_out(unpack_columns(groups, page)))
         else:
             response.records.extend(map(_convert.step_out, unpack(groups, page, request.branch)))
         return response
+
+    async def _records(self, row: RunRow, branch: int, first: int, last: int, limit: int) -> tuple[bytes, int]:
+        """Exact steps, packed, up to the first that can't be read, and that one; 0 if all can.
+
+        Raises:
+            ServiceError: STORE_DAMAGED; step `first` is one that can't be read.
+        """
+        try:
+            return await self._call(self._store.records, row, branch, first, last, limit), 0
+        except ServiceError as error:
+            lost = int(error.metadata.get("first_step", 0))
+            if error.reason != "STORE_DAMAGED" or lost <= first:
+                raise
+            return await self._call(self._store.records, row, branch, first, lost - 1, limit), lost
 
     async def _archived(self, given: str, kind: EventKind) -> RunRow:
         """Archives or restores a run."""

@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mechanicd.runs import Silence
+from mechanicd.service._decoding import Decoding
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
 from mechanicd.service._run_service import RunService
@@ -26,10 +27,9 @@ log = logging.getLogger("mechanicd.service")
 
 HealthServicer: Any = health.aio.HealthServicer  # type: ignore[attr-defined]
 
-SERVICES: Final = (
-    tuner_service_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name,
-    run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
-)
+_TUNER: Final = tuner_service_pb2.DESCRIPTOR.services_by_name["TunerService"]
+_RUNS: Final = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
+SERVICES: Final = (_TUNER.full_name, _RUNS.full_name)
 
 
 _OPTIONS: Final = [
@@ -109,8 +109,12 @@ async def serve(
 
     engine = Engine(store, config.flush_interval, on_health, config.retention)
     server = grpc.aio.server(options=_OPTIONS)
-    tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(TunerServicer(engine, config.durability == "step"), server)
-    run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(RunService(engine, config.silence)), server)
+    tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(
+        TunerServicer(engine, config.durability == "step"), Decoding(server, _TUNER)
+    )
+    run_service_pb2_grpc.add_RunServiceServicer_to_server(
+        RunServicer(RunService(engine, config.silence)), Decoding(server, _RUNS)
+    )
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(
         (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),

@@ -16,7 +16,7 @@ from mechanicd.service._active_run import ActiveRun
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._store_thread import NoAnswer, StoreThread
-from mechanicd.store import Commit, Release, Store, StoreConflict, StoreError, StoreMoved, StoreUnavailable
+from mechanicd.store import Commit, Release, Store, StoreConflict, StoreDamaged, StoreError, StoreMoved, StoreUnavailable
 
 log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
@@ -113,12 +113,17 @@ class Writer:
 
         Raises:
             ServiceError: STORE_UNAVAILABLE. The details, which name hosts and files, go to the log and not to the client.
+                STORE_DAMAGED, with the steps that are lost.
             StoreConflict: somebody else was first; the caller handles it.
         """
         try:
             return await self._thread.call(function, *args)
         except StoreConflict:
             raise
+        except StoreDamaged as error:
+            log.error("store: %s", error)
+            where = {"branch": error.branch, "first_step": error.first_step, "last_step": error.last_step}
+            raise ServiceError("STORE_DAMAGED", str(error), where if error.last_step else {}) from None
         except StoreError as error:  # unreachable, full, read-only, migrated by a newer server: to a client it is all one
             log.error("store: %s", error)
             why = error.public if error.public != _TROUBLE else "the store can't be read or written right now"

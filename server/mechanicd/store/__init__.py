@@ -2,9 +2,10 @@
 
 `open_store(url)` returns a `Store` (`_interface`); `_url` reads the URL. Two engines, `_sqlite` and `_postgres`, share what
 `_store` does over SQL (`_sql`); `_history` folds the journal (`_journal`) into chunks of packed steps with their buckets
-(`_summary`, and `_pyramid` above the chunks). `_clock` is the time of day that all who use a store share, `_model` has the
-changes that a store can make, `_errors` its errors. `_migrations` updates old files, `_files` watches those of SQLite, and
-`_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
+(`_summary`, and `_pyramid` above the chunks); `_chunks` finds what is damaged. `_clock` is the time of day that all who use a
+store share, `_model` has the changes that a store can make, `_errors` its errors. `_migrations` updates old files, `_files`
+watches those of SQLite, and `_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in
+`mechanicd.runs`.
 """
 
 from mechanicd.store._check import Finding, check
@@ -16,6 +17,7 @@ from mechanicd.store._errors import (
     SchemaTooNew,
     SchemaTooOld,
     StoreConflict,
+    StoreDamaged,
     StoreError,
     StoreInUse,
     StoreMoved,
@@ -25,7 +27,7 @@ from mechanicd.store._errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from mechanicd.store._interface import Store, changes
+from mechanicd.store._interface import Store, changes, saved_records
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._open import open_store
@@ -54,6 +56,7 @@ __all__ = [
     "SchemaTooOld",
     "Store",
     "StoreConflict",
+    "StoreDamaged",
     "StoreError",
     "StoreInUse",
     "StoreMoved",
@@ -67,6 +70,7 @@ __all__ = [
     "check",
     "copy",
     "open_store",
+    "saved_records",
     "steady_ns",
     "without_password",
 ]

@@ -1,14 +1,16 @@
 """Verifies a store: reads every run and recomputes each of its steps with the tuner."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from mechanicd.runs import RunRow, StepOutcome, StepRow, pack
+from mechanicd.runs import RunRow, StepOutcome, StepRow, pack, unpack
 from mechanicd.store import _summary
-from mechanicd.store._interface import Store
+from mechanicd.store._errors import StoreDamaged
+from mechanicd.store._interface import Store, saved_records
 from mechanicd.tuner import Reductions, Tuner, TunerState
 
 _PAGE = 10_000
@@ -31,24 +33,37 @@ def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_
     """Every finding, run by run.
 
     Reasons: DATABASE_DAMAGED (the engine's own check), STATE_UNREADABLE, STATE_MISPLACED (the tuner's state is not that of the
-    last step), HISTORY_DISORDERED, HISTORY_ENDS_EARLY, SCALE_DIFFERS (a step taken again gives another S), SUMMARY_DIFFERS (a
-    bucket of the pyramid is not what its steps say); and harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out).
+    last step), HISTORY_DAMAGED (bytes of a run that can't be read), HISTORY_DISORDERED, HISTORY_ENDS_EARLY, SCALE_DIFFERS (a
+    step taken again gives another S), SUMMARY_DIFFERS (a bucket of the pyramid is not what its steps say); and harmless:
+    HISTORY_HAS_GAPS (steps that never came, or thinned out).
 
     Args:
         progress: called with (runs done, runs in all).
     """
-    for text in store.integrity():
-        yield Finding("", "DATABASE_DAMAGED", text)
-    rows: list[RunRow] = []
-    while page := store.list_runs(None, (rows[-1].project, rows[-1].run) if rows else None, 1000):
-        rows += page
-    for done, row in enumerate(rows):
-        progress(done, len(rows))
-        yield from _check_run(store, row)
-    progress(len(rows), len(rows))
+    try:
+        for text in store.integrity():
+            yield Finding("", "DATABASE_DAMAGED", text)
+        damaged = set()
+        for run, reason, text in store.damage():
+            damaged.add(run)
+            yield Finding(run, reason, text)
+        rows: list[RunRow] = []
+        while page := store.list_runs(None, (rows[-1].project, rows[-1].run) if rows else None, 1000):
+            rows += page
+        for done, row in enumerate(rows):
+            progress(done, len(rows))
+            yield from _check_run(store, row, f"projects/{row.project}/runs/{row.run}" not in damaged)
+        progress(len(rows), len(rows))
+    except StoreDamaged as error:  # of the engine's own pages: what comes after them can't be checked
+        yield Finding("", "DATABASE_DAMAGED", str(error))
 
 
-def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
+def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
+    """The findings of one run.
+
+    Args:
+        whole: all of its history can be read.
+    """
     name = f"projects/{row.project}/runs/{row.run}"
     try:
         state = TunerState.from_bytes(row.state, row.config)
@@ -76,7 +91,7 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
                     f"step {step.step} gives S = {replayed.scale[:3]}, but {step.scale[:3]} is stored",
                 )
                 replayed = None
-        yield from _check_summary(store, row, 0, page, name)
+        yield from _check_summary(store, row, 0, page, name) if whole else ()
     if last != row.last_step and last:
         yield Finding(name, "HISTORY_ENDS_EARLY", f"the history ends at step {last}, but the run is at {row.last_step}")
     if replayed is not None and replayed.step == row.last_step and replayed.to_bytes() != row.state:
@@ -88,7 +103,7 @@ def _check_run(store: Store, row: RunRow) -> Iterator[Finding]:
         for page in _pages(store, row, branch):
             if any(after.step <= before.step for before, after in pairwise(page)):
                 yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} are out of order near step {page[0].step}")
-            yield from _check_summary(store, row, branch, page, name)
+            yield from _check_summary(store, row, branch, page, name) if whole else ()
         yield from _check_zooms(store, row, branch, name)
 
 
@@ -145,7 +160,6 @@ def _same(left: _summary.Buckets, right: _summary.Buckets) -> bool:
 
 
 def _pages(store: Store, row: RunRow, branch: int) -> Iterator[list[StepRow]]:
-    first = 1
-    while page := store.steps(row, branch, first, _ALL, _PAGE):
-        yield page
-        first = page[-1].step + 1
+    with suppress(StoreDamaged):  # `Store.damage` tells of it
+        for portion in saved_records(store, row, branch, 1, _ALL, _PAGE):
+            yield list(unpack(len(row.config.scale_groups), portion, branch))

@@ -2,6 +2,7 @@
 
     StoreError                what every caller may catch; only its subclasses are raised
     ├── StoreUnavailable      can't be read or written now; nothing changed, and a retry may work
+    ├── StoreDamaged          works, but some of the bytes that it holds can't be read any more
     ├── StoreRejected         works, but rejects a value; nothing changed, and a retry does not help
     ├── StoreNotWritable      can't be written by this user, or is no database of this program
     ├── StoreInUse            another server holds this database
@@ -33,6 +34,21 @@ class StoreUnavailable(StoreError):
     """The database can't be read or written now: it is unreachable, full, or failing. Nothing changed."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class StoreDamaged(StoreError):
+    """Bytes that the store holds can't be read any more; others still can.
+
+    Args:
+        message: without names of hosts and files, so that clients may see it.
+        branch, first_step, last_step: the steps of a history that are lost; 0 where it is not about steps.
+    """
+
+    reason = "STORE_DAMAGED"
+
+    def __init__(self, message: str, branch: int = 0, first_step: int = 0, last_step: int = 0) -> None:
+        super().__init__(message)
+        self.branch, self.first_step, self.last_step = branch, first_step, last_step
 
 
 class StoreRejected(StoreError):

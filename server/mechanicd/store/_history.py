@@ -9,14 +9,15 @@ Each function works inside the caller's transaction.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mechanicd.runs import record_dtype, record_layout
-from mechanicd.store import _pyramid, _summary
+from mechanicd.store import _chunks, _pyramid, _summary
+from mechanicd.store._chunks import Chunk, Gap
+from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._journal import Segment
 from mechanicd.store._sql import TABLES, Database, insert
 
@@ -24,18 +25,6 @@ _WRITE = insert("chunks") + (
     " ON CONFLICT (run_id, branch, number) DO UPDATE SET first_step = excluded.first_step, last_step = excluded.last_step,"
     " thinned = excluded.thinned, coarse = excluded.coarse, fine = excluded.fine, records = excluded.records"
 )
-_READ = "SELECT branch, number, thinned, fine, records FROM chunks WHERE run_id = :run_id AND branch = :branch"
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Consecutive steps of a branch: buckets for all of them, and exact records unless they were thinned out."""
-
-    branch: int
-    number: int
-    thinned: bool
-    fine: _summary.Buckets
-    records: bytes
 
 
 def valid(found: Iterable[Segment], epoch: int, folded_step: int) -> list[Segment]:
@@ -57,15 +46,16 @@ def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment]) -> No
     if not counting:
         return
     fresh = False
-    for number, records in split(groups, b"".join(segment.records for segment in counting)):
+    whole = [_chunks.readable(groups, segment.records, segment.first_step, segment.last_step)[0] for segment in counting]
+    for number, records in split(groups, b"".join(whole)) if any(whole) else ():
         new = _summary.of_steps(groups, records)
-        chunk = _chunk(db, run_id, groups, 0, number)
+        chunk = _chunks.read(db, run_id, groups, 0, number)
         if chunk is None:
-            _write(db, run_id, groups, _Chunk(0, number, False, new, records))
+            _write(db, run_id, groups, Chunk(0, number, False, new, records))
             fresh = True
         else:
             fine = _summary.merge(np.concatenate((chunk.fine, new)), _summary.FINEST)
-            _write(db, run_id, groups, _Chunk(0, number, chunk.thinned, fine, chunk.records + records))
+            _write(db, run_id, groups, Chunk(0, number, chunk.thinned, fine, chunk.records + records))
     if fresh:
         _pyramid.rise(db, run_id, groups, 0)
     # Moves in the same transaction as the chunks: from here on the journal's copy of these steps no longer counts.
@@ -94,7 +84,7 @@ def copy_up_to(db: Database, run_id: int, to: int, groups: int, after_step: int)
         " WHERE run_id = :run_id AND branch = 0 AND number < :number",
         {"run_id": run_id, "to": to, "number": number},
     )
-    chunk = _chunk(db, run_id, groups, 0, number) if after_step else None
+    chunk = _chunks.read(db, run_id, groups, 0, number) if after_step else None
     if chunk is not None and int(chunk.fine["first_step"][0]) <= after_step:
         below, _ = _cut(groups, chunk, after_step, 0)
         _write(db, to, groups, below)
@@ -102,7 +92,7 @@ def copy_up_to(db: Database, run_id: int, to: int, groups: int, after_step: int)
 
 def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
     number = (after_step - 1) // _summary.chunk_steps(groups)
-    chunk = _chunk(db, run_id, groups, 0, number) if after_step else None
+    chunk = _chunks.read(db, run_id, groups, 0, number) if after_step else None
     above = {"run_id": run_id, "branch": branch, "after_step": after_step}
     db.execute("UPDATE chunks SET branch = :branch WHERE run_id = :run_id AND branch = 0 AND first_step > :after_step", above)
     if chunk is None or int(chunk.fine["last_step"][-1]) <= after_step or int(chunk.fine["first_step"][0]) > after_step:
@@ -111,7 +101,7 @@ def _cut_chunks(db: Database, run_id: int, groups: int, after_step: int, branch:
         _write(db, run_id, groups, part)
 
 
-def _cut(groups: int, chunk: _Chunk, after_step: int, branch: int) -> tuple[_Chunk, _Chunk]:
+def _cut(groups: int, chunk: Chunk, after_step: int, branch: int) -> tuple[Chunk, Chunk]:
     """Splits a chunk: the steps up to `after_step`, and the later ones as part of a branch."""
     size = record_layout(groups).size
     steps = np.frombuffer(chunk.records, record_dtype(groups))["step"]
@@ -123,8 +113,8 @@ def _cut(groups: int, chunk: _Chunk, after_step: int, branch: int) -> tuple[_Chu
     else:
         fine_below, fine_above = _summary.of_steps(groups, below), _summary.of_steps(groups, above)
     return (
-        _Chunk(chunk.branch, chunk.number, chunk.thinned, fine_below, below),
-        _Chunk(branch, chunk.number, chunk.thinned, fine_above, above),
+        Chunk(chunk.branch, chunk.number, chunk.thinned, fine_below, below),
+        Chunk(branch, chunk.number, chunk.thinned, fine_above, above),
     )
 
 
@@ -135,6 +125,9 @@ def records(
 
     Args:
         found: the run's segments in the journal.
+
+    Raises:
+        StoreDamaged: where steps can't be read; those before them were given.
     """
     if limit <= 0:
         return
@@ -147,26 +140,31 @@ def records(
         {**key, "low": (first - 1) // span, "high": (last - 1) // span},
     ).fetchall()
 
-    def blobs() -> Iterator[bytes]:
+    def blobs() -> Iterator[tuple[bytes, list[Gap]]]:
         for (number,) in numbers:
-            (packed,) = db.execute(
-                "SELECT records FROM chunks WHERE run_id = :run_id AND branch = :branch AND number = :number",
+            low, high, thinned, packed = db.execute(
+                "SELECT first_step, last_step, thinned, records FROM chunks"
+                " WHERE run_id = :run_id AND branch = :branch AND number = :number",
                 {**key, "number": number},
             ).fetchone()
-            yield bytes(packed)
+            yield _chunks.records_of(groups, number, (low, high), bool(thinned), bytes(packed))
         for segment in found:
             if segment.last_step >= first and segment.first_step <= last:
-                yield segment.records
+                yield _chunks.readable(groups, segment.records, segment.first_step, segment.last_step)
 
     width = record_layout(groups).size
-    for packed in blobs():
-        known = np.frombuffer(packed, record_dtype(groups))["step"]
+    for packed, gaps in blobs():
+        known = _chunks.steps_of(groups, packed)
+        end_before = next((gap for gap in gaps if gap.last >= first and gap.first <= last), None)
+        until = last if end_before is None else end_before.first - 1
         begin = int(np.searchsorted(known, min(first, 2**63), side="left"))
-        end = min(int(np.searchsorted(known, min(last, 2**63), side="right")), begin + limit - given)
+        end = min(int(np.searchsorted(known, min(max(until, 0), 2**63), side="right")), begin + limit - given)
         yield packed[begin * width : end * width]
         given += max(0, end - begin)
         if given >= limit:
             return
+        if end_before is not None:
+            raise _chunks.damaged(branch, end_before)
 
 
 def summary(
@@ -179,27 +177,65 @@ def summary(
     begin, end = (first - 1) // size * size + 1, ((last - 1) // size + 1) * size  # buckets at the edges are returned whole
     span = _summary.chunk_steps(groups)
     stored = min(size, span)
-    column = "records, fine, thinned" if stored == 1 else "fine" if stored == _summary.FINEST else "coarse"
+    column = "fine" if stored == _summary.FINEST else "coarse"
+    if stored == 1:
+        column = "records, fine, thinned, first_step, last_step"
     key = {"run_id": run_id, "branch": branch}
-    parts, covered = _pyramid.read(db, run_id, groups, branch, begin, end, size)
+    try:
+        parts, covered = _pyramid.read(db, run_id, groups, branch, begin, end, size)
+    except StoreDamaged:  # the chunks have the same steps, in more rows
+        _chunks.tell(run_id, branch, -1, "its summaries of many chunks")
+        parts, covered = [], -1
     rows = db.execute(
-        f"SELECT {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number > :covered"
+        f"SELECT number, {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number > :covered"
         " AND number BETWEEN :low AND :high ORDER BY number",
         {**key, "covered": covered, "low": (begin - 1) // span, "high": (end - 1) // span},
     ).fetchall()
-    if stored == 1:
-        for records, fine, thinned in rows:
-            parts.append(_buckets(groups, fine) if thinned else _summary.of_steps(groups, bytes(records), 1))
-    else:  # as one array: with thousands of chunks, handling each separately would cost more than its contents
-        level = _buckets(groups, b"".join(row[0] for row in rows))
-        parts.append(level[level["size"] == stored])
-    tail = b"".join(segment.records for segment in found if segment.last_step >= begin and segment.first_step <= end)
-    if tail:
-        parts.append(_summary.of_steps(groups, tail, 1))
+    level = _level(groups, rows, stored, span)
+    if level is None:  # a row is damaged: each by itself
+        chunks = (_chunks.read(db, run_id, groups, branch, number) for number, *_ in rows)
+        level = np.concatenate([np.empty(0, _summary.dtype(groups)), *(_of_chunk(groups, c, stored) for c in chunks if c)])
+    parts.append(level)
+    tail = [segment for segment in found if segment.last_step >= begin and segment.first_step <= end]
+    whole = [_chunks.readable(groups, segment.records, segment.first_step, segment.last_step)[0] for segment in tail]
+    if any(whole):
+        parts.append(_summary.of_steps(groups, b"".join(whole), 1))
     buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])
     if size > 1:
         buckets = _summary.merge(buckets, size)
     return buckets[(buckets["last_step"] >= first) & (buckets["first_step"] <= last)]
+
+
+def _level(groups: int, rows: list[Any], stored: int, span: int) -> _summary.Buckets | None:
+    """The buckets of one size from the rows of chunks; None if a row is damaged."""
+    dtype = _summary.dtype(groups)
+    low, high = (rows[0][0] * span + 1, (rows[-1][0] + 1) * span) if rows else (0, 0)
+    if stored == 1:
+        parts = [np.empty(0, dtype)]
+        for number, records, fine, thinned, first_step, last_step in rows:
+            if thinned:
+                part = _chunks.buckets(groups, bytes(fine), *_chunks.span_of(groups, number))
+            else:
+                good, gaps = _chunks.records_of(groups, number, (first_step, last_step), False, bytes(records))
+                part = None if gaps else _summary.of_steps(groups, good, 1)
+            if part is None:
+                return None
+            parts.append(part)
+        return np.concatenate(parts)
+    # As one array: with thousands of chunks, handling each separately would cost more than its contents.
+    if any(len(row[1]) % dtype.itemsize for row in rows):
+        return None
+    level = np.frombuffer(b"".join(row[1] for row in rows), dtype)
+    level = level[level["size"] == stored]
+    complete = len(np.unique((level["first_step"] - 1) // span)) == len(rows)
+    return level if complete and _chunks.plausible(level, low, high) else None
+
+
+def _of_chunk(groups: int, chunk: Chunk, stored: int) -> _summary.Buckets:
+    """A chunk's buckets of one size, made again."""
+    if stored == 1:
+        return chunk.fine if chunk.thinned else _summary.of_steps(groups, chunk.records, 1)
+    return chunk.fine if stored == _summary.FINEST else _summary.merge(chunk.fine, stored)
 
 
 def thin(db: Database, keep_steps: int, most: int) -> int:
@@ -226,16 +262,7 @@ def split(groups: int, records: bytes) -> Iterator[tuple[int, bytes]]:
         yield int(numbers[begin]), records[begin * width : end * width]
 
 
-def _chunk(db: Database, run_id: int, groups: int, branch: int, number: int) -> _Chunk | None:
-    row = db.execute(f"{_READ} AND number = :number", {"run_id": run_id, "branch": branch, "number": number}).fetchone()
-    return None if row is None else _Chunk(row[0], row[1], bool(row[2]), _buckets(groups, row[3]), bytes(row[4]))
-
-
-def _buckets(groups: int, data: bytes) -> _summary.Buckets:
-    return np.frombuffer(data, _summary.dtype(groups))
-
-
-def _write(db: Database, run_id: int, groups: int, chunk: _Chunk) -> None:
+def _write(db: Database, run_id: int, groups: int, chunk: Chunk) -> None:
     db.execute(
         _WRITE, chunk_values(run_id, groups, chunk.branch, chunk.number, chunk.fine, chunk.records, thinned=chunk.thinned)
     )

@@ -1,10 +1,11 @@
 """What the service needs from a store. Every method may block, so all run on the store's own thread."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow
+from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow, record_layout
 from mechanicd.store._clock import Clock
+from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._summary import Buckets
 from mechanicd.tuner import TunerConfig
@@ -13,8 +14,8 @@ from mechanicd.tuner import TunerConfig
 class Store(Protocol):
     """Runs, their tuner states, and the history of their steps. All changes are durable when the call returns.
 
-    Raises (any method): StoreUnavailable, where the database can't be read or written now, and StoreNotWritable, where it is
-    read-only; nothing changed then.
+    Raises (any method): StoreUnavailable, where the database can't be read or written now, StoreNotWritable, where it is
+    read-only, and StoreDamaged, where what it holds can't be read any more; nothing changed then.
 
     Attributes:
         clock: what time it is, for all who use this store; any thread may read it.
@@ -93,13 +94,16 @@ class Store(Protocol):
         """Writes everything in one transaction. Returns, for each commit, whether the writer still owned the run."""
 
     def steps(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> list[StepRow]:
-        """Steps first…last in order, at most `limit` of them."""
+        """Steps first…last in order, at most `limit` of them. Raises StoreDamaged at the first that can't be read."""
 
     def records(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> bytes:
         """The same steps, packed; see `mechanicd.runs.record_dtype`."""
 
     def summary(self, run: RunRow, branch: int, first: int, last: int, most: int) -> Buckets:
-        """Min, max, last and count over first…last in about `most` buckets; one bucket per step if that is few enough."""
+        """Min, max, last and count over first…last in about `most` buckets; one bucket per step if that is few enough.
+
+        Steps that can't be read are missing.
+        """
 
     def summaries(self, requests: Sequence[SummaryRequest]) -> list[Buckets]:
         """`summary` of many runs, from one snapshot."""
@@ -118,6 +122,9 @@ class Store(Protocol):
             keep_steps: exact steps are kept of the last `keep_steps` steps of a run; of earlier ones buckets remain.
             oldest: runs whose last step is before this time (ns since 1970) are deleted.
         """
+
+    def damage(self) -> Iterator[tuple[str, str, str]]:
+        """What can't be read any more: the full name of the run, or ""; a reason of `check`; and words."""
 
     def ping(self) -> None:
         """Returns if the database answers. `clock` follows that of the database from here on."""
@@ -140,3 +147,28 @@ def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[
     pulse = store.pulse()
     changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
     return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]
+
+
+def saved_records(store: Store, run: RunRow, branch: int, first: int, last: int, limit: int) -> Iterator[bytes]:
+    """Every step first…last that can be read, packed, a portion of at most `limit` at a time.
+
+    Raises:
+        StoreDamaged: after the last of them, if others can't be read.
+    """
+    width, lost = record_layout(len(run.config.scale_groups)).size, None
+    while first <= last:
+        try:
+            portion = store.records(run, branch, first, last, limit)
+        except StoreDamaged as error:
+            lost = lost or error
+            if error.first_step > first:
+                yield from saved_records(store, run, branch, first, error.first_step - 1, limit)
+            first = error.last_step + 1
+            continue
+        if portion:
+            yield portion
+        if len(portion) < limit * width:
+            break
+        first = int.from_bytes(portion[-width:][:8], "little") + 1  # a record begins with its step
+    if lost is not None:
+        raise lost

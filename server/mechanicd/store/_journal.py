@@ -1,10 +1,14 @@
 """The journal: one flush packs the segments of all its runs into one blob, so it is one row however many runs it has."""
 
+import logging
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._sql import Database
+
+log = logging.getLogger("mechanicd.store")
 
 _HEADER: Final = struct.Struct("<qqqqQ")
 
@@ -29,13 +33,19 @@ def pack(segments: Iterable[Segment]) -> bytes:
 
 
 def unpack(data: bytes) -> Iterator[Segment]:
-    """The segments of a blob in order."""
+    """The segments of a blob in order; of a damaged one, those before the damage.
+
+    Raises:
+        StoreDamaged: after them.
+    """
     at = 0
     while at < len(data):
-        run, epoch, first, last, length = _HEADER.unpack_from(data, at)
-        at += _HEADER.size
-        yield Segment(run, epoch, first, last, data[at : at + length])
-        at += length
+        begin = at + _HEADER.size
+        run, epoch, first, last, length = _HEADER.unpack_from(data, at) if begin <= len(data) else (0, 0, 0, 0, 1)
+        at = begin + length
+        if at > len(data) or not 0 < first <= last:
+            raise StoreDamaged(f"a row of the journal can't be read from byte {begin - _HEADER.size} on")
+        yield Segment(run, epoch, first, last, data[begin:at])
 
 
 class Index:
@@ -44,6 +54,7 @@ class Index:
     def __init__(self) -> None:
         self._runs_of: dict[int, tuple[int, ...]] = {}
         self._by_run: dict[int, dict[int, list[Segment]]] = {}
+        self.damaged: set[int] = set()
 
     def refresh(self, db: Database) -> None:
         """Reads new rows, and drops those that were folded."""
@@ -57,14 +68,18 @@ class Index:
         for id_, data in rows:
             if id_ in new:
                 found: dict[int, list[Segment]] = {}
-                for segment in unpack(bytes(data)):
-                    found.setdefault(segment.run_id, []).append(segment)
+                try:
+                    for segment in unpack(bytes(data)):
+                        found.setdefault(segment.run_id, []).append(segment)
+                except StoreDamaged as error:
+                    log.error("%s; its row %d stays, and what comes before is read", error, id_)
+                    self.damaged.add(id_)
                 self._runs_of[id_] = tuple(found)
                 for run_id, segments in found.items():
                     self._by_run.setdefault(run_id, {})[id_] = segments
 
     def forget(self, ids: Iterable[int]) -> None:
-        """Drops rows that were deleted."""
+        """Drops rows that were deleted. A damaged one stays known, and in the store, for whoever can read it by hand."""
         for id_ in ids:
             for run_id in self._runs_of.pop(id_, ()):
                 of_run = self._by_run[run_id]
@@ -78,8 +93,8 @@ class Index:
 
     @property
     def rows(self) -> list[int]:
-        """The ids of all rows."""
-        return list(self._runs_of)
+        """The ids of all rows that may be deleted once they are folded."""
+        return [id_ for id_ in self._runs_of if id_ not in self.damaged]
 
     @property
     def runs(self) -> list[int]:

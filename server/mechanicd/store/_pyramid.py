@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from mechanicd.store import _summary
+from mechanicd.store import _chunks, _summary
+from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._sql import Database, insert
 
 FAN: Final = 64
@@ -23,6 +24,7 @@ _WRITE: Final = insert("tiers") + (
     " last_step = excluded.last_step, coarse = excluded.coarse, fine = excluded.fine"
 )
 _PORTION: Final = 64
+_ANY: Final = 2**62
 
 
 @lru_cache(maxsize=256)
@@ -45,7 +47,15 @@ def _below_steps(groups: int, tier: int) -> int:
 
 
 def rise(db: Database, run_id: int, groups: int, branch: int) -> None:
-    """Adds to a branch's tiers whatever has become complete below them."""
+    """Adds to a branch's tiers whatever has become complete below them; where a row is damaged, they are made anew."""
+    try:
+        _rise(db, run_id, groups, branch)
+    except StoreDamaged:
+        db.execute("DELETE FROM tiers WHERE run_id = :run_id AND branch = :branch", {"run_id": run_id, "branch": branch})
+        _rise(db, run_id, groups, branch)
+
+
+def _rise(db: Database, run_id: int, groups: int, branch: int) -> None:
     tier = 1
     while _raised(db, run_id, groups, branch, tier):
         tier += 1
@@ -63,8 +73,8 @@ def cut(db: Database, run_id: int, groups: int, after_step: int) -> None:
             "SELECT fine FROM tiers WHERE run_id = :run_id AND branch = 0 AND tier = :tier AND number = :number", at
         ).fetchone()
         db.execute("DELETE FROM tiers WHERE run_id = :run_id AND branch = 0 AND tier = :tier AND number >= :number", at)
-        if row is not None:
-            fine = np.frombuffer(row[0], _summary.dtype(groups))
+        fine = None if row is None else _chunks.buckets(groups, bytes(row[0]), 1, _ANY)
+        if fine is not None:  # a damaged row is made again from the level below
             _write(db, run_id, groups, 0, tier, fine[fine["first_step"] <= whole])
 
 
@@ -76,7 +86,7 @@ def read(
     Returns:
         Buckets that overlap first…last (and some around them), and the number of the last chunk they cover, −1 if none.
     """
-    dtype, width = _summary.dtype(groups), fan(groups)
+    width = fan(groups)
     key = {"run_id": run_id, "branch": branch}
     parts: list[_summary.Buckets] = []
     covered = -1
@@ -91,7 +101,9 @@ def read(
             {**key, "tier": tier, "covered": covered, "low": (first - 1) // span, "high": (last - 1) // span},
         ).fetchall()
         for row in rows:
-            level = np.frombuffer(row[1], dtype)
+            level = _chunks.buckets(groups, bytes(row[1]), row[0] * span + 1, (row[0] + 1) * span)
+            if level is None:
+                raise StoreDamaged("a row of the pyramid is damaged")
             parts.append(level[level["size"] == stored])
         below = _below_steps(groups, tier)
         covered = (rows[-1][2] - 1) // below if rows else (covered + 1) * (span // below) - 1
@@ -116,7 +128,7 @@ def _raised(db: Database, run_id: int, groups: int, branch: int, tier: int) -> b
         key,
     ).fetchone()
     covered = -1 if newest is None else (newest[0] - 1) // _below_steps(groups, tier)
-    row = np.empty(0, _summary.dtype(groups)) if newest is None else np.frombuffer(newest[1], _summary.dtype(groups))
+    row = np.empty(0, _summary.dtype(groups)) if newest is None else _whole(groups, newest[1])
     source = "chunks WHERE" if tier == 1 else "tiers WHERE tier = :below AND"
     while True:
         below = db.execute(
@@ -126,11 +138,29 @@ def _raised(db: Database, run_id: int, groups: int, branch: int, tier: int) -> b
         ).fetchall()[:-1]
         if not below:
             return raised
-        new = [_summary.merge(np.frombuffer(fine, _summary.dtype(groups)), size) for _, fine in below]
-        rows = _rows(np.concatenate((row, *new)), size * fan(groups))
+        whole = [_below(db, run_id, groups, branch, tier, number, fine) for number, fine in below]
+        rows = _rows(np.concatenate((row, *(_summary.merge(fine, size) for fine in whole))), size * fan(groups))
         for each in rows:
             _write(db, run_id, groups, branch, tier, each)
         row, covered, raised = rows[-1], below[-1][0], True
+
+
+def _below(db: Database, run_id: int, groups: int, branch: int, tier: int, number: int, data: bytes) -> _summary.Buckets:
+    """A row of the level below a tier; of a damaged chunk what can be saved."""
+    if tier > 1:
+        return _whole(groups, data)
+    fine = _chunks.buckets(groups, bytes(data), *_chunks.span_of(groups, number))
+    if fine is not None:
+        return fine
+    chunk = _chunks.read(db, run_id, groups, branch, number)
+    return np.empty(0, _summary.dtype(groups)) if chunk is None else chunk.fine
+
+
+def _whole(groups: int, data: bytes) -> _summary.Buckets:
+    found = _chunks.buckets(groups, bytes(data), 1, _ANY)
+    if found is None or not len(found):
+        raise StoreDamaged("a row of the pyramid is damaged")
+    return found
 
 
 def _rows(buckets: _summary.Buckets, span: int) -> list[_summary.Buckets]:

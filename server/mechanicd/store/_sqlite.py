@@ -14,6 +14,7 @@ from mechanicd.store import _migrations
 from mechanicd.store._errors import (
     SchemaTooNew,
     SchemaTooOld,
+    StoreDamaged,
     StoreError,
     StoreInUse,
     StoreMoved,
@@ -244,6 +245,8 @@ class SQLiteStore(SQLStore):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreDamaged(f"the database file is damaged ({error}); restore a backup") from error
             raise StoreUnavailable(f"{self.path} could not be read: {error}") from error
 
     def _look(self) -> None:

@@ -1,17 +1,19 @@
 """The store over SQL: everything that both engines do the same way. An engine adds its connection, types and maintenance."""
 
 import json
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Final
 
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
-from mechanicd.store import _history, _journal, _lineage, _summary
+from mechanicd.store import _chunks, _history, _journal, _lineage, _summary
+from mechanicd.store._chunks import Damage
 from mechanicd.store._clock import LATEST, Clock, steady_ns
-from mechanicd.store._errors import OwnershipLost, RunExists
+from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
 from mechanicd.store._journal import Segment
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
@@ -130,7 +132,7 @@ class SQLStore(ABC):
                 f"SELECT {_RUN} FROM runs WHERE {where} ORDER BY project, run LIMIT :limit",
                 {"p": begin[0], "r": begin[1], "limit": limit} | ({} if project is None else {"project": project}),
             ).fetchall()
-            return [_run_in(row) for row in rows]
+            return list(_readable(rows))
 
     def pulse(self) -> dict[int, int]:
         with self.reading() as db:
@@ -143,7 +145,7 @@ class SQLStore(ABC):
             for begin in range(0, len(wanted), _PORTION):
                 listed = ", ".join(map(str, wanted[begin : begin + _PORTION]))
                 rows = db.execute(f"SELECT {_RUN} FROM runs WHERE id IN ({listed}) ORDER BY id").fetchall()
-                found += map(_run_in, rows)
+                found += _readable(rows)
         return found
 
     def events(self, run_id: int) -> list[EventRow]:
@@ -362,6 +364,21 @@ class SQLStore(ABC):
                 done += len(old)
         return done > 0
 
+    def damage(self) -> Iterator[tuple[str, str, str]]:
+        with self.reading() as db:
+            self._journal.refresh(db)
+            for id_ in sorted(self._journal.damaged):
+                yield "", "DATABASE_DAMAGED", f"row {id_} of the journal can't be read to its end"
+            for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
+                row = db.execute(f"SELECT {_RUN} FROM runs WHERE id = :id", {"id": run_id}).fetchone()
+                try:
+                    run = _run_in(row)
+                except StoreDamaged as error:
+                    yield f"projects/{row[2]}/runs/{row[3]}", *Damage("HISTORY_DAMAGED", str(error))
+                    continue
+                for found in _chunks.damage(db, run_id, len(run.config.scale_groups)):
+                    yield f"projects/{run.project}/runs/{run.run}", *found
+
     def ping(self) -> None:
         with self.reading() as db:
             db.execute("SELECT 1 FROM runs LIMIT 1").fetchone()
@@ -453,15 +470,39 @@ def _config_in(text: str) -> TunerConfig:
     return TunerConfig(**json.loads(text))
 
 
+def _labels_in(text: str) -> dict[str, str]:
+    labels = json.loads(text)
+    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+        raise ValueError("labels are no JSON object of strings")
+    return labels
+
+
 def _run_in(row: Sequence[Any]) -> RunRow:
+    """Raises StoreDamaged."""
     values: Mapping[str, Any] = dict(zip(TABLES["runs"], row, strict=False))
-    return RunRow(
-        labels=json.loads(values["labels"]),
-        config=_config_in(values["config"]),
-        state=bytes(values["state"]),
-        scale=floats_in(values["scale"]),
-        status=RunStatus(values["status"]),
-        interval=max(0, values["step_interval"]),  # version 0.1 stored negative ones where the clock was set back
-        stats=RunStats.from_text(values["vitals"]),
-        **{name: values[name] for name in _PLAIN},
-    )
+    try:
+        read = RunRow(
+            labels=_labels_in(values["labels"]),
+            config=_config_in(values["config"]),
+            state=bytes(values["state"]),
+            scale=floats_in(values["scale"]),
+            status=RunStatus(values["status"]),
+            interval=max(0, values["step_interval"]),  # version 0.1 stored negative ones where the clock was set back
+            stats=RunStats.from_text(values["vitals"]),
+            **{name: values[name] for name in _PLAIN},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        told = f"projects/{values['project']}/runs/{values['run']} can't be read: its row is damaged ({type(error).__name__})"
+        raise StoreDamaged(f"{told}; `mechanicd store check` lists all damage, and a backup may still have it") from None
+    if len(read.scale) != len(read.config.scale_groups):
+        raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has another number of scales")
+    return read
+
+
+def _readable(rows: Iterable[Sequence[Any]]) -> Iterator[RunRow]:
+    """The runs of a list; one that is damaged is told of, and keeps no other from being seen."""
+    for row in rows:
+        try:
+            yield _run_in(row)
+        except StoreDamaged as error:
+            _chunks.tell(int(row[0]), 0, -2, str(error))

@@ -1,0 +1,178 @@
+"""The rows of a history as they are read back: what is damaged is found, and everything else is still there.
+
+A blob has no checksum, but it has a form: whole records, of the steps that its row stands for, in order. What breaks the form
+can't be read; the records before and after it can. Each function works inside the caller's transaction.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from mechanicd.runs import record_dtype, record_layout
+from mechanicd.store import _summary
+from mechanicd.store._errors import StoreDamaged
+from mechanicd.store._sql import Database
+
+log = logging.getLogger("mechanicd.store")
+
+_READ: Final = (
+    "SELECT branch, number, first_step, last_step, thinned, fine, records FROM chunks"
+    " WHERE run_id = :run_id AND branch = :branch AND number = :number"
+)
+_MOST_TOLD: Final = 1000
+_told: set[tuple[int, int, int]] = set()
+
+
+class Gap(NamedTuple):
+    """Steps that can't be read, the first and the last of them included."""
+
+    first: int
+    last: int
+
+
+class Damage(NamedTuple):
+    """What can't be read: a reason of `check`, and words."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive steps of a branch: buckets for all of them, and exact records unless they were thinned out."""
+
+    branch: int
+    number: int
+    thinned: bool
+    fine: _summary.Buckets
+    records: bytes
+
+
+def read(db: Database, run_id: int, groups: int, branch: int, number: int) -> Chunk | None:
+    """One chunk. Where it is damaged, what its records and its buckets still say together; None if that is nothing."""
+    row = db.execute(_READ, {"run_id": run_id, "branch": branch, "number": number}).fetchone()
+    return None if row is None else _intact(run_id, groups, row)
+
+
+def records_of(groups: int, number: int, bounds: tuple[int, int], thinned: bool, data: bytes) -> tuple[bytes, list[Gap]]:
+    """The readable records of a chunk, and the steps that are not readable.
+
+    Args:
+        bounds: the first and the last step of the chunk, as its row says.
+    """
+    low, high = span_of(groups, number)
+    if thinned:
+        return readable(groups, data, low, high, exact=False)
+    first, last = bounds
+    return readable(groups, data, *((first, last) if low <= first <= last <= high else (low, high)))
+
+
+def span_of(groups: int, number: int) -> tuple[int, int]:
+    """The steps that a chunk may have, the first and the last of them."""
+    span = _summary.chunk_steps(groups)
+    return number * span + 1, (number + 1) * span
+
+
+def readable(groups: int, data: bytes, low: int, high: int, *, exact: bool = True) -> tuple[bytes, list[Gap]]:
+    """The records that are whole, in order and of the steps low…high; and the steps that they lack, as far as that is damage.
+
+    Args:
+        exact: the first record is that of step `low`, the last that of step `high`.
+    """
+    width = record_layout(groups).size
+    whole = len(data) // width
+    steps = steps_of(groups, data[: whole * width])
+    good = (steps >= low) & (steps <= high)
+    good[1:] &= steps[1:] > steps[:-1]
+    if whole * width == len(data) and good.all() and not (exact and (not whole or steps[0] != low or steps[-1] != high)):
+        return data, []
+    before = whole if good.all() else int(good.argmin())  # records up to the damage, and those after it
+    after = before if whole * width == len(data) else whole  # a part of a record: none after it is where records begin
+    while after < whole and not _goes_on(steps[after:], int(steps[before - 1]) + 1 if before else low, high):
+        after += 1
+    data = data[: before * width] + data[after * width : whole * width]
+    known = [*steps[:before].tolist(), *steps[after:].tolist()]
+    if not known:
+        return b"", [Gap(low, high)]
+    gaps = [Gap(low, known[0] - 1)] if exact or not before else []
+    gaps += [Gap(known[before - 1] + 1, known[before] - 1)] if 0 < before < len(known) and after > before else []
+    gaps += [Gap(known[-1] + 1, high)] if exact or after == whole else []
+    return data, [gap for gap in gaps if gap.first <= gap.last]
+
+
+def _goes_on(steps: Any, low: int, high: int) -> bool:
+    return bool(low <= steps[0] and steps[-1] <= high and (steps[1:] > steps[:-1]).all())
+
+
+def steps_of(groups: int, records: bytes) -> Any:
+    """The step numbers of whole records."""
+    return np.frombuffer(records, record_dtype(groups))["step"]
+
+
+def buckets(groups: int, data: bytes, low: int, high: int) -> _summary.Buckets | None:
+    """Buckets as stored, each level in order and within the steps low…high; None if they are damaged."""
+    dtype = _summary.dtype(groups)
+    if len(data) % dtype.itemsize:
+        return None
+    found = np.frombuffer(data, dtype)
+    return found if plausible(found, low, high) else None
+
+
+def plausible(found: _summary.Buckets, low: int, high: int) -> bool:
+    """Whether buckets have their form: sizes, bounds and counts that fit each other."""
+    first, last, size, count = (found[field] for field in ("first_step", "last_step", "size", "count"))
+    order = (first[1:] > last[:-1]) | (size[1:] > size[:-1])
+    fits = (first >= low) & (last <= high) & (first <= last) & (size > 0) & (count > 0) & (last - first < size)
+    return bool(order.all() and fits.all())
+
+
+def damage(db: Database, run_id: int, groups: int) -> Iterator[Damage]:
+    """What can't be read of a run's chunks."""
+    keys = db.execute(
+        "SELECT branch, number FROM chunks WHERE run_id = :run_id ORDER BY branch, number", {"run_id": run_id}
+    ).fetchall()
+    for branch, number in keys:
+        row = db.execute(_READ, {"run_id": run_id, "branch": branch, "number": number}).fetchone()
+        _, gaps = records_of(groups, number, row[2:4], bool(row[4]), bytes(row[6]))
+        whole = len(row[6]) % record_layout(groups).size == 0
+        known: Any = steps_of(groups, bytes(row[6])) if whole else ()
+        disordered = len(known) > 0 and not (known[0] >= row[2] and known[-1] <= row[3] and (known[1:] > known[:-1]).all())
+        for gap in gaps:
+            yield Damage("HISTORY_DISORDERED" if disordered else "HISTORY_DAMAGED", str(damaged(branch, gap)))
+        low, high = span_of(groups, number)
+        fine = buckets(groups, bytes(row[5]), low, high)
+        if fine is None or not len(fine):
+            yield Damage("SUMMARY_DIFFERS", f"the summary of steps {low} to {high} of branch {branch} can't be read")
+
+
+def damaged(branch: int, gap: Gap) -> StoreDamaged:
+    """The error of a reader that meets steps that can't be read."""
+    return StoreDamaged(
+        f"steps {gap.first} to {gap.last} of branch {branch} can't be read: their stored bytes are damaged; "
+        "`mechanicd store check` lists all damage, and a backup may still have them",
+        branch,
+        *gap,
+    )
+
+
+def tell(run_id: int, branch: int, number: int, what: str) -> None:
+    """Logs damage that is worked around, once for each place."""
+    if (run_id, branch, number) not in _told and len(_told) < _MOST_TOLD:
+        _told.add((run_id, branch, number))
+        log.error("run %d, branch %d, chunk %d is damaged: %s", run_id, branch, number, what)
+
+
+def _intact(run_id: int, groups: int, row: Any) -> Chunk | None:
+    branch, number, first_step, last_step, thinned, fine_data, data = row
+    records, gaps = records_of(groups, number, (first_step, last_step), bool(thinned), bytes(data))
+    fine = buckets(groups, bytes(fine_data), *span_of(groups, number))
+    if not gaps and fine is not None and len(fine):
+        return Chunk(branch, number, bool(thinned), fine, records)
+    tell(run_id, branch, number, "; ".join(f"steps {gap.first} to {gap.last}" for gap in gaps) or "its summary")
+    if fine is None or not len(fine):
+        fine, gaps = _summary.of_steps(groups, records), []
+    # Steps whose records are lost and whose buckets remain are as if they had been thinned out.
+    return Chunk(branch, number, bool(thinned or gaps), fine, records) if len(fine) else None
