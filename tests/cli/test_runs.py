@@ -358,7 +358,8 @@ def test_delete_asks_and_without_an_answer_nothing_is_deleted(
     train: New, runs: New, ask: New, server: Any, project: str
 ) -> None:
     name = train("a", 3)
-    command = [sys.executable, "-m", "mechanicd.cli", "runs", "delete", "--target", server.target, "--project", project, "a"]
+    command = [sys.executable, "-m", "mechanicd.cli", "runs", "delete", "--fence", "--target", server.target]
+    command += ["--project", project, "a"]
     for answer in ("", "n\n", "\n"):
         done = subprocess.run(command, input=answer, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (1, "")
@@ -371,8 +372,8 @@ def test_delete_asks_and_without_an_answer_nothing_is_deleted(
 
 def test_delete_with_yes_does_not_ask(train: New, runs: New) -> None:
     names = [train(run, 3) for run in ("a", "b", "c")]
-    assert succeeded(runs("delete", "a", "--yes")) == f"deleted {names[0]}\n"
-    assert strict(succeeded(runs("delete", names[1], "--yes", "--json"))) == {"deleted": names[1]}
+    assert succeeded(runs("delete", "a", "--yes", "--fence")) == f"deleted {names[0]}\n"
+    assert strict(succeeded(runs("delete", names[1], "--yes", "--fence", "--json"))) == {"deleted": names[1]}
     assert [run["name"] for run in strict(succeeded(runs("list", "--json")))] == [names[2]]
 
 
@@ -402,7 +403,7 @@ def test_watch_prints_what_there_is_and_each_change_until_ctrl_c(train: New, run
     train("a", 2, after_step=3, close="RUN_STATUS_FINISHED")
     lines = iter(process.stdout.readline, "")
     assert any(re.fullmatch(rf"{project}: a  finished  step 5  S \S+\n", line) for line in lines)
-    succeeded(runs("delete", "a", "--yes"))
+    succeeded(runs("delete", "a", "--yes", "--fence"))
     assert any(line == f"projects/{project}/runs/a  deleted\n" for line in lines)
     process.send_signal(2)
     rest, said = process.communicate(timeout=30)
@@ -415,7 +416,7 @@ def test_watch_in_json_has_an_object_a_line(train: New, runs: New, watch: New, p
     process = watch("--json", "--filter", "name : runs/a")
     first = strict(process.stdout.readline())
     assert (list(first), first["name"], first["step"]) == (RUN_KEYS, name, 3)
-    succeeded(runs("delete", "a", "--yes"))
+    succeeded(runs("delete", "a", "--yes", "--fence"))
     assert strict(process.stdout.readline()) == {"gone": name}
 
 

@@ -77,7 +77,7 @@ def test_a_new_run_comes_whole_and_a_deleted_one_is_gone(
         trainer = new_trainer(shared, "a")
         change = next(stream.changes({trainer.name}))
         assert change.keys() >= {"name", "project", "run", "status", "step", "S", "labels", "needs"}
-        assert run_cli("runs", "delete", "--yes", "--target", shared.target, trainer.name).returncode == 0
+        assert run_cli("runs", "delete", "--yes", "--fence", "--target", shared.target, trainer.name).returncode == 0
         while True:
             _, data = stream.next()
             if trainer.name in data["gone"]:

@@ -77,7 +77,7 @@ def test_a_fork_has_the_history_up_to_its_step_and_a_trainer_goes_on_there(new_t
     source.flush()
     assert [record.step for record in fork.series()] == list(range(1, after_step + 6))
     assert [record.step for record in source.series()] == list(range(1, 34))
-    source.wire.call("DeleteRun", name=source.name)
+    source.wire.call("DeleteRun", name=source.name, fence=True)
     assert len(fork.series()) == after_step + 5
 
 

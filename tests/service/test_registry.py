@@ -1,15 +1,16 @@
 """Who holds which run: what is remembered stays bounded, and a session from long ago still gets the right answer."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mechanicd.service import Engine, ServiceError, _registry
+from mechanicd.service import Engine, Retention, ServiceError, _registry, _writer
+from mechanicd.service._run_service import RunService
 from mechanicd.store import SQLiteStore
-from mechanicd.v1 import names, resources_pb2, tuner_service_pb2
+from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
 
 REMEMBERED = 5
 NAME = names.RunName("p", "r")
@@ -34,12 +35,8 @@ class Bench:
         return int((await self.engine.open_session(request)).session)
 
     async def delete(self, name: names.RunName = NAME) -> None:
-        run = self.engine.registry.named(name)
-        if run is not None:
-            self.engine.registry.release(run)
-        row = self.store.get(name.project, name.run)
-        assert row is not None
-        await self.engine.writer.call(self.store.delete, row.id)
+        request = run_service_pb2.DeleteRunRequest(name=str(name), fence=True)
+        await RunService(self.engine).delete_run(request)
 
     async def close(self, session: int) -> None:
         await self.engine.close_session(tuner_service_pb2.CloseSessionRequest(session=session, status=FINISHED))
@@ -193,19 +190,75 @@ def test_a_fenced_session_must_stop_even_after_its_successor_closed_the_run(benc
     runner.run(act())
 
 
-def test_the_session_of_a_deleted_run_is_unknown(bench: Bench, runner: asyncio.Runner) -> None:
+def test_the_session_of_a_deleted_run_is_told_so(bench: Bench, runner: asyncio.Runner) -> None:
     async def act() -> None:
         session = await bench.open()
         await bench.delete()
         (error,) = await bench.stream(session)
-        assert error.reason == 11
+        assert error.reason == errors_pb2.RUN_DELETED
         for refused in (await bench.flush(session), await bench.reattach(session)):
-            assert refused.reason == "SESSION_UNKNOWN"
+            assert (refused.reason, refused.metadata["name"]) == ("RUN_DELETED", str(NAME))
+        assert await bench.open() != session, "its name is free"
 
     runner.run(act())
 
 
-def test_a_run_that_was_lost_and_then_deleted_elsewhere_is_unknown(bench: Bench, runner: asyncio.Runner) -> None:
+def test_a_run_that_is_deleted_past_this_server_is_told_so_at_its_next_commit(bench: Bench, runner: asyncio.Runner) -> None:
+    async def act() -> None:
+        session = await bench.open()
+        row = bench.store.get(NAME.project, NAME.run)
+        assert row is not None
+        await bench.engine.writer.call(bench.store.delete, row.id)  # another replica, or somebody with SQL
+        scalars = resources_pb2.Reductions(delta_dot_g=[-1.0], delta_dot_x=[0.0], g_norm_sq=[1.0], x_norm_sq=[1.0])
+        bench.engine.step(tuner_service_pb2.StepRequest(session=session, step=1, reductions=scalars))
+        assert (await bench.flush(session)).reason == "RUN_DELETED"
+        (error,) = await bench.stream(session)
+        assert error.reason == errors_pb2.RUN_DELETED
+        assert (await bench.reattach(session)).reason == "RUN_DELETED"
+
+    runner.run(act())
+
+
+def test_retention_leaves_a_run_whose_trainer_is_there(
+    tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It evaluates for longer than --keep-days; only when its connection is gone for as long is it given up."""
+    monkeypatch.setattr(_writer, "TEND_SECONDS", 0.01)
+    monkeypatch.setattr(_writer, "RETAIN_SECONDS", 0.0)
+    monkeypatch.setattr(_writer, "SEEN_NS", 10**6)
+
+    async def act() -> None:
+        store = SQLiteStore(str(tmp_path / "kept.db"))
+        engine = Engine(store, 0.001, retention=Retention(keep_days=0.5 / 86_400))
+        engine.start()
+
+        async def until(holds: Callable[[set[str]], bool]) -> None:
+            for _ in range(1000):
+                if holds({row.run for row in await engine.writer.call(store.list_runs, None, None, 10)}):
+                    return
+                await asyncio.sleep(0.01)
+            pytest.fail("retention did not delete it")
+
+        for run in ("held", "closed"):
+            request = tuner_service_pb2.OpenSessionRequest(name=f"projects/p/runs/{run}")
+            session = (await engine.open_session(request)).session
+            if run == "closed":
+                await engine.close_session(tuner_service_pb2.CloseSessionRequest(session=session, status=FINISHED))
+            else:
+                held = session
+        await until(lambda rows: "closed" not in rows)
+        await asyncio.sleep(0.5)
+        row = await engine.writer.call(store.get, "p", "held")
+        assert row is not None
+        assert row.stats.seen > row.open_time, "so that no other server deletes it"
+        engine.disconnected({held})
+        await until(lambda rows: not rows)
+        await engine.stop()
+
+    runner.run(act())
+
+
+def test_a_run_that_was_lost_and_then_deleted_elsewhere_is_told_so(bench: Bench, runner: asyncio.Runner) -> None:
     async def act() -> None:
         session = await bench.open()
         run = bench.engine.registry.named(NAME)
@@ -213,8 +266,8 @@ def test_a_run_that_was_lost_and_then_deleted_elsewhere_is_unknown(bench: Bench,
         bench.engine.registry.lost(run)
         assert (await bench.flush(session)).reason == "OWNERSHIP_LOST"
         await bench.delete()
-        assert (await bench.reattach(session)).reason == "SESSION_UNKNOWN"
-        assert (await bench.flush(session)).reason == "SESSION_UNKNOWN"
+        assert (await bench.reattach(session)).reason == "RUN_DELETED"
+        assert (await bench.flush(session)).reason == "RUN_DELETED"
 
     runner.run(act())
 

@@ -46,7 +46,7 @@ def test_a_renamed_run_has_its_whole_history_and_goes_on(new_training: New) -> N
 def test_a_run_moves_to_another_project_by_its_full_name(new_training: New, project: str) -> None:
     old = trained(new_training)
     assert rename(old, f"projects/{project}-done/runs/old").name == f"projects/{project}-done/runs/old"
-    old.wire.call("DeleteRun", name=f"projects/{project}-done/runs/old")
+    old.wire.call("DeleteRun", name=f"projects/{project}-done/runs/old", fence=True)
 
 
 def test_a_name_that_is_taken_and_one_that_is_malformed_are_refused(new_training: New) -> None:
@@ -118,7 +118,7 @@ def test_a_name_is_nobodys_once_its_run_is_deleted_or_renamed_back(new_training:
     assert old.open().last_step == 12
     old.close()
     rename(old, new.name)
-    new.wire.call("DeleteRun", name=new.name)
+    new.wire.call("DeleteRun", name=new.name, fence=True)
     assert old.open(tuner_state=old.state.to_bytes()).last_step == 12, "adopted: there is no other run that is meant"
 
 

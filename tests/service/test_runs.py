@@ -10,7 +10,7 @@ import pytest
 from mechanicd.service import Engine, _pages, _run_service
 from mechanicd.store import _store, open_store
 from mechanicd.tuner import TunerConfig, TunerState
-from mechanicd.v1 import resources_pb2, run_service_pb2
+from mechanicd.v1 import errors_pb2, resources_pb2, run_service_pb2
 
 New = Callable[..., Any]
 
@@ -123,7 +123,7 @@ def test_a_run_that_comes_or_goes_between_two_pages_shifts_no_other(
 ) -> None:
     parent = f"projects/{project}"
     first = wire.call("ListRuns", parent=parent, page_size=3)
-    wire.call("DeleteRun", name=fleet[2].name)
+    wire.call("DeleteRun", name=fleet[2].name, fence=True)
     new_training("run1a").open()
     new_training("run9").open()
     rest = wire.call("ListRuns", parent=parent, page_token=first.next_page_token)
@@ -262,7 +262,7 @@ def test_a_watch_sees_what_there_is_then_a_new_run_a_step_a_close_and_a_deletion
     two.close("RUN_STATUS_FAILED", "out of memory")
     run = until(watching, two.name, lambda run: run.status != resources_pb2.RUN_STATUS_RUNNING)
     assert (run.status, run.status_message) == (resources_pb2.RUN_STATUS_FAILED, "out of memory")
-    one.wire.call("DeleteRun", name=one.name)
+    one.wire.call("DeleteRun", name=one.name, fence=True)
     response = next(watching)
     assert (list(response.runs), list(response.gone)) == ([], [one.name])
 
@@ -355,21 +355,30 @@ def test_the_labels_of_an_unknown_run_can_not_be_changed(wire: Any, project: str
 # --- deleting ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_session_of_a_deleted_run_is_unknown_at_its_next_step(training: Any, wire: Any) -> None:
+def test_the_session_of_a_deleted_run_is_told_so_at_its_next_step(training: Any, wire: Any) -> None:
     training.take(5)
-    wire.call("DeleteRun", name=training.name)
+    held = wire.refused("DeleteRun", name=training.name)
+    assert (held.code, held.reason) == (9, "RUN_HELD")
+    assert held.metadata == {"name": training.name, "session": str(training.session)}
+    training.take(1)
+    wire.call("DeleteRun", name=training.name, fence=True)
     assert wire.refused("GetRun", name=training.name).reason == "RUN_NOT_FOUND"
     stream = wire.stream()
     (result,) = stream.take(training.request())
-    assert result.error.reason == 11
+    assert (result.error.reason, dict(result.error.metadata)) == (
+        errors_pb2.RUN_DELETED,
+        {"name": training.name, "session": str(training.session)},
+    )
     stream.close()
     for method, fields in [
-        ("Step", {"step": 6, "reductions": training.request().reductions}),
+        ("Step", {"step": 7, "reductions": training.request().reductions}),
         ("Flush", {}),
         ("CloseSession", {"status": "RUN_STATUS_FINISHED"}),
         ("OpenSession", {"name": training.name}),
     ]:
-        assert wire.refused(method, session=training.session, **fields).reason == "SESSION_UNKNOWN", method
+        refused = wire.refused(method, session=training.session, **fields)
+        assert (refused.code, refused.reason) == (5, "RUN_DELETED"), method
+        assert training.name in refused.message
     assert wire.refused("DeleteRun", name=training.name).reason == "RUN_NOT_FOUND"
 
 
@@ -377,7 +386,7 @@ def test_a_new_run_in_the_place_of_a_deleted_one_begins_empty(new_training: New)
     training = new_training()
     training.open(labels={"a": "1"})
     training.take(5)
-    training.wire.call("DeleteRun", name=training.name)
+    training.wire.call("DeleteRun", name=training.name, fence=True)
     training.rewind(0)
     opened = training.open()
     assert (opened.last_step, opened.run.session_count, dict(opened.run.labels)) == (0, 1, {})

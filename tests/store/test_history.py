@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechanicd.runs import RunRow, StepRow, pack
-from mechanicd.store import SERIES, Claim, Commit, SQLiteStore, SQLStore, StoreNotWritable, check, copy
+from mechanicd.runs import RunRow, RunStatus, StepRow, pack
+from mechanicd.store import SERIES, Claim, Commit, Release, SQLiteStore, SQLStore, StoreNotWritable, check, copy
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 CONFIG = TunerConfig()
@@ -315,6 +316,43 @@ def test_runs_without_a_step_for_long_are_deleted_and_others_stay(store: SQLStor
     assert [row.run for row in store.list_runs(None, None, 10)] == [new.row.run]
     retain_all(store, None, None)
     assert new.kept() == new.packed(new.steps)
+
+
+def test_a_run_that_a_trainer_holds_is_kept_although_no_step_comes(store: SQLStore) -> None:
+    """It evaluates, or it waits in a notebook; that its connection is there is in its row, or the server knows it."""
+    here, seen, away, gone, closed = (Training(store, seed) for seed in range(1, 6))
+    for training in (here, seen, away, gone, closed):
+        training.train(10)
+    commits = [
+        replace(commit_of(seen.row), stats=replace(seen.row.stats, seen=90)),
+        replace(commit_of(away.row), stats=replace(away.row.stats, away=90)),
+        replace(commit_of(gone.row), stats=replace(gone.row.stats, away=30)),
+    ]
+    row = closed.row
+    release = Release(run_id=row.id, epoch=row.epoch, session=row.session, status=RunStatus.FINISHED, message="", events=())
+    assert store.commit(commits, [release]) == [True] * 3
+    while store.retain(None, 80, held=frozenset([here.row.id])):
+        pass
+    kept = [row.id for row in store.list_runs(None, None, 10)]
+    assert kept == [here.row.id, seen.row.id, away.row.id]
+
+
+def commit_of(row: RunRow) -> Commit:
+    """A commit without steps."""
+    return Commit(
+        run_id=row.id,
+        epoch=row.epoch,
+        session=row.session,
+        after_step=row.last_step,
+        last_step=row.last_step,
+        state=row.state,
+        scale=row.scale,
+        step_time=row.step_time,
+        interval=row.interval,
+        stats=row.stats,
+        events=(),
+        records=b"",
+    )
 
 
 # --- a copy -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
         ▲                                                                     │ backoff with full jitter, the next target
         └── the session resumed, or opened at the backlog's anchor; ◀─────────┘
             the backlog sent in order, each S compared bit for bit
-    Connected, Disconnected ── SESSION_FENCED, STEP_CONFLICT, another S, close() ──▶ Ended
+    Connected, Disconnected ── the server refuses the run (RUN_DELETED …) ──▶ Refused
+    Connected, Disconnected, Refused ── SESSION_FENCED, STEP_CONFLICT, another S, close() ──▶ Ended
 
 Two threads meet here: the trainer's, and one reconnect thread for each outage. `lock` guards the state and the backlog, and it
 is held only for moments, never during a call. The rule that no step is lost or sent twice rests on it:
@@ -53,6 +54,17 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Refused:
+    """The server takes no more steps of this run, and trying again would not help: training goes on without a record.
+
+    Attributes:
+        error: what the server said.
+    """
+
+    error: MechanicdError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ended:
     """No step follows. Final.
 
@@ -63,7 +75,7 @@ class Ended:
     error: MechanicdError | None
 
 
-State = Connected | Disconnected | Ended
+State = Connected | Disconnected | Refused | Ended
 
 
 class Connection:
@@ -136,6 +148,23 @@ class Connection:
             lost.close()
         self.warn(error)
 
+    def refuse(self, error: MechanicdError) -> None:
+        """The server refuses the run: training goes on, and this is logged once."""
+        with deferred:
+            with self.lock:
+                before = self._state
+                if isinstance(before, (Refused, Ended)):
+                    return
+                self._enter(Refused(error))
+            if isinstance(before, Connected):
+                before.link.close()
+        log.error(
+            "%s: the server refuses the run; training continues, but the server records no further steps: %s [%s]",
+            self.opener.name,
+            error.message,
+            error.reason,
+        )
+
     def warn(self, error: MechanicdError) -> None:
         """Logs that an outage begins."""
         # Its text alone: a log that keeps its records would keep the frames of the error, and in them the session.
@@ -192,12 +221,7 @@ class Connection:
             except MechanicdError as error:
                 if isinstance(error, SessionFenced):
                     self.end(error)
-                if not isinstance(self._state, Ended):
-                    log.error(
-                        "%s: the server refuses the run; training continues, but the server records no further steps: %s",
-                        self.opener.name,
-                        str(error),
-                    )
+                self.refuse(error)
                 return
             if replayed is not None:
                 log.warning("%s: reconnected; the server took the %d steps that were waiting", self.opener.name, replayed)
@@ -253,7 +277,8 @@ class Connection:
             raise
         except MechanicdError as error:  # a step was refused, or has another S
             link.close()
-            self.end(error)
+            if error.reason != "RUN_DELETED":
+                self.end(error)
             raise
         link.close()
         return None

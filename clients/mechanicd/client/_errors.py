@@ -100,6 +100,7 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "NOT_IMPLEMENTED": NotImplementedByServer,
     "RUN_HELD": SessionError,
     "RUN_EXISTS": InvalidArgument,
+    "RUN_DELETED": SessionError,
     "RUN_RENAMED": ResumeError,
     "MALFORMED_REQUEST": InvalidArgument,
     "STORE_DAMAGED": MechanicdError,

@@ -22,7 +22,7 @@ from typing import Final
 
 from mechanicd.client import _arguments
 from mechanicd.client._backlog import Backlog
-from mechanicd.client._connection import Connected, Connection, Ended, verify
+from mechanicd.client._connection import Connected, Connection, Ended, Refused, verify
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
 from mechanicd.client._leftovers import do_later
@@ -162,7 +162,10 @@ class RemoteSession(Session):
                     f"{opener.route.transport.target} is unreachable; this process keeps {self.backlog} steps of {self.name}",
                 )
             self._check()
-            if isinstance(self._connection.state, Ended):
+            state = self._connection.state
+            if isinstance(state, Refused):
+                raise state.error
+            if isinstance(state, Ended):
                 raise SessionClosed("SESSION_CLOSED", f"{self.name} was closed; open the run again")
             try:
                 request = tuner_service_pb2.FlushRequest(session=opener.session)
@@ -180,6 +183,10 @@ class RemoteSession(Session):
                     raise
                 self._connection.lose(error)
                 continue
+            except MechanicdError as error:
+                if error.reason == "RUN_DELETED":
+                    self._connection.refuse(error)
+                raise
             with deferred, self._connection.lock:
                 self._connection.backlog.durable(reply.durable_step)
             return int(reply.durable_step)
@@ -210,6 +217,9 @@ class RemoteSession(Session):
 
     def _check(self) -> None:
         self._connection.check()
+        state = self._connection.state
+        if isinstance(state, Refused) and self._on_outage != "local" and state.error.reason == "RUN_DELETED":
+            raise state.error  # this is no outage: there is no server whose S could be waited for
 
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
         self._catch_up(_IN_FLIGHT)
@@ -269,6 +279,10 @@ class RemoteSession(Session):
                 raise
             self._connection.lose(error, link)
         except MechanicdError as error:
+            if error.reason == "RUN_DELETED":
+                self._connection.refuse(error)
+                self._check()
+                return
             self._connection.end(error)
             raise
         else:
@@ -290,6 +304,9 @@ class RemoteSession(Session):
             raise
         before = self._connection.end()
         if isinstance(before, Ended):
+            return
+        if isinstance(before, Refused):
+            log.warning("%s: closed; its last %d steps are in no history [%s]", self.name, self.backlog, before.error.reason)
             return
         if not isinstance(before, Connected):
             log.warning(

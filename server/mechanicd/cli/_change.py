@@ -91,15 +91,30 @@ def rename(target: str, project: str, run: str, new: str, fence: bool, as_json: 
 
 @click.command()
 @_bulk.runs_argument
+@click.option(
+    "--fence",
+    is_flag=True,
+    help="Delete even if a session still holds a run, for example after kill -9; that session is fenced.",
+)
 @_bulk.options
 @_options.reports_errors
 def delete(
-    target: str, project: str | None, runs: tuple[str, ...], filter_: str, dry_run: bool, yes: bool, as_json: bool
+    target: str,
+    project: str | None,
+    runs: tuple[str, ...],
+    fence: bool,
+    filter_: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
-    """Delete runs and their whole history: those that are named, or all that match --filter."""
+    """Delete runs and their whole history: those that are named, or all that match --filter.
+
+    Refuses a run that a session holds, unless --fence.
+    """
 
     def call(client: Client, name: str) -> Any:
-        return client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name), 60.0)
+        return client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name, fence=fence), 60.0)
 
     change = _bulk.Change(verb="delete", done="deleted", call=call, ask_one=True, what="whole history")
     _bulk.run(change, target, project, runs, filter_, dry_run, yes, as_json)

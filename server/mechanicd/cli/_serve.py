@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     "--keep-days",
     type=DAYS,
     metavar="DAYS",
-    help="Delete runs whose last step is older than this. Default: keep all.",
+    help="Delete runs whose last step is older than this, unless their trainer is connected. Default: keep all.",
 )
 @click.option(
     "--silent-after",

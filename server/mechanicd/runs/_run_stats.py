@@ -52,6 +52,7 @@ class RunStats:
         marks: the run at the last two multiples of `MARK_STEPS`, and at the first step.
         away: when the trainer's connection ended without the session being closed (ns since 1970); 0 while it is there.
         returns: when the session came back (ns since 1970), the last `RETURNS` times.
+        seen: when its server last noted that the trainer is there although no step comes (ns since 1970); 0: never.
     """
 
     since: int = 0
@@ -74,6 +75,7 @@ class RunStats:
     marks: tuple[Mark, ...] = ()
     away: int = 0
     returns: tuple[int, ...] = ()
+    seen: int = 0
 
     def after(self, groups: int, first_scale: float, records: bytes) -> "RunStats":
         """The statistics after the next steps, given as packed records in order.

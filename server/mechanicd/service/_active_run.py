@@ -32,7 +32,7 @@ class ActiveRun:
         begun_after: the step after which the session began.
         durable_step: the last step that the store has.
         fenced_by: the session that is taking the run over, or 0. While it is set, no step may be taken.
-        stats: as of the durable step, except `away` and `returns`, which are current.
+        stats: as of the durable step, except `away`, `returns` and `seen`, which are current.
     """
 
     __slots__ = (
@@ -155,6 +155,18 @@ class ActiveRun:
         self.stats = replace(self.stats, away=time)
         self._touched = True
 
+    def seen(self, time: int, since: int) -> bool:
+        """Notes that the trainer is there, if its last sign of life is from before `since`. Times are ns since 1970.
+
+        Returns:
+            Whether there is something to commit.
+        """
+        if self.stats.away or self.fenced_by or max(self._step_time, self.row.open_time, self.stats.seen) >= since:
+            return False
+        self.stats = replace(self.stats, seen=time)
+        self._touched = True
+        return True
+
     def collect(self) -> Commit:
         """The changes that are not in the store yet. Call `sealed` on them next, then `committed` or `restore`.
 
@@ -190,7 +202,7 @@ class ActiveRun:
         """The commit is durable."""
         self.durable_step = commit.last_step
         # The connection may have dropped or come back while the commit was in flight: keep what is current.
-        self.stats = replace(commit.stats, away=self.stats.away, returns=self.stats.returns)
+        self.stats = replace(commit.stats, away=self.stats.away, returns=self.stats.returns, seen=self.stats.seen)
 
     def restore(self, commit: Commit) -> None:
         """The commit failed: its steps and events go back to the front of the queue, so that order is kept."""

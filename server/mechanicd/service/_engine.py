@@ -55,7 +55,8 @@ class Engine:
         self.store = store
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
-        self.writer = Writer(store, flush_interval, self.registry.lost, on_health, retention, self.metrics)
+        held = self.registry.by_session.values()
+        self.writer = Writer(store, flush_interval, self.registry.lost, on_health, retention, self.metrics, held)
         self._now = store.clock.now
         self._held = self.registry.by_session  # the same dict; saves the hot path an attribute lookup
         self._draining = False
@@ -353,19 +354,19 @@ class Engine:
         possible = session <= _convert.MAX_INTEGER
         found = await self.writer.call(self.store.by_session, session) if possible else None
         if found is None:
-            raise self.registry.deleted(session)
+            raise self.registry.missing(session)
         row, begun = found
         now = names.RunName(row.project, row.run)
         if row.session == session and name in (None, now):
             return found
         if await self.writer.call(self.store.fenced_by_rename, session):
-            raise self.registry.fenced(session, NewName.of(row.session, now))
+            raise self.registry.fenced(session, NewName.of(row.session, now), now)
         if name not in (None, now):
             raise unknown(session)
         if row.session or begun.open_time < row.open_time:
             # A newer session took the run. If that one has closed it since, the row no longer has its number (0), but this one
             # must stop all the same: on SESSION_UNKNOWN its client would reopen the run and rewind its successor's steps.
-            raise self.registry.fenced(session, row.session)
+            raise self.registry.fenced(session, row.session, names.RunName(row.project, row.run))
         raise unknown(session)  # it was the run's last session, and was closed
 
     async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> ActiveRun:

@@ -30,6 +30,7 @@ _CODES: Final[Mapping[str, int]] = {
     "RUN_HELD": code_pb2.FAILED_PRECONDITION,
     "RUN_EXISTS": code_pb2.ALREADY_EXISTS,
     "INVALID_READ_MASK": code_pb2.INVALID_ARGUMENT,
+    "RUN_DELETED": code_pb2.NOT_FOUND,
     "MALFORMED_REQUEST": code_pb2.INVALID_ARGUMENT,
     "STORE_DAMAGED": code_pb2.DATA_LOSS,
     "RUN_RENAMED": code_pb2.NOT_FOUND,

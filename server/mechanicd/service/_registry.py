@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from mechanicd.service._active_run import ActiveRun
 from mechanicd.service._errors import ServiceError
@@ -48,8 +48,7 @@ class Registry:
         self.by_session: dict[int, ActiveRun] = {}
         self._by_name: dict[names.RunName, ActiveRun] = {}
         self._metrics = metrics
-        # Session → its successor, or 0 where another server took the run over together with its session. Oldest first.
-        self._former: OrderedDict[int, int] = OrderedDict()
+        self._former: OrderedDict[int, _Former] = OrderedDict()  # by session. Oldest first.
         self._openers: OrderedDict[names.RunName, tuple[int, int]] = OrderedDict()  # trainer, attempt. Oldest first.
         self._locks: dict[names.RunName, _NamedLock] = {}
 
@@ -103,20 +102,34 @@ class Registry:
             self._openers.popitem(last=False)
 
     def release(self, run: ActiveRun) -> None:
-        """The run was closed or deleted: from now on, its session is unknown.
+        """The run was closed: from now on, its session is unknown.
 
         Takes the run and not its name: while the store was closing it, a new session may have taken the name.
         """
         self._drop(run)
 
-    def lost(self, run: ActiveRun) -> None:
-        """Another server took the run over: a commit or a claim found an epoch in its row that is not ours."""
-        if self.by_session.get(run.row.session) is not run:
-            return  # it was closed or deleted here
-        log.warning("projects/%s/runs/%s: another server took it over", run.row.project, run.row.run)
-        self._metrics.lost += 1
+    def deleted(self, run: ActiveRun) -> ServiceError:
+        """The run was deleted while its session held it. Returns what the session is told from now on."""
         self._drop(run)
-        self._remember(run.row.session, 0)
+        self._remember(run, _DELETED)
+        return self.refusal(run.row.session)
+
+    def lost(self, run: ActiveRun, gone: bool = False) -> ServiceError:
+        """A commit or a claim found that the run is not ours any more. Returns what its session is told from now on.
+
+        Args:
+            gone: it has no row any more. Otherwise another server took it over: the row has an epoch that is not ours.
+        """
+        if self.by_session.get(run.row.session) is not run:
+            return self.refusal(run.row.session)  # it was closed or deleted here
+        self._metrics.lost += not gone
+        what = "was deleted while a session held it" if gone else "another server took it over"
+        log.warning("projects/%s/runs/%s: %s", run.row.project, run.row.run, what)
+        if gone:
+            return self.deleted(run)
+        self._drop(run)
+        self._remember(run, _ELSEWHERE)
+        return self.refusal(run.row.session)
 
     @contextlib.contextmanager
     def fencing(self, name: names.RunName, successor: int) -> Iterator[ActiveRun | None]:
@@ -143,7 +156,7 @@ class Registry:
             run.fenced_by = 0
             raise
         self._drop(run)
-        self._remember(run.row.session, successor)
+        self._remember(run, successor)
 
     @contextlib.asynccontextmanager
     async def lock(self, name: names.RunName) -> AsyncIterator[None]:
@@ -167,42 +180,54 @@ class Registry:
     def refusal(self, session: int) -> ServiceError:
         """Why a session holds no run here."""
         run = self.by_session.get(session)
-        successor = self._former.get(session) if run is None else run.fenced_by
-        if successor is None:
+        former = self._former.get(session) if run is None else _Former(run.fenced_by, _name(run))
+        if former is None:
             return unknown(session, Unrecognized)
-        if successor:
-            return fenced(session, successor)
+        if former.successor == _DELETED:
+            return ServiceError(
+                "RUN_DELETED",
+                f"{former.name} was deleted while this session held it; further steps of it are not recorded. To go on at the "
+                "server, open the run again with the tuner's state, as a new run",
+                {"name": former.name, "session": session},
+            )
+        if former.successor != _ELSEWHERE:
+            return fenced(session, former.successor)
         return ServiceError(
             "OWNERSHIP_LOST",
             "another server took over this run and its session; open the session again, here or elsewhere",
             {"session": session},
         )
 
-    def fenced(self, session: int, successor: int) -> ServiceError:
+    def fenced(self, session: int, successor: int, name: names.RunName) -> ServiceError:
         """Why a session is refused whose run, says the store, was taken by `successor` (0: unknown, it closed the run since).
 
         A fenced session never gets its run back, so the answer is remembered.
         """
         if successor and session not in self.by_session:
-            self._remember(session, successor)
+            self._former[session] = _Former(successor, name)
+            self._forget_some()
         return fenced(session, successor)
 
-    def deleted(self, session: int) -> ServiceError:
-        """Why a session is refused that the store does not know: its run was deleted, or it never existed."""
-        if not self._former.get(session):  # a session that was fenced before must still stop
-            self._former.pop(session, None)
+    def missing(self, session: int) -> ServiceError:
+        """Why a session is refused that the store does not know: its run was deleted, or it never existed here."""
+        former = self._former.get(session)
+        if former is not None and former.successor == _ELSEWHERE:  # it held a run here: that one is gone
+            self._former[session] = _Former(_DELETED, former.name)
         return self.refusal(session)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _drop(self, run: ActiveRun) -> None:
         self.by_session.pop(run.row.session, None)
-        name = names.RunName(run.row.project, run.row.run)
+        name = _name(run)
         if self._by_name.get(name) is run:  # not if a successor holds the name already
             del self._by_name[name]
 
-    def _remember(self, session: int, successor: int) -> None:
-        self._former[session] = successor
+    def _remember(self, run: ActiveRun, successor: int) -> None:
+        self._former[run.row.session] = _Former(successor, _name(run))
+        self._forget_some()
+
+    def _forget_some(self) -> None:
         if len(self._former) > REMEMBERED:
             self._former.popitem(last=False)
 
@@ -218,6 +243,21 @@ class NewName(int):
         made = cls(number)
         made.run = run
         return made
+
+
+class _Former(NamedTuple):
+    """A session that lost its run: to a session, or `_ELSEWHERE`, together with itself, or because it is `_DELETED`."""
+
+    successor: int
+    name: names.RunName
+
+
+_ELSEWHERE: Final = 0
+_DELETED: Final = -1
+
+
+def _name(run: ActiveRun) -> names.RunName:
+    return names.RunName(run.row.project, run.row.run)
 
 
 class _NamedLock:

@@ -6,7 +6,7 @@ from typing import Final
 
 from mechanicd import store
 from mechanicd.runs import EventKind, EventRow, RunRow, Silence, record_layout, same_alerts, unpack, unpack_columns
-from mechanicd.service import _convert, _pages
+from mechanicd.service import _convert, _deletion, _pages
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
@@ -99,15 +99,7 @@ class RunService:
 
     async def delete_run(self, request: run_service_pb2.DeleteRunRequest) -> run_service_pb2.DeleteRunResponse:
         """See RunService.DeleteRun."""
-        name = _convert.run_name_in(request.name)
-        async with self._engine.registry.lock(name):
-            row = await self._get(name)
-            await self._call(self._store.delete, row.id)
-            # Only now: if the store fails, the run still exists and its session keeps it. Steps that were taken meanwhile are
-            # never committed, because a commit is conditional on the row.
-            run = self._engine.registry.named(name)
-            if run is not None:
-                self._engine.registry.release(run)
+        await _deletion.delete(self._engine, request)
         return run_service_pb2.DeleteRunResponse()
 
     async def rewind_run(self, request: run_service_pb2.RewindRunRequest) -> run_service_pb2.RewindRunResponse:

@@ -7,8 +7,9 @@ is submitted after a commit sees it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,8 @@ FOLD_SECONDS: Final = 30.0
 TEND_SECONDS: Final = 1.0
 CLOCK_SECONDS: Final = 60.0
 RETAIN_SECONDS: Final = 60.0
+SEEN_NS: Final = 600 * 10**9
+"""How often the row of a run without steps is told that its trainer is there."""
 _STOP_LOOK_SECONDS: Final = 0.05
 _TROUBLE: Final = StoreError.public
 
@@ -55,10 +58,12 @@ class Writer:
     Args:
         store: where steps are committed.
         interval: seconds from the first waiting step to its commit; steps that arrive meanwhile join that commit.
-        on_lost: called with a run whose row has another owner now; its uncommitted steps are refused.
+        on_lost: called with a run whose row has another owner now, and with whether it has no row any more; returns what its
+            session is told. Its uncommitted steps are refused.
         on_health: called with False when the store fails, and with True when it works again.
         retention: which history to discard; None keeps all.
         metrics: where commits are counted.
+        held: the runs that are held here, always current.
 
     Attributes:
         trouble: why the store can't be used now, in words that any client may read; "" if the last attempt to use it worked.
@@ -68,14 +73,16 @@ class Writer:
         self,
         store: Store,
         interval: float,
-        on_lost: Callable[[ActiveRun], None],
+        on_lost: Callable[[ActiveRun, bool], ServiceError],
         on_health: Callable[[bool], None],
         retention: Retention | None = None,
         metrics: Metrics | None = None,
+        held: Collection[ActiveRun] = (),
     ) -> None:
         self.store = store
         self.interval = interval
         self._on_lost = on_lost
+        self._held = held
         self._on_health = on_health
         self._thread = StoreThread(store.interrupt, self._stalled)
         self._dirty: set[ActiveRun] = set()
@@ -138,7 +145,7 @@ class Writer:
         """Waits until the run's steps so far are durable. Steps that arrive while it waits are not waited for.
 
         Raises:
-            ServiceError: STORE_UNAVAILABLE, OWNERSHIP_LOST.
+            ServiceError: STORE_UNAVAILABLE, OWNERSHIP_LOST, RUN_DELETED.
         """
         target = run.state.step
         if run.durable_step >= target:
@@ -228,9 +235,9 @@ class Writer:
             else:
                 await self._thread.call(self.store.ping, patient=True)
                 self._set_by(self.store.clock.ahead)
-            if self._retention is not None and monotonic() - self._retained > RETAIN_SECONDS:
-                oldest = self._retention.oldest(self.store.clock.now())
-                if await self._thread.call(self.store.retain, self._retention.keep_steps, oldest, patient=True):
+            if monotonic() - self._retained > RETAIN_SECONDS:
+                self._note_trainers()
+                if self._retention is not None and await self._retain(self._retention):
                     return True
                 self._retained = monotonic()
         except Exception as error:  # as in _commit
@@ -238,6 +245,19 @@ class Writer:
             return False
         self._well()
         return False
+
+    def _note_trainers(self) -> None:
+        """A trainer may evaluate for hours. Its run's row says that it is there, so that no server deletes it."""
+        now = self.store.clock.now()
+        for run in self._held:
+            if run.seen(now, now - SEEN_NS):
+                self.mark(run)
+
+    async def _retain(self, retention: Retention) -> bool:
+        """One portion of what is too old; returns whether there may be more."""
+        here = frozenset(run.row.id for run in self._held if not run.stats.away)
+        oldest = retention.oldest(self.store.clock.now())
+        return await self._thread.call(partial(self.store.retain, held=here), retention.keep_steps, oldest, patient=True)
 
     async def _commit(self) -> bool:
         """One group commit; returns whether the store took it."""
@@ -263,7 +283,7 @@ class Writer:
         begun = monotonic()
         try:
             # Patiently: only its outcome says what is durable, and the next commit starts from there.
-            commits, kept = await self._thread.call(self._keep, runs, commits, patient=True)
+            commits, kept, gone = await self._thread.call(self._keep, runs, commits, patient=True)
         except BaseException:
             # Nothing was written, or the outcome is unknown (a connection lost during COMMIT). If it was written, the retry
             # finds the row past the step that it starts from; the run then counts as lost, and its client reattaches.
@@ -274,12 +294,13 @@ class Writer:
         self._metrics.committed(commits, monotonic() - begun)
         # The commits of one transaction succeed one by one: each only if the run's row still has our epoch and session and
         # is at the step that the commit starts from. Where it isn't, nothing was written and the run is no longer ours.
+        lost: dict[ActiveRun, ServiceError] = {}
         for run, commit, ok in zip(runs, commits, kept, strict=True):
             if ok:
                 run.committed(commit)
             else:
-                self._on_lost(run)
-        self._settle(lost={run for run, ok in zip(runs, kept, strict=True) if not ok})
+                lost[run] = self._on_lost(run, run.row.id in gone)
+        self._settle(lost)
 
     async def _retry(self, rejected: set[ActiveRun]) -> None:
         if rejected:
@@ -305,10 +326,16 @@ class Writer:
             else:
                 self._rejected.discard(run)
 
-    def _keep(self, runs: list[ActiveRun], commits: list[Commit]) -> tuple[list[Commit], list[bool]]:
-        """On the store's thread: computes the stats, and commits."""
+    def _keep(self, runs: list[ActiveRun], commits: list[Commit]) -> tuple[list[Commit], list[bool], set[int]]:
+        """On the store's thread: computes the stats, and commits. Also returns the ids of runs that have no row any more."""
         sealed = [run.sealed(commit) for run, commit in zip(runs, commits, strict=True)]
-        return sealed, self.store.commit(sealed, [])
+        kept = self.store.commit(sealed, [])
+        lost = {run.row.id for run, ok in zip(runs, kept, strict=True) if not ok}
+        gone: set[int] = set()
+        if lost:
+            with contextlib.suppress(StoreError):  # then the next commit, or the session that reattaches, finds it out
+                gone = lost - {row.id for row in self.store.rows(lost)}
+        return sealed, kept, gone
 
     def _set_by(self, ahead: int) -> None:
         """The clock that the store's stands for is this many ns ahead of it."""
@@ -327,15 +354,13 @@ class Writer:
             log.warning("store: works again")
             self._on_health(True)
 
-    def _settle(self, lost: set[ActiveRun]) -> None:
+    def _settle(self, lost: Mapping[ActiveRun, ServiceError]) -> None:
         still = []
         for run, target, future in self._waiting:
             if future.done():
                 continue
             if run in lost:
-                future.set_exception(
-                    ServiceError("OWNERSHIP_LOST", "the run was deleted or another server took it over; open the session again")
-                )
+                future.set_exception(lost[run])
             elif run.durable_step >= target:
                 future.set_result(None)
             else:

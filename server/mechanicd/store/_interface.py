@@ -1,6 +1,6 @@
 """What the service needs from a store. Every method may block, so all run on the store's own thread."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow, record_layout
@@ -62,8 +62,8 @@ class Store(Protocol):
     def fenced_by_rename(self, session: int) -> bool:
         """Whether this session lost its run because the run was renamed."""
 
-    def delete(self, run_id: int) -> None:
-        """Deletes a run and its history."""
+    def delete(self, run_id: int, expected_epoch: int | None = None) -> None:
+        """Deletes a run and its history. Raises OwnershipLost if it has another epoch than expected (None: any)."""
 
     def claim(self, claim: Claim) -> RunRow:
         """Gives the run to a new session. Raises OwnershipLost."""
@@ -115,12 +115,14 @@ class Store(Protocol):
     def fold(self, most_runs: int = 16) -> bool:
         """Folds the journal of some runs into per-run chunks. Returns whether there is more to do."""
 
-    def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64) -> bool:
+    def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64, held: Collection[int] = frozenset()) -> bool:
         """Deletes what is too old, a portion at a time. Returns whether there may be more.
 
         Args:
             keep_steps: exact steps are kept of the last `keep_steps` steps of a run; of earlier ones buckets remain.
-            oldest: runs whose last step is before this time (ns since 1970) are deleted.
+            oldest: runs whose last step is before this time (ns since 1970) are deleted, unless a trainer still holds them: one
+                that is among `held`, or that was there after this time, says its row.
+            held: ids of runs that are held now, as the caller knows.
         """
 
     def damage(self) -> Iterator[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 import json
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import lru_cache
@@ -193,8 +193,10 @@ class SQLStore(ABC):
             found = db.execute("SELECT 1 FROM former_names WHERE session = :session", {"session": session}).fetchone()
             return found is not None
 
-    def delete(self, run_id: int) -> None:
+    def delete(self, run_id: int, expected_epoch: int | None = None) -> None:
         with self.transaction() as db:
+            if expected_epoch is not None:
+                self._held(db, run_id, expected_epoch)
             db.execute("DELETE FROM runs WHERE id = :id", {"id": run_id})
 
     # --- who holds a run ---------------------------------------------------------------------------------------------
@@ -348,20 +350,21 @@ class SQLStore(ABC):
             self._stop_folding()
         return not done
 
-    def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64) -> bool:
+    def retain(self, keep_steps: int | None, oldest: int | None, most: int = 64, held: Collection[int] = frozenset()) -> bool:
         done = 0
         with self.transaction() as db:
             if keep_steps is not None:
                 done += _history.thin(db, keep_steps, most)
             if oldest is not None:
                 old = db.execute(
-                    "SELECT id FROM runs WHERE step_time < :oldest AND open_time < :oldest AND create_time < :oldest"
-                    " LIMIT :most",
-                    {"oldest": oldest, "most": most},
+                    "SELECT id, session, status, vitals FROM runs"
+                    " WHERE step_time < :oldest AND open_time < :oldest AND create_time < :oldest ORDER BY id",
+                    {"oldest": oldest},
                 ).fetchall()
-                if old:
-                    db.executemany("DELETE FROM runs WHERE id = :id", [{"id": id_} for (id_,) in old])
-                done += len(old)
+                gone = [row[0] for row in old if row[0] not in held and not _has_trainer(row, oldest)][:most]
+                if gone:
+                    db.executemany("DELETE FROM runs WHERE id = :id", [{"id": id_} for id_ in gone])
+                done += len(gone)
         return done > 0
 
     def damage(self) -> Iterator[tuple[str, str, str]]:
@@ -431,6 +434,18 @@ class SQLStore(ABC):
         if row.epoch != expected_epoch:
             raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
         return row
+
+
+def _has_trainer(row: Sequence[Any], oldest: int) -> bool:
+    """Whether a session holds the run of (id, session, status, vitals), and its trainer was there after a time."""
+    _, session, status, vitals = row
+    if not session or status != RunStatus.RUNNING:
+        return False
+    try:
+        stats = RunStats.from_text(vitals)
+    except (ValueError, TypeError):  # damaged: what can't be judged is kept
+        return True
+    return max(stats.seen, stats.away) >= oldest
 
 
 def _note(db: Database, run_id: int, events: Sequence[EventRow]) -> None:
