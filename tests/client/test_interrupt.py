@@ -175,7 +175,7 @@ def test_wherever_a_handler_raises_the_handlers_are_the_programs_again() -> None
         while sent:
             n += 1
             try:
-                with At(n, signal.SIGUSR1, opcodes=True) as at:
+                with At(n, signal.SIGUSR1, opcodes=True) as at:  # noqa: SIM117  (the inner one alone is traced)
                     with framework.deferred:
                         pass
             except KeyboardInterrupt:

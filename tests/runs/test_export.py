@@ -35,8 +35,19 @@ def plain(row: StepRow, groups: int) -> list[tuple[Any, ...]]:
     time |= {10**18 + 999_999_999: "2001-09-09T01:46:40.999+00:00", 10**18 + 10**9: "2001-09-09T01:46:41.000+00:00"}
     outcome = ("", "tuned", "non_finite", "held")[row.outcome]
     return [
-        (row.step, time[row.time], outcome, GROUPS[at], row.scale[at], row.h[at], row.delta_dot_g[at], row.delta_dot_x[at])
-        + (row.g_norm_sq[at], row.x_norm_sq[at], row.base_lr)
+        (
+            row.step,
+            time[row.time],
+            outcome,
+            GROUPS[at],
+            row.scale[at],
+            row.h[at],
+            row.delta_dot_g[at],
+            row.delta_dot_x[at],
+            row.g_norm_sq[at],
+            row.x_norm_sq[at],
+            row.base_lr,
+        )
         for at in range(groups)
     ]
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mechanicd.logs import BackgroundHandler
+from mechanicd.logs import BackgroundHandler, OneLine
 
 New = Callable[..., Any]
 F_SETPIPE_SZ = 1031
@@ -111,3 +111,11 @@ def test_a_line_of_any_size_and_any_characters_is_written_whole() -> None:
     handler.emit(logging.makeLogRecord({"msg": "%d steps", "args": ("many",), "name": "here"}))
     assert b"here: a log line can't be formatted: '%d steps'" in os.read(reading, 1 << 16)
     os.close(reading)
+
+
+def test_a_message_is_one_line_whatever_a_client_wrote() -> None:
+    formatter = OneLine("%(levelname).1s %(message)s")
+    forged = "closed: \n2026-01-01 E mechanicd: all is lost\r\x1b[2J\x9b \u2028 caf\udce9 é"
+    record = logging.LogRecord("mechanicd", logging.INFO, "", 0, "run %s", (forged,), None)
+    line = formatter.format(record)
+    assert line == r"I run closed: \n2026-01-01 E mechanicd: all is lost\r\x1b[2J\x9b \u2028 caf\udce9 é"

@@ -13,7 +13,7 @@ from collections import deque
 from time import monotonic
 from typing import Final
 
-__all__ = ["MOST_BYTES", "BackgroundHandler", "log_to_stderr"]
+__all__ = ["MOST_BYTES", "BackgroundHandler", "OneLine", "log_to_stderr"]
 
 MOST_BYTES: Final = 2**20
 """How much text may wait to be written."""
@@ -28,10 +28,24 @@ def log_to_stderr(level: str | int) -> None:
         level: the lowest level to log.
     """
     # Without a stderr (`2>&-`) its number may be that of another file, such as the database.
-    handler = logging.NullHandler() if sys.stderr is None else BackgroundHandler(sys.stderr.fileno())
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler: logging.Handler = logging.NullHandler()
+    if sys.stderr is not None:
+        try:
+            handler = BackgroundHandler(sys.stderr.fileno())
+        except OSError:  # a stand-in, such as a StringIO
+            handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(_FORMAT))
     logging.basicConfig(handlers=[handler], level=level)
     logging.captureWarnings(True)
+
+
+class OneLine(logging.Formatter):
+    """A message is one line, whatever a client put into it: it can't look like another line, and no terminal obeys it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if not record.message.isprintable():
+            record.message = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in record.message)
+        return super().formatMessage(record)
 
 
 class BackgroundHandler(logging.Handler):
