@@ -1,8 +1,8 @@
 """An interrupt at any line of a step: the optimizer is then as before the step or as after it, and training goes on right.
 
 A trace function counts the lines that a step runs, in every module, and at the n-th sends this process a real signal, whose
-handler raises. MECHANICD_SOAK=1 tries every n, and every instruction of a few layouts; else a sample, whose seed MECHANICD_SEED
-sets.
+handler raises. MECHANICD_SOAK=1 tries every n, every instruction of a few layouts, and more lines through a server; else a
+sample, whose seed MECHANICD_SEED sets.
 """
 
 import copy
@@ -24,6 +24,7 @@ from tests.support.interrupts import At
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 STEPS, BEFORE = 6, 3
+THROUGH_SERVER = 400 if SOAK else 15
 pytestmark = pytest.mark.timeout(3600 if SOAK else 120)
 
 
@@ -203,7 +204,7 @@ def test_the_first_step_too(server: Any, project: str, history: Any) -> None:
     for run in ("first", "second"):  # the first also imports
         counter = At(0)
         Training(*CASES["adamw"], run=run, target=server.target, project=project).step(0, counter)
-    for n in sample(counter.count, 15):
+    for n in sample(counter.count, THROUGH_SERVER, every_one=False):
         training = Training(*CASES["adamw"], run=f"r{n}", target=server.target, project=project)
         at = At(n)
         disturbed(lambda: training.step(0, at), at)  # noqa: B023
@@ -222,7 +223,7 @@ def test_through_a_server_its_history_is_whole_as_well(case: str, server: Any, p
         scales.append(whole.opt.scales)
     counter = At(0)
     Training(*CASES[case], run="lines", target=server.target, project=project).train(range(BEFORE)).step(BEFORE, counter)
-    for n in sample(counter.count, 20):
+    for n in sample(counter.count, THROUGH_SERVER, every_one=False):
         training = Training(*CASES[case], run=f"r{n}", target=server.target, project=project).train(range(BEFORE))
         at = At(n)
         disturbed(lambda: training.step(BEFORE, at), at)  # noqa: B023
