@@ -295,6 +295,23 @@ def test_a_file_without_an_end_is_imported_as_far_as_it_goes_and_again_when_it_h
     assert world.told("torn") == list(enumerate(scales, 1)) == list(enumerate(oracle(reductions), 1))
 
 
+def test_a_run_that_was_renamed_or_archived_is_found_again(world: World) -> None:
+    reductions = some_reductions(60)
+    world.train("first", reductions[:40], "preempted")
+    assert world.bring("first").imported == 40
+    with connect(world.target) as client:
+        now = f"projects/{world.project}/runs/second"
+        client.call("RenameRun", run_service_pb2.RenameRunRequest(name=now.replace("second", "first"), new_name=now))
+        client.call("ArchiveRun", run_service_pb2.ArchiveRunRequest(name=now))
+    before = world.everything("second")
+    again = world.bring("first")
+    assert (again.run, again.imported) == (now, 0)
+    assert world.everything("second") == before
+    world.train("first", reductions[40:], start=None)
+    assert world.bring("first").imported == 20
+    assert world.told("second") == list(enumerate(oracle(reductions), 1))
+
+
 def test_another_s_than_the_trainers_is_a_conflict_and_not_a_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from mechanicd.client import _spool_session as spool_session
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,6 +264,24 @@ def test_a_forked_child_leaves_the_file_alone(target: str, file: Path) -> None:
         assert spool_file.is_held(file)
         session.step(some_reductions(1)[0])
     assert history_of(file).last == 2
+
+
+def test_a_file_is_locked_on_windows_too(target: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a test here can show: msvcrt's lock of one byte, by another process."""
+    taken: list[int] = []
+
+    def locking(descriptor: int, mode: int, size: int) -> None:
+        if taken or size != 1:
+            raise PermissionError
+        taken.append(os.lseek(descriptor, 0, os.SEEK_CUR))
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    with open_bert(target) as session:
+        assert spool_file.is_held(file)
+        session.step(some_reductions(1)[0])
+    assert taken == [2**40]
+    assert history_of(file).steps == 1
 
 
 # ---- deaths

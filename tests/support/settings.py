@@ -15,5 +15,6 @@ SETTINGS: dict[str, Any] = {
     "delta_layout": "delta",
     "on_outage": "local",
     "deadline": 2.0,
+    "spill": None,
     "max_scale": None,
 }

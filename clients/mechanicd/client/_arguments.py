@@ -6,8 +6,10 @@ Texts for people (a message, the command line) are never refused: what can't be 
 import contextlib
 import math
 import operator
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from mechanicd.client._errors import InvalidArgument
@@ -101,6 +103,16 @@ def start(value: object) -> int | TunerState | None:
         "INVALID_SETTING",
         f"start={value!r}; give 0 to start from scratch, a step that the server has, a checkpoint's TunerState, or None",
     )
+
+
+def spill(value: object) -> Path | None:
+    """The folder of a spill; None takes MECHANICD_SPILL from the environment. Raises InvalidArgument INVALID_SETTING."""
+    given = os.environ.get("MECHANICD_SPILL") if value is None else value
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str | os.PathLike) or not isinstance(path := os.fspath(given), str) or "\0" in path:
+        raise InvalidArgument("INVALID_SETTING", f"spill={given!r}; give the path of a folder, or None")
+    return Path(path).absolute()
 
 
 def status(value: object) -> None:

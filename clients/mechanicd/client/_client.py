@@ -95,6 +95,7 @@ class Client:
         start: int | TunerState | None = None,
         on_outage: OnOutage = "local",
         deadline: float = 2.0,
+        spill: "str | os.PathLike[str] | None" = None,
     ) -> Session:
         """Opens a session on a run, and fences the session that held it before.
 
@@ -109,6 +110,8 @@ class Client:
             on_outage: while the server is unreachable, "local" continues with this process's own tuner and replays the steps
                 later; "hold" keeps the last S; "raise" raises ServerUnavailable.
             deadline: seconds that a step waits for its result before the server counts as unreachable.
+            spill: a folder for the steps of an outage beyond 64 MiB, up to 16 GiB; without it the oldest are dropped. None
+                takes MECHANICD_SPILL from the environment.
 
         Raises:
             InvalidArgument, ConfigMismatch, ResumeError, SessionError: the request is refused.
@@ -120,6 +123,7 @@ class Client:
         config = _arguments.config(config)
         start, deadline = _arguments.start(start), _arguments.deadline(deadline)
         check_outage_policy(on_outage)
+        spilled = _arguments.spill(spill)
         client = _arguments.text(f"mechanicd python, {socket.gethostname()}, process {os.getpid()}", 200)
         session: RemoteSession | SpoolSession
         if _spool_target.is_spool(self.target):
@@ -131,7 +135,7 @@ class Client:
             from mechanicd.client._targets import Route
 
             route = Route(self._targets, name)
-            session = open_session(route, name, config, checked, start, on_outage, deadline, client, _command())
+            session = open_session(route, name, config, checked, start, on_outage, deadline, client, _command(), spilled)
         _open_sessions.add(session)
         _signals.watch(close_sessions)
         return session
@@ -197,12 +201,20 @@ def open_run(
     start: int | TunerState | None = None,
     on_outage: OnOutage = "local",
     deadline: float = 2.0,
+    spill: "str | os.PathLike[str] | None" = None,
 ) -> Session:
     """`connect(target).open_run(run, …)`, for a process that has one run. See `Client.open_run`."""
     client = connect(target)
     try:
         session = client.open_run(
-            run, project=project, config=config, labels=labels, start=start, on_outage=on_outage, deadline=deadline
+            run,
+            project=project,
+            config=config,
+            labels=labels,
+            start=start,
+            on_outage=on_outage,
+            deadline=deadline,
+            spill=spill,
         )
     except BaseException:
         client.close()

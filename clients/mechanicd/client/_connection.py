@@ -25,12 +25,11 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from mechanicd.client._backlog import Backlog
+from mechanicd.client._backlog import Backlog, Taken
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed, SessionFenced, StepConflict
 from mechanicd.client._opening import CALL_SECONDS, Opener
 from mechanicd.client._transport import Link, step_error
-from mechanicd.tuner import TunerState
 from mechanicd.v1 import tuner_service_pb2
 
 log = logging.getLogger("mechanicd.client")
@@ -252,7 +251,7 @@ class Connection:
         try:
             while not self._over.is_set():
                 with self.lock:
-                    entries = self.backlog.after(last_step)[:_REPLAY_BATCH]
+                    entries = self.backlog.after(last_step, _REPLAY_BATCH)
                     if not entries and self.backlog.last_step <= last_step:
                         if isinstance(self._state, Ended):
                             break
@@ -284,7 +283,7 @@ class Connection:
         return None
 
 
-def verify(result: tuner_service_pb2.StepResult, following: TunerState) -> None:
+def verify(result: tuner_service_pb2.StepResult, following: Taken) -> None:
     """Compares the server's answer with the tuner of this process.
 
     Raises:

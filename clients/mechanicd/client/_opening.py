@@ -55,13 +55,7 @@ class Opener:
             MechanicdError: what the server refuses, or ServerUnavailable.
         """
         self._request.attempt += 1
-        request = tuner_service_pb2.OpenSessionRequest()
-        request.CopyFrom(self._request)
-        request.session = session
-        if isinstance(start, TunerState):
-            request.tuner_state = start.to_bytes()
-        elif start is not None:
-            request.after_step = start
+        request = self.request(start, session)
         opened: tuner_service_pb2.OpenSessionResponse = self.call("OpenSession", request, CALL_SECONDS)
         self.session = opened.session
         # A rewind to a checkpoint is expected. A rewind to step 0 (a new training under an old name) and a server that lacks
@@ -70,6 +64,17 @@ class Opener:
         surprising = opened.outcome in (tuner_service_pb2.OPEN_OUTCOME_REWOUND, tuner_service_pb2.OPEN_OUTCOME_ADOPTED)
         log.log(logging.WARNING if surprising and not expected else logging.INFO, "%s: %s", self.name, opened.explanation)
         return opened
+
+    def request(self, start: Start, session: int) -> tuner_service_pb2.OpenSessionRequest:
+        """The request that `open` sends."""
+        request = tuner_service_pb2.OpenSessionRequest()
+        request.CopyFrom(self._request)
+        request.session = session
+        if isinstance(start, TunerState):
+            request.tuner_state = start.to_bytes()
+        elif start is not None:
+            request.after_step = start
+        return request
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
         """One unary call to the current server.

@@ -18,6 +18,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from mechanicd.client import _arguments
@@ -59,6 +60,7 @@ def open_session(
     deadline: float,
     client: str,
     command: str,
+    spill: Path | None = None,
 ) -> "RemoteSession":
     """Opens a run at its server, or without it if the outage policy and `start` allow that.
 
@@ -71,6 +73,7 @@ def open_session(
             later; "hold" keeps the last S; "raise" raises ServerUnavailable.
         deadline: seconds that a step waits for its result before the server counts as unreachable.
         client, command: the name of this process and the command that started it, for people who look at the run.
+        spill: a folder for the steps of an outage that are too many for the memory; None drops the oldest.
 
     Raises:
         MechanicdError: what the server refuses. ServerUnavailable if it is unreachable and `on_outage` is "raise", or if only
@@ -82,6 +85,11 @@ def open_session(
             name=name, config=config_out(config), labels=dict(labels), client=client, command=command
         ),
     )
+    spilled = None
+    if spill is not None:
+        from mechanicd.client._spill import Spill
+
+        spilled = Spill(spill, opener)
     missed: ServerUnavailable | None = None
     link: Link | None = None
     try:
@@ -94,7 +102,7 @@ def open_session(
     else:
         state = TunerState.from_bytes(opened.tuner_state, config)
         link = route.transport.link(route.metadata)
-    connection = Connection(opener, Backlog(state), link, _MEANWHILE[on_outage])
+    connection = Connection(opener, Backlog(state, spilled), link, _MEANWHILE[on_outage])
     if missed is not None:
         connection.warn(missed)
     return RemoteSession(name, config, state, connection, on_outage, deadline)
@@ -203,6 +211,7 @@ class RemoteSession(Session):
         self._turn = Turn()  # a thread of the parent may have held it at the fork
         self._link_of_step = None
         self._unanswered.clear()
+        self._connection.backlog.forget()
         self._closed = True
 
     def __del__(self) -> None:
@@ -301,6 +310,7 @@ class RemoteSession(Session):
             left = self._connection.end()
             if isinstance(left, Connected):
                 left.link.close()
+            self._keep(status, message)
             raise
         before = self._connection.end()
         if isinstance(before, Ended):
@@ -310,15 +320,25 @@ class RemoteSession(Session):
             return
         if not isinstance(before, Connected):
             log.warning(
-                "%s: closed while the server is unreachable; its history lacks the last %d steps", self.name, self.backlog
+                "%s: closed while the server is unreachable; its history lacks the last %d steps%s",
+                self.name,
+                self.backlog,
+                self._keep(status, message),
             )
             return
         opener = self._connection.opener
         try:
             request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=STATUS[status], message=message)
             opener.call("CloseSession", request, CALL_SECONDS)
+            self._connection.backlog.clear_spill()
         except MechanicdError as error:
-            log.warning("%s: could not be closed as %s: %s", self.name, status, str(error))
+            log.warning("%s: could not be closed as %s: %s%s", self.name, status, str(error), self._keep(status, message))
         finally:
             with contextlib.suppress(Exception):
                 before.link.close()
+
+    def _keep(self, status: str, message: str) -> str:
+        """Leaves what the server lacks on the disk. Returns how the log says so; "" without a spill."""
+        with self._connection.lock:
+            kept = self._connection.backlog.keep(status, message)
+        return f". They are in {kept}: bring them with `mechanicd import {kept}`" if kept else ""

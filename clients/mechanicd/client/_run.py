@@ -1,6 +1,7 @@
 """The run of a mechanized optimizer; its session opens with the first step, so that a checkpoint can be loaded before."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Run:
     labels: Mapping[str, str] | None
     on_outage: OnOutage
     deadline: float
+    spill: "str | os.PathLike[str] | None" = None
     start: TunerState | None = None
     session: Session | None = field(default=None, repr=False)
     closed: bool = False
@@ -46,6 +48,7 @@ class Run:
     def __post_init__(self) -> None:
         check_outage_policy(self.on_outage)
         self.deadline = _arguments.deadline(self.deadline)
+        _arguments.spill(self.spill)
         self.labels = _arguments.labels(self.labels)
         if self.target is not None and not self.name:
             raise InvalidArgument(
@@ -147,6 +150,7 @@ class Run:
             start=self.start if self.start is not None and self.start.step > 0 else 0,
             on_outage=self.on_outage,
             deadline=self.deadline,
+            spill=self.spill,
         )
 
     def __getstate__(self) -> dict[str, Any]:

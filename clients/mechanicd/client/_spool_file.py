@@ -7,13 +7,13 @@ last sync is written again.
 
 import contextlib
 import errno
+import importlib
 import io
 import logging
 import os
-import sys
 import time
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from mechanicd.client import _spool_format
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionFenced
@@ -204,31 +204,30 @@ def is_held(path: Path) -> bool:
         return not locked(file.fileno(), shared=True)
 
 
-if sys.platform == "win32":  # pragma: no cover
-    import msvcrt
+def locked(descriptor: int, shared: bool = False) -> bool:
+    """Takes the lock of an open file, which lasts until it is closed. Returns False if another one has it."""
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ModuleNotFoundError:
+        return _locked_on_windows(descriptor)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
-    def locked(descriptor: int, shared: bool = False) -> bool:
-        """Takes the lock of an open file, which lasts until it is closed. Returns False if another one has it."""
-        before = os.lseek(descriptor, 0, os.SEEK_CUR)
-        os.lseek(descriptor, 2**62, os.SEEK_SET)  # far from what others read
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            os.lseek(descriptor, before, os.SEEK_SET)
-        return True
 
-else:
-    import fcntl
-
-    def locked(descriptor: int, shared: bool = False) -> bool:
-        """Takes the lock of an open file, which lasts until it is closed. Returns False if another one has it."""
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+def _locked_on_windows(descriptor: int) -> bool:
+    msvcrt: Any = importlib.import_module("msvcrt")
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, 2**40, os.SEEK_SET)  # far from what others read
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
+    return True
 
 
 def _holder(path: Path) -> str:

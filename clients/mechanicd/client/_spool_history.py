@@ -22,6 +22,7 @@ class Opening:
         after: the step that it starts after.
         last: its last step; `after` if it took none.
         stage: how many times the run had been rewound once this session began.
+        session: what the server calls it, if the steps are those of an outage; else 0.
         closed: its end; None if it was killed, or goes on.
     """
 
@@ -30,6 +31,7 @@ class Opening:
     after: int
     last: int
     stage: int
+    session: int = 0
     closed: tuner_service_pb2.CloseSessionRequest | None = None
 
 
@@ -82,7 +84,7 @@ def read_history(file: BinaryIO, path: Path) -> History:
             after = start_of(request, config).step
             before = openings[-1] if openings else Opening(0, 0, after, after, 0)
             stage = before.stage + (after < before.last)
-            openings.append(Opening(record.offset, record.end, after, after, stage))
+            openings.append(Opening(record.offset, record.end, after, after, stage, request.session))
         elif record.kind == _spool_format.STEP and openings:
             openings[-1] = replace(openings[-1], last=openings[-1].last + 1)
         elif record.kind == _spool_format.CLOSED and openings:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from mechanicd.client import _arguments, _spool_file, _spool_history, _spool_target
 from mechanicd.client._client import Client
 from mechanicd.client._connection import verify
-from mechanicd.client._errors import MechanicdError, StepConflict
+from mechanicd.client._errors import MechanicdError, SessionError, StepConflict
 from mechanicd.client._opening import CALL_SECONDS
 from mechanicd.client._spool_history import History, Opening
 from mechanicd.client._spool_place import Place, place
@@ -84,7 +84,13 @@ def import_spool(
             history = _spool_history.read_history(file, path)
             if not history.openings:
                 return Imported(path, "", 0, 0, None, history.torn, live)
-            return _Import(client, file, history, live, run, progress).run()
+            try:
+                return _Import(client, file, history, live, run, progress).run()
+            except MechanicdError as error:
+                if error.reason != "RUN_RENAMED" or run is not None:
+                    raise
+                now = names.parse_run(error.metadata["renamed_to"]).run
+                return _Import(client, file, history, live, now, progress).run()
     except OSError as error:
         raise MechanicdError("SPOOL_UNREADABLE", f"{path} can't be read: {error.strerror or error}") from None
 
@@ -164,6 +170,7 @@ class _Import:
     def _must_end(self, found: Place, run: resources_pb2.Run, ours: bool) -> bool:
         """Whether the server has each step, but not the run's end: an import was interrupted before that, or came before it."""
         end = _end(self._history, self._live)
+        ours = ours or (run.status in _HELD and bool(self._history.openings[-1].session) and not self._live)
         return ours and not found.further and (run.status, run.status_message) != (end.status, end.message)
 
     # --- one session -------------------------------------------------------------------------------------------------
@@ -201,12 +208,10 @@ class _Import:
         Raises:
             MechanicdError: RUN_HELD; RUN_DIFFERS: another process has changed the run since it was compared.
         """
-        self._refuse_held()
-        request.name = self._name
-        request.client = _arguments.text(f"{_IMPORTER}, {socket.gethostname()}, process {os.getpid()}: {request.client}", 200)
-        if state.step > opening.after:  # it goes on within the session: after the server's last step
-            request.ClearField("start")
-        opened = self._route.transport.call("OpenSession", request, _CLOSE_SECONDS, self._route.metadata)
+        opened = self._reattached(request)
+        if opened is None:
+            self._refuse_held()
+            opened = self._newly_opened(request, opening, state)
         if opened.last_step != state.step or opened.tuner_state != state.to_bytes():
             self._leave(opened.session, "the run is not as the import expected it")
             raise MechanicdError(
@@ -216,10 +221,35 @@ class _Import:
             )
         return int(opened.session)
 
+    def _reattached(self, request: tuner_service_pb2.OpenSessionRequest) -> tuner_service_pb2.OpenSessionResponse | None:
+        """The session of an outage, if it still holds the run: its trainer is gone, and this is its last word."""
+        if not request.session or self._live:
+            return None
+        again = tuner_service_pb2.OpenSessionRequest(name=self._name, config=request.config, session=request.session)
+        try:
+            opened: tuner_service_pb2.OpenSessionResponse = self._call("OpenSession", again)
+        except SessionError:  # it has been closed, or a successor holds the run
+            return None
+        return opened
+
+    def _newly_opened(
+        self, request: tuner_service_pb2.OpenSessionRequest, opening: Opening, state: TunerState
+    ) -> tuner_service_pb2.OpenSessionResponse:
+        request.session = 0
+        request.name = self._name
+        request.client = _arguments.text(f"{_IMPORTER}, {socket.gethostname()}, process {os.getpid()}: {request.client}", 200)
+        if state.step > opening.after or (opening is self._history.openings[0] and not state.step):
+            request.ClearField("start")  # after the server's last step, whose state is compared below
+        opened: tuner_service_pb2.OpenSessionResponse = self._call("OpenSession", request)
+        return opened
+
+    def _call(self, method: str, request: Any) -> Any:
+        return self._route.transport.call(method, request, _CLOSE_SECONDS, self._route.metadata)
+
     def _end_former(self, run: resources_pb2.Run) -> None:
         """Ends the session of an import that was killed. What it had sent may arrive until then, so all is looked at again."""
         request = tuner_service_pb2.OpenSessionRequest(name=self._name, config=run.config, client=_IMPORTER)
-        opened = self._route.transport.call("OpenSession", request, _CLOSE_SECONDS, self._route.metadata)
+        opened = self._call("OpenSession", request)
         self._leave(opened.session, "an import that was interrupted goes on")
 
     def _refuse_held(self) -> None:
@@ -269,7 +299,7 @@ class _Import:
 
     def _close(self, session: int, end: tuner_service_pb2.CloseSessionRequest) -> None:
         request = tuner_service_pb2.CloseSessionRequest(session=session, status=end.status, message=end.message)
-        self._route.transport.call("CloseSession", request, _CLOSE_SECONDS, self._route.metadata)
+        self._call("CloseSession", request)
 
     def _leave(self, session: int, message: str) -> None:
         """Closes a session that is not brought to its end."""

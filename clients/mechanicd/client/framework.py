@@ -8,6 +8,7 @@ An adapter for another framework needs this module, `mechanicd.client` and `mech
 
 import importlib
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, get_args
@@ -96,6 +97,7 @@ def check_settings(
     delta_layout: str,
     on_outage: str,
     deadline: float,
+    spill: "str | os.PathLike[str] | None" = None,
     max_scale: float | None,
 ) -> Settings:
     """Checks the keywords that every `mechanize` takes.
@@ -107,7 +109,7 @@ def check_settings(
     check_choice("delta_layout", delta_layout, DELTA_LAYOUTS)
     return Settings(
         config=TunerConfig(convention, cast("tuple[float, ...]", betas), s_decay=s_decay, s_init=s_init, eps=eps),
-        run=Run(run, target, project, labels, cast(OnOutage, on_outage), deadline),  # which checks them
+        run=Run(run, target, project, labels, cast(OnOutage, on_outage), deadline, spill),  # which checks them
         delta_layout=cast(DeltaLayout, delta_layout),
         max_scale=check_cap(max_scale),
     )

@@ -1,6 +1,7 @@
 """`mechanize`: its settings and their checks."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -46,6 +47,7 @@ def mechanize(
     delta_layout: DeltaLayout = "delta",
     on_outage: OnOutage = "local",
     deadline: float = DEADLINE,
+    spill: "str | os.PathLike[str] | None" = None,
     max_scale: float | None = None,
     report: Report = "callback",
     axis_name: AxisName = None,
@@ -66,7 +68,7 @@ def mechanize(
         base: BASE, its learning rate usually 1.0 times a schedule.
         run: the run's name; required with a target.
         target: the server's address; None runs the tuner in the program only, with the same bits.
-        project, labels, s_decay, betas, s_init, eps, convention, deadline: as in `mechanicd.torch.mechanize`.
+        project, labels, s_decay, betas, s_init, eps, convention, deadline, spill: as in `mechanicd.torch.mechanize`.
         scale_groups: what shares one S: "all", "tensor", or labels as optax.multi_transform takes them.
         delta_layout: what to keep in addition to x: "delta" (Δ), "delta+ref" (Δ and x_ref), or "ref" (only x_ref; each step
             recomputes Δ = (x − x_ref)/(S + ε), as the paper's line 8 and optax.contrib.mechanize do; for comparison, and only
@@ -116,6 +118,7 @@ def mechanize(
         delta_layout=delta_layout,
         on_outage=on_outage,
         deadline=deadline,
+        spill=spill,
         max_scale=max_scale,
     )
     check_choice("report", report, REPORTS)

@@ -1,5 +1,6 @@
 """`mechanize`: the public entry point, its keywords and their checks."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def mechanize(
     delta_layout: DeltaLayout = "delta",
     on_outage: OnOutage = "local",
     deadline: float = DEADLINE,
+    spill: "str | os.PathLike[str] | None" = None,
     max_scale: float | None = None,
     ahead: bool = True,
     distributed: Distributed = None,
@@ -72,6 +74,8 @@ def mechanize(
         on_outage: what a step does while the server is unreachable: "local" continues with this process's tuner, "hold" keeps
             the last S, "raise" raises.
         deadline: seconds that a step may wait for its result before the server counts as unreachable.
+        spill: a folder for the steps of an outage beyond 64 MiB, up to 16 GiB; without it the oldest are dropped. None takes
+            MECHANICD_SPILL from the environment.
         max_scale: parameters are placed with no larger S; None for no cap. The cap does not enter the tuner: the server keeps
             the S without it.
         ahead: whether a CUDA device may take steps before the host has their scalars, with the same bits (needs a fused BASE
@@ -117,6 +121,7 @@ def mechanize(
         delta_layout=delta_layout,
         on_outage=on_outage,
         deadline=deadline,
+        spill=spill,
         max_scale=max_scale,
     )
     ahead = check_flag("ahead", ahead)
