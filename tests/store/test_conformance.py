@@ -214,6 +214,7 @@ def test_rows_are_those_of_the_ids_in_their_order_and_the_gone_are_missing(store
     store.delete(made[3].id)
     wanted = [made[index].id for index in (7, 3, 1099, 0, 7)]
     assert store.rows(wanted) == [made[0], made[7], made[1099]]
+    assert store.rows([made[7].id], states=False) == [replace(made[7], state=b"")]
     assert store.rows([]) == []
     assert [row.id for row in store.rows(row.id for row in made)] == [row.id for row in made if row.id != made[3].id]
 

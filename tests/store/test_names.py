@@ -1,12 +1,13 @@
 """Archived and renamed runs, in every store."""
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus, pack
-from mechanicd.store import Claim, Commit, OwnershipLost, Rename, RunExists, Store
+from mechanicd.store import Claim, Commit, OwnershipLost, Rename, RunExists, SQLStore, Store, copy, open_store
 from mechanicd.tuner import TunerConfig, TunerState
 from tests.store.world import step
 
@@ -124,3 +125,13 @@ def test_archiving_is_kept_until_it_is_undone_or_a_session_opens_the_run(store: 
     )
     assert store.claim(claim).archive_time == 0
     store.archive(row.id + 99, 6, event)  # deleted meanwhile
+
+
+def test_a_copy_of_a_store_has_archived_runs_and_former_names(store: Store, tmp_path: Path) -> None:
+    row = rename(store, trained(store, "a", 51), "b")
+    store.archive(row.id, 5, EVENT)
+    other = open_store(f"sqlite:///{tmp_path / 'copy.db'}")
+    copy(cast(SQLStore, store), cast(SQLStore, other))
+    assert other.renamed("p", "a") == got(other, "b") == replace(row, archive_time=5)
+    assert other.fenced_by_rename(51)
+    other.close()

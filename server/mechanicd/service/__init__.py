@@ -4,8 +4,10 @@
 
 - `_engine` answers TunerService. `_registry` knows who holds which run, `_session_start` decides where a session starts,
   `_replay` recomputes a tuner's state from the history, `_events` creates the events of sessions.
-- `_active_run` is one run in memory: the hot path. `_writer` does the group commits and the store's maintenance.
-- `_run_service` answers RunService. `_run_cache` holds all runs' rows, `_lineage` rewinds and forks runs.
+- `_active_run` is one run in memory: the hot path. `_writer` does the group commits and the store's maintenance, and
+  `_memory` returns what that has used.
+- `_run_service` answers RunService. `_run_cache` holds all runs' rows, `_lineage` rewinds, renames and forks runs, `_sketches`
+  draws them.
 - `_convert` maps messages to values and back, `_errors` has the errors, `_metrics` the counters.
 """
 

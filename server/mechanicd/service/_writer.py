@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from mechanicd.service._active_run import ActiveRun
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._memory import trim
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._store_thread import NoAnswer, StoreThread
 from mechanicd.store import Commit, Release, Store, StoreConflict, StoreDamaged, StoreError, StoreMoved, StoreUnavailable
@@ -232,6 +233,7 @@ class Writer:
                 self._folded = monotonic()
                 if self._folding:
                     return True
+                await self._thread.call(trim, patient=True)
             else:
                 await self._thread.call(self.store.ping, patient=True)
                 self._set_by(self.store.clock.ahead)

@@ -38,8 +38,12 @@ class Store(Protocol):
     def pulse(self) -> dict[int, int]:
         """The revision of every run by id. Watchers poll this, then read only the rows that changed."""
 
-    def rows(self, ids: Iterable[int]) -> Sequence[RunRow]:
-        """The runs with these ids, in order of id. Deleted ones are missing."""
+    def rows(self, ids: Iterable[int], *, states: bool = True) -> Sequence[RunRow]:
+        """The runs with these ids, in order of id. Deleted ones are missing.
+
+        Args:
+            states: False leaves `state` empty: with many scale groups it is by far the largest part of a row.
+        """
 
     def events(self, run_id: int) -> Sequence[EventRow]:
         """A run's last 1,000 events, oldest first."""
@@ -145,10 +149,10 @@ class Store(Protocol):
 
 
 def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
-    """Rows whose revision differs from the known one (by run id), and the ids of known runs that were deleted."""
+    """Rows whose revision differs from the known one (by run id), without `state`, and the ids of known runs that are deleted."""
     pulse = store.pulse()
     changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
-    return list(store.rows(changed)) if changed else [], [id_ for id_ in known if id_ not in pulse]
+    return list(store.rows(changed, states=False)) if changed else [], [id_ for id_ in known if id_ not in pulse]
 
 
 def saved_records(store: Store, run: RunRow, branch: int, first: int, last: int, limit: int) -> Iterator[bytes]:

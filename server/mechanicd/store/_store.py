@@ -20,6 +20,7 @@ from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
 from mechanicd.tuner import TunerConfig
 
 _RUN: Final = ", ".join(f"runs.{column}" for column in TABLES["runs"][:-1])
+_WITHOUT_STATE: Final = _RUN.replace("runs.state", "NULL")
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 _READ_OTHERWISE: Final = ("labels", "config", "state", "scale", "status", "step_interval", "vitals")
 _PLAIN: Final = tuple(column for column in TABLES["runs"][:-1] if column not in _READ_OTHERWISE)
@@ -138,13 +139,14 @@ class SQLStore(ABC):
         with self.reading() as db:
             return {int(id_): int(revision) for id_, revision in db.execute("SELECT id, revision FROM runs").fetchall()}
 
-    def rows(self, ids: Iterable[int]) -> list[RunRow]:
+    def rows(self, ids: Iterable[int], *, states: bool = True) -> list[RunRow]:
         wanted = sorted({int(id_) for id_ in ids})
         found: list[RunRow] = []
+        columns = _RUN if states else _WITHOUT_STATE
         with self.reading() as db:
             for begin in range(0, len(wanted), _PORTION):
                 listed = ", ".join(map(str, wanted[begin : begin + _PORTION]))
-                rows = db.execute(f"SELECT {_RUN} FROM runs WHERE id IN ({listed}) ORDER BY id").fetchall()
+                rows = db.execute(f"SELECT {columns} FROM runs WHERE id IN ({listed}) ORDER BY id").fetchall()
                 found += _readable(rows)
         return found
 
@@ -499,7 +501,7 @@ def _run_in(row: Sequence[Any]) -> RunRow:
         read = RunRow(
             labels=_labels_in(values["labels"]),
             config=_config_in(values["config"]),
-            state=bytes(values["state"]),
+            state=bytes(values["state"] or b""),
             scale=floats_in(values["scale"]),
             status=RunStatus(values["status"]),
             interval=max(0, values["step_interval"]),  # version 0.1 stored negative ones where the clock was set back
