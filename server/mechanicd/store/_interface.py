@@ -149,7 +149,7 @@ class Store(Protocol):
 
 
 def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[int]]:
-    """Rows whose revision differs from the known one (by run id), without `state`, and the ids of known runs that are deleted."""
+    """Rows whose revision differs from the known one (by run id), without `state`, and the ids of known runs that are gone."""
     pulse = store.pulse()
     changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
     return list(store.rows(changed, states=False)) if changed else [], [id_ for id_ in known if id_ not in pulse]
