@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -76,13 +76,24 @@ def train(target: str, runs: Sequence[str], steps: int, made: Sequence[Sequence[
         stub = tuner_service_pb2_grpc.TunerServiceStub(channel)
         for run in runs:
             request = tuner_service_pb2.OpenSessionRequest(name=f"projects/bench/runs/{run}", after_step=0)
-            session = stub.OpenSession(request, timeout=60).session
+            session = _patiently(stub.OpenSession, request).session
             for response in stub.StreamSteps(_messages(session, steps, made), timeout=3600):
                 assert not any(result.HasField("error") for result in response.results), response
                 taken += len(response.results)
             closed = tuner_service_pb2.CloseSessionRequest(session=session, status=resources_pb2.RUN_STATUS_FINISHED)
-            assert stub.CloseSession(closed, timeout=60).run.durable_step == steps
+            assert _patiently(stub.CloseSession, closed).run.durable_step == steps
     return taken
+
+
+def _patiently(method: Callable[..., Any], request: Any) -> Any:
+    """A call that is sent again while the store is busy, as a client does."""
+    while True:
+        try:
+            return method(request, timeout=60)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            time.sleep(0.5)
 
 
 def _messages(

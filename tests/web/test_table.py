@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from mechanicd.client import connect
+from mechanicd.v1 import run_service_pb2
 
 Open = Callable[..., Page]
 Names = Callable[[Page], list[str]]
@@ -53,6 +54,31 @@ def test_search_by_word_expression_label_and_value(open_page: Open, names: Names
     search(page, "nothing like this")
     page.get_by_role("button", name="Show all").click()
     expect(page.locator("#search-says")).to_have_text("9 runs")
+
+
+def test_an_archived_run_leaves_the_table_and_is_found_where_it_is_asked_for(
+    open_page: Open, names: Names, site: Any, zoo: Any
+) -> None:
+    page = open_page("#/?q=/seed1|flat/")
+    found(page, names, "bert/seed1", "flat")
+    with connect(site.target) as client:
+        name = "projects/zoo/runs/flat"
+        client.call("ArchiveRun", run_service_pb2.ArchiveRunRequest(name=name))
+        try:
+            found(page, names, "bert/seed1")
+            expect(page.locator(".needs")).not_to_contain_text("flat")
+            search(page, "")
+            page.get_by_role("button", name="1 archived").click()
+            found(page, names, "flat")
+            assert page.get_by_role("searchbox").input_value() == "archived=true"
+            page.locator(".row.run").get_by_role("link").first.click()
+            expect(page.locator(".run-title")).to_contain_text("archived")
+        finally:
+            client.call("RestoreRun", run_service_pb2.RestoreRunRequest(name=name))
+    expect(page.locator(".run-title")).not_to_contain_text("archived")
+    page.go_back()
+    search(page, "/seed1|flat/")
+    found(page, names, "bert/seed1", "flat")
 
 
 def test_a_label_is_a_filter(open_page: Open, names: Names) -> None:

@@ -162,9 +162,10 @@ def _report(change: Change, done: Sequence[str], refused: Sequence[dict[str, Any
 @contextmanager
 def _bar(names: Sequence[str]) -> Iterator[Iterator[str]]:
     """The names, with a progress bar on stderr where that is a terminal."""
-    with click.progressbar(
-        names, label="runs", show_pos=True, file=sys.stderr, hidden=len(names) < _PROGRESS_FROM or not sys.stderr.isatty()
-    ) as bar:
+    if len(names) < _PROGRESS_FROM or not sys.stderr.isatty():
+        yield iter(names)
+        return
+    with click.progressbar(names, label="runs", show_pos=True, file=sys.stderr) as bar:
         yield iter(bar)
 
 
