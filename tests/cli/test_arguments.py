@@ -74,6 +74,34 @@ def test_a_step_beyond_all_steps_is_a_usage_error(arguments: tuple[str, ...], as
     assert "is not in the range" in refused("runs", *arguments, *["--json"] * as_json)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("hooks.example/secret", "ftp://h/secret", "http://", "http:///secret", "http://h:99999/secret", "http://h:secret/"),
+        *(
+            "https://me:secret@h/",
+            "http://h/sec ret",
+            "http://h/secret\n",
+            f"http://h/secret{NOT_UTF_8}",
+            "http://[secret/",
+            "secret",
+        ),
+    ],
+)
+def test_a_webhook_that_is_no_address_is_refused_and_not_shown(url: str) -> None:
+    text = refused("serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--webhook", url)
+    assert "--webhook" in text
+    assert "sec" not in text
+
+
+@pytest.mark.parametrize("address", [f"unix:/tmp/{NOT_UTF_8}", f"{NOT_UTF_8}:0"])
+def test_an_address_that_is_no_text_is_refused_by_name(address: str, tmp_path: Path) -> None:
+    options = ["--grpc", address, "--http", "off", "--store", f"sqlite:///{tmp_path / 'x.db'}", "--json"]
+    done = CliRunner().invoke(main, ["serve", *options])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert json.loads(done.stderr)["error"]["reason"] == "MALFORMED_ADDRESS"
+
+
 @pytest.mark.parametrize("step", ["١٢", "1_000", "0x10", "1e3", "nan", " 5", "5 ", "+-5", "9" * 5000, "²", ""])
 def test_a_step_in_no_plain_digits_is_a_usage_error(step: str) -> None:
     assert "is not" in refused("runs", "export", "r", "--first", step)

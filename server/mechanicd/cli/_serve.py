@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import click
 
@@ -120,8 +121,8 @@ def serve(
     as_json: bool,
 ) -> None:
     """Run a server until SIGTERM or Ctrl-C, then drain it. Prints one line on stdout once it is ready."""
-    if webhook and not webhook.startswith(("http://", "https://")):
-        raise click.BadParameter(f"{webhook!r}: expected an http:// or https:// URL", param_hint="--webhook")
+    if webhook and not _is_web_address(webhook):  # its text may be a secret, so it is not shown
+        raise click.BadParameter("expected an http:// or https:// URL with a host and no user name", param_hint="--webhook")
     if webhook and http == "off":
         raise click.UsageError("the webhook runs in the page's process: remove --http off, or remove --webhook")
     try:
@@ -181,6 +182,16 @@ def serve(
         _run(serve_(config, store, on_ready, page.beside if page else None))
     except (ServeError, StoreError, PageError) as error:
         fail(error.reason, str(error), as_json)
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        valid = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = url.isprintable() and " " not in url and url.replace(parts.netloc, "", 1).isascii()
+    return valid and plain and parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
 
 
 def _page(http: str | None, config: "PageConfig") -> "Page | None":

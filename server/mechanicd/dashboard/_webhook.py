@@ -8,6 +8,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from time import time_ns
 from typing import Any, Final
 
@@ -154,4 +155,6 @@ def _post(url: str, body: bytes) -> str:
             return f"the receiver answered {error.code}"
     except OSError as error:
         return f"the receiver can't be reached: {getattr(error, 'reason', error)}"
+    except (HTTPException, ValueError) as error:  # no HTTP, or no URL; its text may have the URL's secrets
+        return f"the receiver can't be asked ({type(error).__name__})"
     return ""

@@ -21,7 +21,7 @@ from mechanicd.service._grpc import RunServicer, TunerServicer
 from mechanicd.service._run_service import RunService
 from mechanicd.service._writer import Retention
 from mechanicd.store import Store
-from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
+from mechanicd.v1 import names, run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 log = logging.getLogger("mechanicd.service")
 
@@ -155,6 +155,8 @@ def check_address(address: str, insecure: bool, unix: bool = True) -> None:
     Raises:
         ServeError: MALFORMED_ADDRESS or ADDRESS_NOT_LOOPBACK.
     """
+    if not names.is_text(address):
+        raise ServeError("MALFORMED_ADDRESS", f"{address!r} is not Unicode text")
     if unix and address.startswith("unix:"):
         return
     host, separator, port = address.rpartition(":")
