@@ -8,7 +8,21 @@ import threading
 import time
 from typing import Self
 
-FAULTS = ("delay", "stall", "reset", "truncate", "half-close", "black hole", "slow drip", "forgotten")
+FAULTS = (
+    *(
+        "delay",
+        "stall",
+        "reset",
+        "truncate",
+        "half-close",
+        "black hole",
+        "slow drip",
+        "forgotten",
+        "deaf",
+        "mute",
+        "slow reader",
+    ),
+)
 
 
 class FaultProxy:
@@ -21,7 +35,9 @@ class FaultProxy:
             reset: connections are reset. truncate: half of the next piece passes, then the connection ends.
             half-close: the server's direction ends, the other stays open. black hole: new connections are taken and never
             answered, old ones stall. slow drip: a few bytes at a time. forgotten: a NAT has forgotten the connections of now;
-            they swallow all bytes for ever, without an end, and new ones work.
+            they swallow all bytes for ever, without an end, and new ones work. deaf, mute: of each connection that carries
+            bytes meanwhile, one direction swallows all for ever: what the trainer says, or what it is told. slow reader: the
+            trainer's bytes are taken so slowly that its socket fills.
     """
 
     def __init__(self, upstream: str, seed: int) -> None:
@@ -97,7 +113,7 @@ class FaultProxy:
                 thread.start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, downwards: bool) -> None:
-        generation = self._generation
+        generation, swallows = self._generation, False
         with contextlib.suppress(OSError):
             source.settimeout(0.05)
             while not self._ended.is_set():
@@ -105,13 +121,17 @@ class FaultProxy:
                 if fault in ("stall", "black hole"):
                     time.sleep(0.01)
                     continue
+                slow = fault == "slow reader" and not downwards
+                if slow:
+                    time.sleep(0.02)
                 try:
-                    data = source.recv(65536)
+                    data = source.recv(200 if slow else 65536)
                 except TimeoutError:
                     continue
                 if not data:
                     break
-                if generation != self._generation:
+                swallows = swallows or (fault == "deaf" and not downwards) or (fault == "mute" and downwards)
+                if generation != self._generation or swallows:
                     continue
                 if fault == "delay":
                     time.sleep(self._rng.uniform(0.0, 0.05))

@@ -69,14 +69,35 @@ class Targets:
         *others, last = self.addresses()
         for address in others:
             try:
-                return self.transport(address).call(method, request, timeout)
+                return self._call(address, method, request, timeout)
             except ServerUnavailable:
                 continue
-        return self.transport(last).call(method, request, timeout)
+        return self._call(last, method, request, timeout)
 
     def watch(self, request: Any) -> Iterator[Any]:
-        """RunService.WatchRuns of the first server."""
-        return self.transport(self.addresses()[0]).watch(request)
+        """RunService.WatchRuns of the first server that answers."""
+        addresses = self.addresses()
+        for address in addresses:
+            transport, answered = self.transport(address), False
+            try:
+                for response in transport.watch(request):
+                    answered = True
+                    yield response
+            except ServerUnavailable:
+                self.renewed(transport)
+                if answered or address == addresses[-1]:
+                    raise
+            else:
+                return
+
+    def _call(self, address: str, method: str, request: Any, timeout: float) -> Any:
+        transport = self.transport(address)
+        try:
+            return transport.call(method, request, timeout)
+        except ServerUnavailable as error:
+            if error.reason == "DEADLINE_EXCEEDED":  # frozen, or cut off without a word: only a new connection can tell
+                self.renewed(transport)
+            raise
 
     def close(self) -> None:
         """Closes every channel."""

@@ -26,6 +26,7 @@ _OPTIONS: Final = [
     # The server allows this (service/_server.py).
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # by this one newer versions of gRPC wait for a ping's answer; the default is 60 s
     ("grpc.http2.max_pings_without_data", 0),
 ]
 

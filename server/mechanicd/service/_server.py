@@ -41,6 +41,7 @@ _OPTIONS: Final = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # newer versions of gRPC wait for a ping's answer by this one
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
