@@ -77,6 +77,10 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every connection, and listens no more."""
         self._ended.set()
         for thread in self._threads:
             thread.join(5)

@@ -1,5 +1,7 @@
 """Random SIGKILLs of the server, of trainers, of both, and of PostgreSQL, against an oracle that nobody kills.
 
+In between the server's clock is set, connections are dropped without a word, and readers are slow (`disturbances`).
+
 Each campaign prints its seed and counts. MECHANICD_SOAK=1 (`make soak`) runs it at full length; MECHANICD_SEED repeats one.
 """
 
@@ -18,9 +20,12 @@ import pytest
 from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
 from tests.crash import trainer
+from tests.crash.disturbances import KINDS as KINDS_BESIDE
+from tests.crash.disturbances import Disturbed
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)  # KILLS: how often something is killed
+DISTURBANCES = 9 if SOAK else 3
 BOUND_SECONDS = 400 if SOAK else 100
 SCRIPT = Path(__file__).with_name("trainer.py")
 JAX_SCRIPT = Path(__file__).with_name("jax_trainer.py")
@@ -93,12 +98,15 @@ def test_every_history_equals_the_oracle_bit_for_bit(
     seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng = random.Random(seed)
     postgres = request.getfixturevalue("new_postgres") if engine == "postgres" else None
-    server = new_server(store=postgres.create_database("runs") if postgres else "").start()
+    server = new_server(store=postgres.create_database("runs") if postgres else "")
+    network = Disturbed(server, seed)
+    server.start()
     script, truth = (JAX_SCRIPT, jax_oracle) if framework == "jax" else (SCRIPT, oracle)
-    trainings = [Training(script, server.target, index, seed, tmp_path) for index in range(TRAINERS)]
+    trainings = [Training(script, network.target, index, seed, tmp_path) for index in range(TRAINERS)]
     killed = {"server": 0, "trainers": 0, "postgres": 0}
     kinds = KINDS.get(victims, [victims])
     plan = [kinds[index % len(kinds)] for index in range(KILLS)]
+    plan += [KINDS_BESIDE[index % len(KINDS_BESIDE)] for index in range(DISTURBANCES)]
     rng.shuffle(plan)
     end = time.monotonic() + BOUND_SECONDS
     try:
@@ -106,12 +114,14 @@ def test_every_history_equals_the_oracle_bit_for_bit(
             assert time.monotonic() < end, f"seed {seed}: not finished in {BOUND_SECONDS} s\n" + tails(trainings)
             for training in trainings:
                 assert training.process.poll() in (None, 0), f"seed {seed}: a trainer died\n" + tails(trainings)
-            time.sleep(rng.uniform(0.0, 1.0))
+            time.sleep(rng.uniform(0.0, 0.7))
             alive = [training for training in trainings if not training.done]
             if not plan:
                 (tmp_path / "gate").touch()
                 continue
             victim = plan.pop()
+            if victim in KINDS_BESIDE:
+                network.disturb(victim)
             if victim in ("trainers", "both at once"):
                 for training in rng.sample(alive, rng.randint(1, len(alive))):
                     training.kill()
@@ -135,6 +145,7 @@ def test_every_history_equals_the_oracle_bit_for_bit(
     finally:
         for training in trainings:
             training.kill()
+        network.close()
     for training in trainings:
         kept = [(record.step, record.scale[0]) for record in history(server.target, training.run)]
         assert kept == list(enumerate(truth(training.seed, tmp_path), 1)), f"seed {seed}: {training.run}"
@@ -146,7 +157,7 @@ def test_every_history_equals_the_oracle_bit_for_bit(
         steps = TRAINERS * STEPS
         print(
             f"\ncrash oracle, {framework} on {engine}, {victims}: seed {seed}, {steps} steps of {TRAINERS} trainers, "
-            f"killed {killed}, all bits equal"
+            f"killed {killed}, disturbed {network.counts}, all bits equal"
         )
 
 

@@ -1,5 +1,5 @@
 """Two servers over one PostgreSQL: when the owner of a run stops moving, the run goes on at the other, and the owner, awake
-again, writes nothing."""
+again, writes nothing. In between clocks are set, connections are dropped without a word, and readers are slow."""
 
 import os
 import random
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from mechanicd.client import Reductions, SessionFenced, open_run
 from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
+from tests.crash.disturbances import KINDS, Disturbed
 from tests.support.envoy import EnvoyProcess
 
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
@@ -66,20 +67,33 @@ class Job:
 def replicas(new_server: Callable[..., Any], postgres: Any) -> list[Any]:
     """Two servers over one database. They commit seldom, so that a frozen one holds steps that nobody else has."""
     url = postgres.create_database(f"takeover{random.SystemRandom().randrange(10**9)}")
-    return [new_server("--flush-interval", "0.2", store=url).start() for _ in range(2)]
+    servers = [new_server("--flush-interval", "0.2", store=url) for _ in range(2)]
+    for server in servers:
+        server.set_clock(0.0)
+        server.start()
+    return servers
+
+
+@pytest.fixture
+def networks(replicas: list[Any]) -> Iterator[list[Disturbed]]:
+    """What is between the trainers and each server."""
+    made = [Disturbed(server, seed) for seed, server in enumerate(replicas)]
+    yield made
+    for network in made:
+        network.close()
 
 
 @pytest.fixture(params=["a list of targets", "envoy"])
-def target(request: pytest.FixtureRequest, replicas: list[Any], tmp_path: Path) -> Any:
+def target(request: pytest.FixtureRequest, networks: list[Disturbed], tmp_path: Path) -> Any:
     """How the trainers find the servers."""
     if request.param == "envoy":
         (tmp_path / "proxy").mkdir()
-        envoy = EnvoyProcess(tmp_path / "proxy", [server.target for server in replicas])
+        envoy = EnvoyProcess(tmp_path / "proxy", [network.target for network in networks])
         envoy.start()
         yield envoy.target
         envoy.stop()
     else:
-        yield ",".join(server.target for server in replicas)
+        yield ",".join(network.target for network in networks)
 
 
 def steps_of(store: Any, run: str) -> int:
@@ -91,6 +105,7 @@ def steps_of(store: Any, run: str) -> int:
 def test_a_run_goes_on_at_the_other_server_and_the_zombie_writes_nothing(
     target: str,
     replicas: list[Any],
+    networks: list[Disturbed],
     wait_for: Callable[..., bool],
     history: Callable[..., list[Any]],
     capsys: pytest.CaptureFixture[str],
@@ -101,7 +116,9 @@ def test_a_run_goes_on_at_the_other_server_and_the_zombie_writes_nothing(
     look = open_store(replicas[0].store, readonly=True)
     for round_ in range(ROUNDS):
         frozen = replicas[round_ % 2]
-        time.sleep(rng.uniform(0.3, 0.8))
+        if round_ % 3 == 1:
+            rng.choice(networks).disturb(KINDS[round_ // 3 % len(KINDS)])
+        time.sleep(rng.uniform(0.3, 0.6))
         frozen.freeze()
         reached = [len(job.scales) for job in jobs]
         # Every run's steps become durable though one server stands still.
@@ -126,9 +143,10 @@ def test_a_run_goes_on_at_the_other_server_and_the_zombie_writes_nothing(
     assert zombies > 0, "a server that woke up found that it had lost a run"
     with capsys.disabled():
         longest = max(job.longest for job in jobs)
+        befell = {kind: sum(network.counts[kind] for network in networks) for kind in KINDS}
         print(
-            f"\ntakeover: seed {seed}, {ROUNDS} freezes, {total} steps of {len(jobs)} runs, {zombies} runs lost by a zombie, "
-            f"the longest step {longest:.2f} s, all bits equal"
+            f"\ntakeover: seed {seed}, {ROUNDS} freezes, {befell}, {total} steps of {len(jobs)} runs, "
+            f"{zombies} runs lost by a zombie, the longest step {longest:.2f} s, all bits equal"
         )
 
 

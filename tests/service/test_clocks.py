@@ -6,7 +6,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,26 +13,17 @@ import pytest
 from mechanicd.client import Reductions, connect, open_run
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
-CLOCKS = Path(__file__).parents[1] / "support" / "clocks"
 ONE = Reductions(-0.1, 0.0, 1.0, 4.0)
-NewServer = Callable[[float], Any]
 
 
 @pytest.fixture
-def new_clock_server(new_server: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A server whose clock is so many seconds ahead; `server.set_clock(seconds)` sets it."""
+def new_clock_server(new_server: Callable[..., Any]) -> Callable[..., Any]:
+    """A server whose clock is so many seconds ahead, started."""
 
     def make(ahead: float, *options: str, store: str = "") -> Any:
         server = new_server("--silent-after", "20", "3", *options, store=store)
-        file = server.folder / "clock"
-        server.set_clock = lambda seconds: file.write_text(str(seconds))
         server.set_clock(ahead)
-        monkeypatch.setenv("PYTHONPATH", str(CLOCKS))
-        monkeypatch.setenv("TEST_CLOCK", str(file))
-        server.start()
-        monkeypatch.delenv("TEST_CLOCK")
-        monkeypatch.delenv("PYTHONPATH")
-        return server
+        return server.start()
 
     return make
 

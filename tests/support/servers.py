@@ -9,6 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+CLOCKS: Final = Path(__file__).with_name("clocks")
+"""In PYTHONPATH: the clock of a process as a test sets it."""
 
 
 class ServerProcess:
@@ -28,6 +32,7 @@ class ServerProcess:
         self.page = ""
         self.port = free_port()
         self.log = folder / "server.log"
+        self._clock = folder / "clock"
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -39,12 +44,18 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
+    def set_clock(self, seconds: float) -> None:
+        """From now on its clock is so far ahead of this machine's, also after it is started again. Begin before it starts."""
+        self._clock.write_text(str(seconds))
+
     def start(self) -> "ServerProcess":
         """Returns once the server says that it is ready."""
         command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", self.target]
         command += ["--store", self.store, *self.options]
         with self.log.open("a") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            clock = {"PYTHONPATH": str(CLOCKS), "TEST_CLOCK": str(self._clock)} if self._clock.exists() else {}
+            environment = {**os.environ, **clock}
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()
         found = re.match(r"mechanicd ready: grpc=\S+ store=\S+ pid=\d+(?: http=(\S+))?\n", ready)
