@@ -19,7 +19,7 @@ PUBLIC = {
     "mechanicd.store": """
         SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
         SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved StoreNotPortable
-        StoreNotWritable StorePackageMissing StoreRejected StoreUnavailable SummaryRequest
+        StoreNotWritable StorePackageMissing StorePooled StoreRejected StoreUnavailable SummaryRequest
         changes check copy open_store saved_records steady_ns without_password
     """,
     "mechanicd.client": """

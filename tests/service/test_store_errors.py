@@ -45,7 +45,7 @@ def test_a_postgres_that_is_read_only_is_an_unavailable_store_and_training_goes_
         held.take(3)
     refused = held.wire.refused("Flush", session=held.session)
     assert (refused.reason, SECRETS.search(refused.message)) == ("STORE_UNAVAILABLE", None)
-    assert held.wire.refused("DeleteRun", name=held.name).reason == "STORE_UNAVAILABLE"
+    assert held.wire.refused("DeleteRun", name=held.name, fence=True).reason == "STORE_UNAVAILABLE"
 
     make_read_only(postgres, name, "off")
     assert wait_for(lambda: _flushed(held) == 17)
@@ -75,7 +75,7 @@ def test_a_sqlite_that_is_read_only_is_an_unavailable_store(tmp_path: Path) -> N
             assert caught.value.reason == "STORE_UNAVAILABLE"
             assert not SECRETS.search(caught.value.message), caught.value.message
         with pytest.raises(ServiceError, match="right now"):
-            await RunService(engine).delete_run(run_service_pb2.DeleteRunRequest(name=request.name))
+            await RunService(engine).delete_run(run_service_pb2.DeleteRunRequest(name=request.name, fence=True))
         assert (await engine.flush(tuner_service_pb2.FlushRequest(session=session))).durable_step == 0, "it still holds its run"
         kept._db.execute("PRAGMA query_only = OFF")
         assert (await engine.open_session(request)).run.session_count == 2
@@ -131,4 +131,4 @@ def test_each_error_of_a_store_that_is_raised_has_a_reason_of_its_own_and_a_base
     assert {error for error in errors if error.__subclasses__()} == bases
     assert not [error for error in bases if hasattr(error, "reason")]
     reasons = [error.reason for error in errors - bases]
-    assert len(reasons) == len(set(reasons)) == 10
+    assert len(reasons) == len(set(reasons)) == 13

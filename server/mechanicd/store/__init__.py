@@ -24,6 +24,7 @@ from mechanicd.store._errors import (
     StoreNotPortable,
     StoreNotWritable,
     StorePackageMissing,
+    StorePooled,
     StoreRejected,
     StoreUnavailable,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "StoreNotPortable",
     "StoreNotWritable",
     "StorePackageMissing",
+    "StorePooled",
     "StoreRejected",
     "StoreUnavailable",
     "SummaryRequest",

@@ -7,6 +7,7 @@
     ├── StoreNotWritable      can't be written by this user, or is no database of this program
     ├── StoreInUse            another server holds this database
     ├── StoreMoved            the database's files were removed, replaced or moved while the server used them
+    ├── StorePooled           a pooler in transaction mode stands before the database
     ├── SchemaTooNew          a newer mechanicd wrote it
     ├── SchemaTooOld          an older mechanicd wrote it, and it was opened read-only
     ├── StorePackageMissing   the engine's package is not installed
@@ -74,6 +75,12 @@ class StoreMoved(StoreError):
 
     reason = "STORE_MOVED"
     public = "the database's files were removed or replaced while the server used them"
+
+
+class StorePooled(StoreError):
+    """A pooler changes the database session between transactions, so neither locks nor settings would hold."""
+
+    reason = "STORE_POOLED"
 
 
 class SchemaTooNew(StoreError):

@@ -4,9 +4,7 @@ Who holds a run is decided in its row: a claim and a takeover lock it, a commit 
 step) are as expected. A lost connection is made anew at the next call.
 """
 
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -15,6 +13,7 @@ from typing import Any, Final, cast
 import psycopg
 from psycopg import errors as pg
 
+from mechanicd.store import _pooling
 from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable, StoreRejected, StoreUnavailable
 from mechanicd.store._migrations import SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers
 from mechanicd.store._sql import TABLES, Database
@@ -154,7 +153,7 @@ class PostgresStore(SQLStore):
         readonly: nothing is created, migrated or written.
 
     Raises:
-        StoreUnavailable, StoreNotWritable, SchemaTooNew, SchemaTooOld.
+        StoreUnavailable, StoreNotWritable, StorePooled, SchemaTooNew, SchemaTooOld.
     """
 
     def __init__(self, url: str, *, readonly: bool = False) -> None:
@@ -168,6 +167,8 @@ class PostgresStore(SQLStore):
         self.path = f"PostgreSQL at {given.get('host', 'the local socket')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._lazy: psycopg.Connection[Any] | None = None
         try:
+            with self._errors("read"):
+                _pooling.refuse_transaction_mode(self._connection(), self._connect, self.path)
             self._migrate()
             with self.reading() as db:
                 (unfolded,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
@@ -182,8 +183,7 @@ class PostgresStore(SQLStore):
         connection = self._lazy
         with suppress(psycopg.Error, OSError):
             if connection is not None and not connection.closed:
-                with socket.socket(fileno=os.dup(connection.fileno())) as line:
-                    line.shutdown(socket.SHUT_RDWR)
+                _pooling.break_off(connection)
 
     def close(self) -> None:
         connection, self._lazy = self._lazy, None
@@ -246,11 +246,14 @@ class PostgresStore(SQLStore):
             if self._lazy is not None:
                 self._lazy.execute("SELECT pg_advisory_unlock(%s)", (_FOLDING,))
 
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(**self._parameters, autocommit=True)
+
     def _connection(self) -> psycopg.Connection[Any]:
         if self._lazy is None or self._lazy.closed or self._lazy.broken:
             self._folding = None  # its lock went with the connection
             self._lazy = None
-            connection = psycopg.connect(**self._parameters, autocommit=True)
+            connection = self._connect()
             try:
                 connection.execute("SET search_path = mechanicd")
                 connection.execute("SET synchronous_commit = on")
