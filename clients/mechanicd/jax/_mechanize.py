@@ -20,6 +20,7 @@ from mechanicd.client.framework import (
     check_settings,
     close_on_sigterm,
 )
+from mechanicd.jax import _bases
 from mechanicd.jax._axes import AxisName
 from mechanicd.jax._groups import Labels
 from mechanicd.jax._transform import Mechanized, transform
@@ -86,13 +87,15 @@ def mechanize(
         distributed: False inside `shard_map` or `pmap` if each device trains a model of its own, with its own S.
 
     Raises:
-        InvalidArgument: BASE_NOT_AN_OPTIMIZER, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY, RUN_NAME_MISSING,
-            INVALID_TARGET. `init` and `update` raise COMPLEX_PARAMETER, INVALID_SETTING, PARAMS_MISSING, GRADIENTS_MISMATCH,
-            DELTA_MISMATCH, AXIS_NAME_MISSING, AXIS_MISMATCH, VMAP.
+        InvalidArgument: BASE_NOT_AN_OPTIMIZER, BASE_KEEPS_WEIGHTS, INVALID_CONFIG, INVALID_SETTING, INVALID_OUTAGE_POLICY,
+            RUN_NAME_MISSING, INVALID_TARGET. `init` and `update` raise BASE_KEEPS_WEIGHTS, BASE_NOT_AN_OPTIMIZER,
+            COMPLEX_PARAMETER, INVALID_SETTING, PARAMS_MISSING, GRADIENTS_MISMATCH, DELTA_MISMATCH, NOT_DIFFERENTIABLE,
+            AXIS_NAME_MISSING, AXIS_MISMATCH, VMAP.
     """
     if not (hasattr(base, "init") and hasattr(base, "update")) or isinstance(base, Mechanized):
         what = "is already mechanized" if isinstance(base, Mechanized) else "is not an optax transformation"
         raise InvalidArgument("BASE_NOT_AN_OPTIMIZER", f"{base!r} {what}; wrap one: mechanize(optax.adamw(1.0))")
+    _bases.check(base)
     for name, value in {"s_decay": s_decay, "s_init": s_init, "eps": eps, "deadline": deadline, "max_scale": max_scale}.items():
         if isinstance(value, jax.Array):
             raise InvalidArgument(

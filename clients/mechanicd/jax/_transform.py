@@ -19,7 +19,7 @@ import optax
 
 from mechanicd.client import InvalidArgument
 from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status, error_text
-from mechanicd.jax import _axes, _outside, _ring, _tuner
+from mechanicd.jax import _axes, _bases, _outside, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
 from mechanicd.jax._leaves import dtype_of, gradients, kept, leaves_of
@@ -124,7 +124,7 @@ def transform(
     base: Any, settings: Settings, labels: Labels, cap: float, *, loop: bool, axis_name: _axes.AxisName, distributed: bool
 ) -> Mechanized:
     """The transformation; see `mechanize`."""
-    run, layout = settings.run, settings.delta_layout
+    run, layout, plain = settings.run, settings.delta_layout, base
     base = optax.with_extra_args_support(base)
     reporters: dict[TunerConfig, Reporter] = {}
     keeps = [_keeps((), layout)]
@@ -139,8 +139,11 @@ def transform(
             keeps[0] = _keeps(leaves.x, layout)
         keeps_delta, keeps_ref = keeps[0]
         _, config = configured(params)
+        base_state = base.init(params)
+        if leaves.x:
+            _bases.check_state(plain, base_state, params)
         return MechanicState(
-            base_state=base.init(params),
+            base_state=base_state,
             step=jnp.zeros((), jnp.int32),
             tuner=jnp.asarray(bits_of(TunerState.initial(config))),
             delta=jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide(dtype_of(x))), params) if keeps_delta else (),
@@ -163,6 +166,7 @@ def transform(
         recomputes = layout == "ref" and not jax.tree.leaves(state.delta)
         delta = None if recomputes else kept(leaves, "Δ", state.delta)
         axes = _axes.plan(axis_name, distributed, params, leaves.names, x, g, delta, state.tuner)
+        x, g, delta = _underivable((x, g, delta))
         with x64():
             table = _tuner.Table(*from_bits(state.tuner.astype(BITS)))
             S = jnp.minimum(_tuner.scale(table.s), cap)
@@ -303,6 +307,22 @@ def _refuse(*_: Any) -> Any:
         "VMAP",
         "a mechanized optimizer with a target is one run, but vmap trains many copies of it; use target=None under vmap, or "
         "a mechanize(…, run=…) for each training",
+    )
+
+
+@jax.custom_jvp
+def _underivable(arrays: Any) -> Any:
+    """The identity, but it raises where something is differentiated: S would count as a constant, though it depends on all."""
+    return arrays
+
+
+@_underivable.defjvp
+def _refuse_derivative(*_: Any) -> Any:
+    raise InvalidArgument(
+        "NOT_DIFFERENTIABLE",
+        "jax.grad (or jvp, hessian, …) goes through a mechanized optimizer's update, but S has no derivative here, and without "
+        "it the result would be wrong. Differentiate the loss alone; pass jax.lax.stop_gradient(…) of what update gets, "
+        "or use BASE without mechanize() where you need gradients through training",
     )
 
 
