@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mechanicd.client import InvalidArgument, StepConflict
-from mechanicd.jax import mechanize, scale, scales
+from mechanicd.jax import _transform, mechanize, scale, scales
 
 S_INIT = 1e-3
 layouts = pytest.mark.parametrize("layout", ["delta", "delta+ref"])
@@ -273,3 +273,32 @@ def test_a_schedule_belongs_inside():
     inside = S_of(mechanize(optax.sgd(schedule), s_init=1e-3))
     after = S_of(optax.chain(mechanize(optax.sgd(1.0), s_init=1e-3), optax.scale_by_schedule(lambda t: schedule(t) * 0.1)))
     assert after > 3 * inside
+
+
+def test_random_keys_in_the_state_of_base_are_kept_where_a_step_does_not_count():
+    """Also in a select, as on a GPU and on a mesh with explicit axes."""
+    state, params = optax.noisy_sgd(1.0, key=0).init(jnp.ones(2)), jnp.ones(2)
+    base = optax.noisy_sgd(1.0, key=0)
+
+    def step(finite):
+        return _transform._only_if(finite, lambda: base.update(params, state, params), jnp.zeros(2, jnp.float16), state)
+
+    for finite in (True, False):
+        _, after = jax.jit(step)(jnp.asarray(finite))
+        key = [leaf for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+        before = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+        assert len(key) == 1
+        assert bool(jnp.array_equal(jax.random.key_data(key[0]), jax.random.key_data(before[0]))) is not finite
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="this jax has no explicit axes")
+def test_a_mesh_with_explicit_axes_takes_every_base():
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharding = jax.sharding.NamedSharding(mesh, jax.P(None, "x"))
+        params = jnp.ones((2, 8, 4), jnp.float16, out_sharding=sharding)
+        for base in (optax.adafactor(), optax.adan(1.0), optax.noisy_sgd(1.0, key=0)):
+            tx = mechanize(base)
+            state = tx.init(params)
+            _, after = tx.update(params, state, params)
+            assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)

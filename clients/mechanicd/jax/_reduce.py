@@ -31,7 +31,7 @@ def reduce(
     small: list[list[tuple[jax.Array, ...]]] = [[] for _ in groups.names]
     parts: list[list[list[jax.Array]]] = [[] for _ in groups.names]
     for index, *leaves in zip(groups.index, delta, grads, params, strict=True):
-        if any(map(_split_by_type, leaves)):
+        if any(map(split_by_type, leaves)):
             parts[index].append([jnp.sum(product).reshape(1) for product in _products(*leaves)])
         elif leaves[0].size < SMALL:
             small[index].append(tuple(leaf.reshape(-1).astype(jnp.float64) for leaf in leaves))
@@ -64,7 +64,7 @@ def _products(D: jax.Array, g: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]
     return D * g, D * x, g * g, x * x
 
 
-def _split_by_type(leaf: jax.Array) -> bool:
+def split_by_type(leaf: jax.Array) -> bool:
     """Whether the array's type has a sharding (a mesh with explicit axes), which bars reshaping it."""
     sharding = getattr(jax.typeof(leaf), "sharding", None) if hasattr(jax, "typeof") else None
     return any(axis is not None for axis in getattr(sharding, "spec", ()))

@@ -23,6 +23,7 @@ from mechanicd.jax import _axes, _bases, _outside, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
 from mechanicd.jax._leaves import dtype_of, gradients, kept, leaves_of
+from mechanicd.jax._reduce import split_by_type
 from mechanicd.jax._report import Reporter, bits_of, pack, told_of
 from mechanicd.jax._state import LOW_PRECISION, MechanicState, find, wide
 from mechanicd.tuner import TunerConfig, TunerState
@@ -285,14 +286,20 @@ def _only_if(finite: jax.Array, update: Callable[[], tuple[Any, Any]], *otherwis
     """
 
     def select() -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old.astype(new.dtype)), update(), otherwise)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, _as(old, new.dtype)), update(), otherwise)
 
     def avals(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: (jnp.shape(leaf), dtype_of(leaf), _axes.varying(leaf)), tree)
 
+    if any(map(split_by_type, jax.tree.leaves(otherwise))):  # in a branch, jnp.where doesn't find zeros_like's sharding
+        return select()
     if _axes.varying(finite) or avals(jax.eval_shape(update)) != avals(otherwise):  # both sides of a branch need the same types
         return select()
     return jax.lax.platform_dependent(cpu=lambda: jax.lax.cond(finite, update, lambda: otherwise), default=select)
+
+
+def _as(array: jax.Array, dtype: Any) -> jax.Array:
+    return array if array.dtype == dtype else array.astype(dtype)  # random keys have no astype
 
 
 @jax.custom_batching.custom_vmap
