@@ -5,9 +5,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
+
+from mechanicd.cli import _bulk
+from mechanicd.client import Client, ServerUnavailable, connect
+from mechanicd.v1 import tuner_service_pb2
+from tests.cli.test_top import Terminal
 
 New = Callable[..., Any]
 
@@ -118,3 +123,34 @@ def test_a_rename_says_the_new_name_and_asks_for_a_fence_where_the_run_is_held(t
     assert runs("rename", "free", "b/c").stderr.endswith("[RUN_EXISTS]\n")
     happened = json.loads(runs("show", "free", "--json").stdout)["events"][-1]
     assert (happened["kind"], happened["step"]) == ("renamed", 3)
+
+
+def test_long_work_shows_how_far_it_is_at_a_terminal(ask: New, server: Any, project: str) -> None:
+    with connect(server.target) as client:
+        for index in range(25):
+            request = tuner_service_pb2.OpenSessionRequest(name=f"projects/{project}/runs/{index}", after_step=0)
+            client.call("OpenSession", request)
+    command = (sys.executable, "-m", "mechanicd.cli", "runs", "archive", "--target", server.target, "--project", project)
+    terminal = Terminal(*command, "--filter", "step = 0", "--yes")
+    try:
+        assert terminal.wait_for(r"runs  \[#+\]\s+25/25"), terminal.text
+        assert terminal.wait_for("archived 25 runs"), terminal.text
+    finally:
+        terminal.close()
+    assert ask("ListRuns", parent=f"projects/{project}").runs == []
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ServerUnavailable("SERVER_UNREACHABLE", "nobody answers")], ids=repr)
+def test_work_that_ends_early_says_how_much_of_it_is_done(failure: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    called: list[str] = []
+
+    def call(client: Any, name: str) -> None:
+        if len(called) == 2:
+            raise failure
+        called.append(name)
+
+    change = _bulk.Change(verb="archive", done="archived", call=call)
+    with pytest.raises(type(failure)):
+        _bulk._change_all(change, cast(Client, None), ["a", "b", "c", "d", "e"], as_json=False)
+    out, said = capsys.readouterr()
+    assert (out, said) == ("", "archived 2 runs before this; 3 are as they were\n")
