@@ -40,7 +40,7 @@ test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES) $(FOREIGN)  ## run all tests (un
 	$(PYTEST) $(ARGS)
 
 soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length (MECHANICD_SEED=n repeats one), torch's own optimizer tests, every BASE, then all experiments with --quick
-	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash tests/client/test_network_faults.py tests/client/test_connections.py tests/client/test_elsewhere.py tests/client/test_interrupt.py tests/torch/test_interrupt.py tests/jax/test_interrupt.py tests/torch/test_optim_db.py tests/jax/test_optax_suite.py tests/docs/test_training_scripts.py $(ARGS)
+	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash tests/cli/test_faults.py tests/client/test_network_faults.py tests/client/test_connections.py tests/client/test_elsewhere.py tests/client/test_interrupt.py tests/torch/test_interrupt.py tests/jax/test_interrupt.py tests/torch/test_optim_db.py tests/jax/test_optax_suite.py tests/docs/test_training_scripts.py $(ARGS)
 	$(BIN)/python -m tests.torch.bases
 	rm -rf .mechanicd/soak
 	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak

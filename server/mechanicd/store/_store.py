@@ -20,7 +20,7 @@ from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
 from mechanicd.tuner import TunerConfig
 
 _RUN: Final = ", ".join(f"runs.{column}" for column in TABLES["runs"][:-1])
-_WITHOUT_STATE: Final = _RUN.replace("runs.state", "NULL")
+_WITHOUT_STATE: Final = _RUN.replace("runs.state", "NULL AS state")
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 _READ_OTHERWISE: Final = ("labels", "config", "state", "scale", "status", "step_interval", "vitals")
 _PLAIN: Final = tuple(column for column in TABLES["runs"][:-1] if column not in _READ_OTHERWISE)
