@@ -136,6 +136,7 @@ def damage(db: Database, run_id: int, groups: int) -> Iterator[Damage]:
     ).fetchall()
     for branch, number in keys:
         row = db.execute(_READ, {"run_id": run_id, "branch": branch, "number": number}).fetchone()
+        row = row or (branch, number, 0, 0, 0, b"", b"")  # None: a damaged database contradicts itself
         _, gaps = records_of(groups, number, row[2:4], bool(row[4]), bytes(row[6]))
         whole = len(row[6]) % record_layout(groups).size == 0
         known: Any = steps_of(groups, bytes(row[6])) if whole else ()

@@ -142,11 +142,12 @@ def records(
 
     def blobs() -> Iterator[tuple[bytes, list[Gap]]]:
         for (number,) in numbers:
-            low, high, thinned, packed = db.execute(
+            row = db.execute(
                 "SELECT first_step, last_step, thinned, records FROM chunks"
                 " WHERE run_id = :run_id AND branch = :branch AND number = :number",
                 {**key, "number": number},
             ).fetchone()
+            low, high, thinned, packed = row or (0, 0, 0, b"")  # None: a damaged database contradicts itself
             yield _chunks.records_of(groups, number, (low, high), bool(thinned), bytes(packed))
         for segment in found:
             if segment.last_step >= first and segment.first_step <= last:

@@ -129,7 +129,7 @@ class Store(Protocol):
             held: ids of runs that are held now, as the caller knows.
         """
 
-    def damage(self) -> Iterator[tuple[str, str, str]]:
+    def damage(self) -> list[tuple[str, str, str]]:
         """What can't be read any more: the full name of the run, or ""; a reason of `check`; and words."""
 
     def ping(self) -> None:
@@ -166,6 +166,8 @@ def saved_records(store: Store, run: RunRow, branch: int, first: int, last: int,
         try:
             portion = store.records(run, branch, first, last, limit)
         except StoreDamaged as error:
+            if error.last_step < first:  # not about steps: of the database's own pages
+                raise
             lost = lost or error
             if error.first_step > first:
                 yield from saved_records(store, run, branch, first, error.first_step - 1, limit)

@@ -369,13 +369,19 @@ class SQLStore(ABC):
                 done += len(gone)
         return done > 0
 
-    def damage(self) -> Iterator[tuple[str, str, str]]:
+    def damage(self) -> list[tuple[str, str, str]]:
+        return list(self._damage())
+
+    def _damage(self) -> Iterator[tuple[str, str, str]]:
         with self.reading() as db:
             self._journal.refresh(db)
             for id_ in sorted(self._journal.damaged):
                 yield "", "DATABASE_DAMAGED", f"row {id_} of the journal can't be read to its end"
             for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
                 row = db.execute(f"SELECT {_RUN} FROM runs WHERE id = :id", {"id": run_id}).fetchone()
+                if row is None:  # the engine contradicts itself
+                    yield "", "DATABASE_DAMAGED", f"the run with the number {run_id} is there and is not"
+                    continue
                 try:
                     run = _run_in(row)
                 except StoreDamaged as error:
