@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from mechanicd.cli import main
 from mechanicd.runs import RunRow, StepOutcome, StepRow, export_rows, pack, record_layout, unpack_columns
+from mechanicd.service._replay import replayed
 from mechanicd.store import Store, StoreDamaged, check, open_store, saved_records
 from tests.store.test_history import ALL, TWO, Training, fold_all
 
@@ -200,6 +201,16 @@ def test_a_damaged_row_hides_no_other_run(change: str, made: Any) -> None:
     with pytest.raises(StoreDamaged, match=f"projects/p/runs/{training.row.run} can't be read"):
         store.get("p", training.row.run)
     assert (f"projects/p/runs/{training.row.run}", "HISTORY_DAMAGED") in [(each.run, each.reason) for each in check(store)]
+
+
+def test_scalars_that_no_tuner_takes_are_damage(made: Any) -> None:
+    store, training, _ = made
+    negative = struct.pack("<d", -1.0)
+    at = 100 * WIDTH + 32 + 4 * 8  # ‖g‖² of the first group, after two reductions of two groups
+    spoil(store, training.row, "records", lambda blob: blob[:at] + negative + blob[at + 8 :])
+    assert "HISTORY_DAMAGED" in [finding.reason for finding in check(store)]
+    with pytest.raises(StoreDamaged, match="step 1125 of the history can't be replayed"):
+        replayed(store, training.row, 2000)
 
 
 def test_an_outcome_of_a_newer_mechanicd_is_no_damage(made: Any) -> None:

@@ -11,7 +11,7 @@ from mechanicd.runs import RunRow, StepOutcome, StepRow, pack, unpack
 from mechanicd.store import _summary
 from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._interface import Store, saved_records
-from mechanicd.tuner import Reductions, Tuner, TunerState
+from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerState
 
 _PAGE = 10_000
 _PORTION = 1024
@@ -83,7 +83,11 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
         missing += steps[-1] - steps[0] - len(page)
         last = steps[-1]
         for step in page:
-            replayed = _take(tuner, replayed, step)
+            try:
+                replayed = _take(tuner, replayed, step)
+            except ReductionsError as error:
+                yield Finding(name, "HISTORY_DAMAGED", f"step {step.step} holds what no tuner takes: {error.message}")
+                replayed = None
             if replayed is not None and replayed.scale != step.scale:
                 yield Finding(
                     name,
