@@ -21,15 +21,14 @@ from mechanicd.torch import _groups, _reference
 from mechanicd.torch._memory import Memory
 
 
-def check(memory: Memory, changed: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+def check(memory: Memory, changed: Sequence[Tensor]) -> None:
     """Checks parameters that are new or have another form than at their last step. Nothing changes here.
 
     Args:
         changed: these parameters.
-        params: every parameter that takes part.
 
     Raises:
-        InvalidArgument: COMPLEX_PARAMETER, PARAMETER_RESHAPED, GRADIENT_RESHAPED, SHARED_STORAGE.
+        InvalidArgument: COMPLEX_PARAMETER, PARAMETER_RESHAPED, GRADIENT_RESHAPED.
     """
     _groups.refuse_complex([{"params": changed}])
     for p in changed:
@@ -45,20 +44,6 @@ def check(memory: Memory, changed: Sequence[Tensor], params: Sequence[Tensor]) -
                 "GRADIENT_RESHAPED",
                 f"a parameter of shape {tuple(p.shape)} has a gradient of shape {tuple(p.grad.shape)}, from before it was "
                 "resized; set p.grad = None and call backward() again",
-            )
-    if changed:
-        _refuse_shared_storage(params)
-
-
-def _refuse_shared_storage(params: Sequence[Tensor]) -> None:
-    seen: dict[tuple[torch.device, int], Tensor] = {}
-    for p in params:
-        other = seen.setdefault((p.device, p.data_ptr()), p) if p.numel() else p
-        if other is not p:
-            raise InvalidArgument(
-                "SHARED_STORAGE",
-                f"two parameters, of shapes {tuple(other.shape)} and {tuple(p.shape)}, are the same memory, and each would be "
-                "moved twice; tie weights by using one Parameter in both places (a.weight = b.weight)",
             )
 
 

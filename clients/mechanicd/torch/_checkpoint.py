@@ -16,8 +16,10 @@ Some BASEs have a state_dict of another form (`is_standard`). Then all of it sta
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -77,6 +79,42 @@ def pack(
         states[i] = {**states.get(i, {}), **mine}
     first, *rest = base["param_groups"]
     return {**base, "state": states, "param_groups": [{**first, KEY: ours}, *rest]}
+
+
+class Given:
+    """The state_dicts that an optimizer has given away. Their tensors are its own, and its next steps change Δ in them, but not
+    the tuner's state: loaded then, they would put Δ of one step beside S of another."""
+
+    def __init__(self) -> None:
+        self._given: list[tuple[weakref.ref[Tensor], int]] = []
+
+    def note(self, state_dict: Mapping[str, Any], step: int) -> None:
+        """Notes one, as of a step."""
+        self._given = [known for known in self._given if known[0]() is not None]
+        self._given += [(weakref.ref(placed), step) for placed in _placed(state_dict)]
+
+    def check(self, state_dict: Mapping[str, Any], step: int) -> None:
+        """Checks that one can be loaded after a step.
+
+        Raises:
+            ResumeError: STATE_DICT_NOT_COPIED; a step has changed it.
+        """
+        for placed in _placed(state_dict):
+            then = next((then for known, then in self._given if known() is placed), step)
+            if then != step:
+                raise ResumeError(
+                    "STATE_DICT_NOT_COPIED",
+                    f"this state_dict was taken at step {then}, but its tensors are the optimizer's own, and steps up to "
+                    f"{step} have changed them; keep a copy, copy.deepcopy(opt.state_dict()), or save it to a file",
+                )
+
+
+def _placed(state_dict: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The first parameter's S in a state_dict, if it has one: a tensor that is made for it."""
+    ours = state_dict.get(KEY)
+    entries = (ours["params"] if isinstance(ours, Mapping) else state_dict.get("state", {})).values()
+    found = (entry[PLACED] for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get(PLACED), Tensor))
+    yield from islice(found, 1)
 
 
 def is_standard(base: Mapping[str, Any], params: int) -> bool:

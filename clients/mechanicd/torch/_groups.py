@@ -1,6 +1,6 @@
 """Which parameters share one S, what each such scale group is called, and which parameters can't be in one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -70,6 +70,31 @@ def lost(kind: ScaleGroups, before: Sequence[str], now: Sequence[str]) -> Invali
         f"{len(now)} now, so it is not known whose S is whose; keep all of them (lr = 0 or no gradient rests one), or use "
         'scale_groups="all"',
     )
+
+
+def refuse_moved(before: Mapping[str, Sequence[Tensor]], now: Mapping[str, Sequence[Tensor]]) -> None:
+    """Checks that no scale group has taken the place of another: S belongs to the place, and the groups would swap theirs.
+
+    A parameter that moves between groups takes the S of where it is, and one that is replaced leaves its S to the new one.
+
+    Args:
+        before, now: the parameters of each scale group, by its name.
+
+    Raises:
+        InvalidArgument: SCALE_GROUP_MOVED; the parameters of a group have left it, and another's have come.
+    """
+    if len(before) < 2:
+        return
+    owners = {p: name for name, params in before.items() for p in params}
+    for name, params in now.items():
+        came = {owners.get(p, "") for p in params}
+        if before.get(name) and name not in came and any(came):
+            raise InvalidArgument(
+                "SCALE_GROUP_MOVED",
+                f"{name} has other parameters than at the last step, those of {max(came)}: the param groups, or the parameters "
+                "in them, are in another order. The server knows each S by its place, so keep the order; lr = 0 or no gradient "
+                "rests a group",
+            )
 
 
 def refuse_complex(param_groups: ParamGroups) -> None:

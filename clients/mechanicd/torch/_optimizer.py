@@ -113,7 +113,7 @@ class Mechanized(DelegatingOptimizer):
 
         Raises:
             InvalidArgument: SPARSE_GRADIENT, COMPLEX_PARAMETER, META_PARAMETER, PARAMETER_RESHAPED, GRADIENT_RESHAPED,
-                SHARED_STORAGE, GROUP_COUNT_MISMATCH, CUDA_GRAPH_CAPTURE; nothing has changed.
+                SHARED_STORAGE, GROUP_COUNT_MISMATCH, SCALE_GROUP_MOVED, CUDA_GRAPH_CAPTURE; nothing has changed.
             SessionError, ServerUnavailable: from the session; parameters and Δ are as before the step, but BASE's own state
                 has advanced. An error that BASE raises leaves the same, and the step counts.
             SessionError: STEP_BROKEN; an error stopped the update of an earlier step halfway.
@@ -297,6 +297,7 @@ class Mechanized(DelegatingOptimizer):
         state_dict = _checkpoint.pack(
             self.base.state_dict(), self._config, state, self.frozen, run.grown, memory, params, wholes, run.random
         )
+        self._stepper.given.note(state_dict, state.step)
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
         return state_dict
@@ -308,7 +309,7 @@ class Mechanized(DelegatingOptimizer):
         and the next step opens one that starts at the checkpoint.
 
         Raises:
-            ResumeError, ConfigMismatch: as `_checkpoint.unpack` says; nothing has changed.
+            ResumeError, ConfigMismatch: as `_checkpoint.unpack` says, or STATE_DICT_NOT_COPIED; nothing has changed.
             InvalidArgument: INVALID_SETTING; it is no dict.
             ValueError: BASE refuses its part; nothing has changed.
         """
@@ -316,6 +317,7 @@ class Mechanized(DelegatingOptimizer):
             raise InvalidArgument("INVALID_SETTING", f"state_dict={state_dict!r}; give what state_dict() returned")
         with contextlib.suppress(MechanicdError):  # what the server refused no longer matters
             self._stepper.settle()
+        self._stepper.given.check(state_dict, self._stepper.tuner_state(self._config).step)
         self._stepper.async_device = None
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
@@ -323,8 +325,9 @@ class Mechanized(DelegatingOptimizer):
         params = self._stepper.parameters.local(self.param_groups)
         layout = self._stepper.memory.layout
         upgraded = _legacy_checkpoints.upgraded(state_dict, self._config, layout, params)
-        state, frozen, grown, memory = _checkpoint.unpack(upgraded, self._config, layout, params)
-        with deferred:
+        with torch.inference_mode(False):
+            state, frozen, grown, memory = _checkpoint.unpack(upgraded, self._config, layout, params)
+        with deferred, torch.inference_mode(False):
             self.base.load_state_dict(_checkpoint.bare(upgraded))
             self.frozen = frozen
             self._run.resume_as(_checkpoint.random_of(upgraded))

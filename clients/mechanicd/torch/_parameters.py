@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mechanicd.torch import _ascent, _changes, _groups
+from mechanicd.torch import _ascent, _changes, _groups, _overlap
 from mechanicd.torch._distributed import Shards
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._memory import Memory
@@ -57,6 +57,7 @@ class Parameters:
         self._memory = memory
         self._ascends = _ascent.ascends_everywhere(base)
         self._ids: list[int] = []
+        self._named: dict[str, list[Tensor]] = {}
         self.shards = shards or Shards()
 
     def all(self) -> list[Tensor]:
@@ -81,12 +82,13 @@ class Parameters:
         """Sorts the parameters by what the next step does to them; forgets those that left, and follows those that changed.
 
         Raises:
-            InvalidArgument: SPARSE_GRADIENT and the like; a parameter can't take part as it is. Nothing has changed then.
+            InvalidArgument: SPARSE_GRADIENT, SCALE_GROUP_MOVED and the like; a parameter can't take part as it is. Nothing has
+                changed then.
         """
         param_groups = self._base.param_groups
         groups = _groups.members(self._scale_groups, param_groups)
         _groups.refuse_sparse(param_groups)
-        self._forget_those_that_left(before_change)
+        self._forget_those_that_left(groups, before_change)
         with_gradient = [[self.shards.of(p, self._memory) for p in group if p.grad is not None] for group in groups]
         news = self._follow_changes(with_gradient, before_change)
         # lr = 0: the user froze these parameters, and a new S must not move them.
@@ -109,19 +111,21 @@ class Parameters:
         for p in self.all() if params is None else [self.shards.of(p, self._memory) for p in params]:
             self._memory.drop(p)
 
-    def _forget_those_that_left(self, before_change: Callable[[], None]) -> None:
+    def _forget_those_that_left(self, groups: list[list[Tensor]], before_change: Callable[[], None]) -> None:
         params = _groups.flat(self._base.param_groups)
         ids = list(map(id, params))
         if ids == self._ids:
             return
         _changes.refuse_meta(params)
+        named = dict(zip(_groups.names(self._scale_groups, self._base.param_groups), groups, strict=True))
+        _groups.refuse_moved(self._named, named)
         gone = self._memory.placed.keys() - set(self.all())
         if gone:
             before_change()
             for p in gone:
                 self._memory.drop(p)
         self.shards.keep_only(params)
-        self._ids = ids
+        self._ids, self._named = ids, named
 
     def _follow_changes(self, groups: list[list[Tensor]], before_change: Callable[[], None]) -> bool:
         """What is kept of a parameter follows its dtype and device; returns whether any parameter is new or has changed so."""
@@ -131,10 +135,11 @@ class Parameters:
         if places == memory.places:
             return False
         changed = [p for p in params if not memory.fits(p)]
+        _changes.check(memory, changed)
+        _overlap.refuse(params)
         if not changed:
             memory.places = places
             return False
-        _changes.check(memory, changed, params)
         before_change()
         for p in changed:
             if p in memory.placed:

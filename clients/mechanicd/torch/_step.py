@@ -18,17 +18,21 @@ the rest. Only `apply` needs both BASE and S_{t+1}. There are three paths, one m
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from mechanicd.client import MechanicdError, Session
 from mechanicd.client.framework import DeltaLayout, Run, deferred, exposed
-from mechanicd.torch import _ascent, _asgd, _async_device, _closure, _closure_path, _global_hooks, _reference
+from mechanicd.torch import _ascent, _asgd, _async_device, _base_guard, _closure, _closure_path, _global_hooks, _reference
 from mechanicd.torch._async_device import AsyncDevice
+from mechanicd.torch._checkpoint import Given
 from mechanicd.torch._closure import Closure
 from mechanicd.torch._distributed import TunerStep
 from mechanicd.torch._groups import ScaleGroups
@@ -86,6 +90,8 @@ class Stepper:
         parameters: the parameters as this process holds them.
         membership: who trains with this process.
         intact: whether weights and Δ belong to one step.
+        given: the state_dicts that were given away.
+        stepping: whether BASE steps now.
     """
 
     def __init__(
@@ -113,6 +119,10 @@ class Stepper:
         self.parameters = Parameters(self._base, self._scale_groups, self.memory)
         self.membership = Membership(self._base, self.run, self._together, self._target)
         self.async_device: AsyncDevice | None = None
+        self.given = Given()
+        self.stepping = False
+        self._one_at_a_time = threading.RLock()
+        _base_guard.guard(self._base, self)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_base", "_scale_groups", "_may_run_async", "_together", "_target", "memory", "intact", "run")
@@ -129,6 +139,7 @@ class Stepper:
 
     # ---- the step and its three paths
 
+    @_disable_dynamo  # a graph would take the session's part of the step for constants
     def step(
         self, config: TunerConfig, max_scale: float | None, frozen: bool, closure: Closure | None, base_step: BaseStep
     ) -> Any:
@@ -142,6 +153,9 @@ class Stepper:
         Returns:
             What BASE returns; the closure's first loss if the step did nothing.
         """
+        if torch.is_inference_mode_enabled():  # what a step keeps then can't be changed outside that mode
+            with torch.inference_mode(False):
+                return self.step(config, max_scale, frozen, closure, base_step)
         self.intact.check()
         cap = _cap(max_scale)
         loss, replay = None, None
@@ -149,7 +163,7 @@ class Stepper:
             loss, replay = _closure.evaluate(closure)
             closure = None
         self.membership.meet(config, self.memory.layout)
-        with deferred:  # signals wait from here on
+        with deferred, self._one_at_a_time:  # signals wait from here on, and so does another thread's step
             if closure is not None:
                 return _closure_path.step(self, config, cap, frozen, closure, base_step)
             return self._step(config, cap, frozen, loss, replay, base_step)
@@ -346,7 +360,11 @@ class Stepper:
         It may hang, in a closure for one, and it can be undone: so a second Ctrl-C gets through.
         """
         with _global_hooks.held(), exposed:
-            return base_step() if closure is None else base_step(closure)
+            self.stepping = True
+            try:
+                return base_step() if closure is None else base_step(closure)
+            finally:
+                self.stepping = False
 
     def _run_base_unless(self, flag: Tensor, base_step: BaseStep) -> Any:
         """BASE's step. It does nothing if the flag on the device is set; GradScaler tells a fused optimizer in the same way."""
