@@ -179,6 +179,11 @@ class Client:
         """
         return self._targets.watch(request)
 
+    @property
+    def clock_ahead(self) -> float:
+        """How many seconds the server's clock is ahead of this machine's, as its last list of runs said; 0.0 before that."""
+        return 0.0 if self._lazy is None else self._lazy.ahead / 1e9
+
     def close(self) -> None:
         """Closes the connection. Close its sessions first."""
         if self._lazy is not None and _grpc_is_ours():

@@ -6,6 +6,7 @@ not while it waits for an answer: an exception amid that code could leave a lock
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -117,10 +118,14 @@ class Transport:
     Args:
         target: `HOST:PORT`, `unix:PATH`, or any other name that gRPC resolves.
         proxied: whether the HTTP proxy of the environment may stand before it.
+
+    Attributes:
+        ahead: how many ns the server's clock is ahead of this machine's; None as long as it has not said so.
     """
 
     def __init__(self, target: str, proxied: bool = False) -> None:
         self.target, self.proxied = target, proxied
+        self.ahead: int | None = None
         self._channel = grpc.insecure_channel(target, options=[*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))])
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
@@ -144,7 +149,10 @@ class Transport:
                     future.cancel()
                 raise
             with deferred:
-                return future.result()
+                result = future.result()
+                if method == "ListRuns":
+                    self._hear(future)
+                return result
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
         except ValueError as error:  # grpc's way of saying that close() was called
@@ -158,11 +166,19 @@ class Transport:
         """
         call = self._runs.WatchRuns(request)
         try:
-            yield from call
+            for response in call:
+                if self.ahead is None:
+                    self._hear(call)
+                yield response
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
         finally:
             call.cancel()
+
+    def _hear(self, call: Any) -> None:
+        for key, value in call.initial_metadata() or ():
+            if key == names.TIME_HEADER and value.isdecimal():
+                self.ahead = int(value) - time.time_ns()
 
     def link(self, metadata: Metadata) -> Link:
         """A new stream of steps."""

@@ -7,6 +7,9 @@ from typing import Final, NamedTuple
 DOMAIN: Final = "mechanicd"
 """The domain of every google.rpc.ErrorInfo."""
 
+TIME_HEADER: Final = "x-mechanicd-time"
+"""The header of an answer to ListRuns and WatchRuns that has the server's time, ns since 1970."""
+
 ALL_PROJECTS: Final = "-"
 
 _SEGMENT: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"

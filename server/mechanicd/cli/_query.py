@@ -56,9 +56,9 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
         sketches = sketches_of(client, [run.name for run in found], _SKETCH_WIDTH) if wanted else None
     out = console()
     if out.is_terminal and len(found) <= _COLORED_RUNS:
-        out.print(_text.table(found, sketches))
+        out.print(_text.table(found, sketches, client.clock_ahead))
     else:
-        click.echo("\n".join(_text.lines(found, sketches)))
+        click.echo("\n".join(_text.lines(found, sketches, client.clock_ahead)))
 
 
 @click.command()

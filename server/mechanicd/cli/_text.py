@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from rich.cells import cell_len
@@ -86,33 +86,35 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(" " if value is None else _SPARKS[round((value - low) / span * top)] for value in logs)
 
 
-def lines(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None) -> list[str]:
+def lines(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None, ahead: float = 0.0) -> list[str]:
     """A table as plain text: a heading and a line a run, each column as wide as its widest cell.
 
     For thousands of runs: it takes a twentieth of the time of `table`.
 
     Args:
         sketches: sparklines of S by run name; None omits the column.
+        ahead: how many seconds the server's clock is ahead of this machine's.
     """
-    now = datetime.now(UTC)
+    now = datetime.now(UTC) + timedelta(seconds=ahead)
     rows = [_headings(sketches), *(_cells(run, sketches, now) for run in found)]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     right = [heading in _RIGHT for heading in rows[0]]
     return ["  ".join(map(_padded, row, widths, right)).rstrip() for row in rows]
 
 
-def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None) -> Table:
+def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None, ahead: float = 0.0) -> Table:
     """The same table for a terminal, with colors; long cells are folded.
 
     Args:
         sketches: sparklines of S by run name; None omits the column.
+        ahead: how many seconds the server's clock is ahead of this machine's.
     """
     made = Table(box=None, pad_edge=False, header_style="bold")
     headings = _headings(sketches)
     for heading in headings:
         right = heading in _RIGHT
         made.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    now = datetime.now(UTC)
+    now = datetime.now(UTC) + timedelta(seconds=ahead)
     for run in found:
         styles = {"status": _STYLES[status(run)], "needs": "bold yellow", "labels": "dim"}
         cells = zip(headings, _cells(run, sketches, now), strict=True)

@@ -125,9 +125,9 @@ def top(target: str, project: str | None, filter_: str, sort: str, interval: flo
             elif once or not sys.stdout.isatty():
                 found = _text.ordered(fleet.runs(), sort)
                 sketches = _Sketches(client).of(found[:_SKETCHED_RUNS])
-                click.echo("\n".join([_tallies(found), f"by {sort}", "", *_text.lines(found, sketches)]))
+                click.echo("\n".join([_tallies(found), f"by {sort}", "", *_text.lines(found, sketches, client.clock_ahead)]))
             else:
-                _live(fleet, _Sketches(client), sort, interval)
+                _live(fleet, client, sort, interval)
         except KeyboardInterrupt:
             return
 
@@ -140,7 +140,8 @@ def _print_json(fleet: _Fleet, sort: str, interval: float, once: bool) -> None:
         time.sleep(interval)
 
 
-def _live(fleet: _Fleet, sketches: _Sketches, sort: str, interval: float) -> None:
+def _live(fleet: _Fleet, client: Client, sort: str, interval: float) -> None:
+    sketches = _Sketches(client)
     console = Console()
     orders, first = list(_text.SORTS), 0
     with _keys() as key, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -149,7 +150,7 @@ def _live(fleet: _Fleet, sketches: _Sketches, sort: str, interval: float) -> Non
             room = max(1, console.height - _CHROME)
             first = max(0, min(first, len(found) - room))
             shown = found[first : first + room]
-            live.update(_screen(shown, sketches.of(shown), sort, found), refresh=True)
+            live.update(_screen(shown, sketches.of(shown), sort, found, client.clock_ahead), refresh=True)
             end = time.monotonic() + interval
             while (left := end - time.monotonic()) > 0:
                 pressed = key(left)
@@ -163,8 +164,10 @@ def _live(fleet: _Fleet, sketches: _Sketches, sort: str, interval: float) -> Non
                     break
 
 
-def _screen(shown: list[resources_pb2.Run], sketches: dict[str, str], sort: str, found: list[resources_pb2.Run]) -> Group:
-    table = _text.table(shown, sketches)
+def _screen(
+    shown: list[resources_pb2.Run], sketches: dict[str, str], sort: str, found: list[resources_pb2.Run], ahead: float
+) -> Group:
+    table = _text.table(shown, sketches, ahead)
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
         column.min_width = _LEAST_WIDTHS.get(str(column.header), 1)

@@ -136,15 +136,24 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     async def GetRun(self, request: run.GetRunRequest) -> run.GetRunResponse:
         return await self._runs.get_run(request)
 
+    async def ListRuns(self, request: run.ListRunsRequest, context: Context) -> run.ListRunsResponse:
+        """Also tells the time, in a header: whoever shows how long ago something was may have another clock."""
+        await context.send_initial_metadata(self._time())
+        return await self._list_runs(request, context)
+
     @_answer
-    async def ListRuns(self, request: run.ListRunsRequest) -> run.ListRunsResponse:
+    async def _list_runs(self, request: run.ListRunsRequest) -> run.ListRunsResponse:
         return await self._runs.list_runs(request)
+
+    def _time(self) -> tuple[tuple[str, str], ...]:
+        return ((names.TIME_HEADER, str(self._runs.now())),)
 
     async def WatchRuns(self, request: run.WatchRunsRequest, context: Context) -> AsyncIterator[run.WatchRunsResponse]:
         """Sends the runs as they are now, and each run again whenever it changes."""
         try:
             if isinstance(request, Undecodable):
                 raise request.refusal()
+            await context.send_initial_metadata(self._time())
             async for response in self._runs.watch_runs(request):
                 yield response
         except ServiceError as error:

@@ -34,6 +34,10 @@ class RunService:
         self._cache = RunCache(engine.store, engine.writer.call, silence or Silence())
         self._sketches = Sketches(engine.store, engine.writer.call)
 
+    def now(self) -> int:
+        """The store's time, ns since 1970."""
+        return self._store.clock.now()
+
     async def get_run(self, request: run_service_pb2.GetRunRequest) -> run_service_pb2.GetRunResponse:
         """See RunService.GetRun."""
         row = await self._get(_convert.run_name_in(request.name))

@@ -76,7 +76,7 @@ function Header() {
 function Banner() {
   const state = connection.value;
   if (state.state !== "lost") return <Trouble />;
-  const seconds = Math.max(0, Math.ceil((state.retryAt - Date.now()) / 1000));
+  const seconds = Math.max(0, Math.ceil((state.retryAt - performance.now()) / 1000));
   void now.value;
   return (
     <div class="banner" role="alert">

@@ -32,7 +32,7 @@ export function useBands(groups: Members | null, { series, x, x0, x1 }: SeriesAs
       moved = true;
     });
     const look = async (): Promise<void> => {
-      const began = Date.now();
+      const began = performance.now();
       moved = false;
       setAnswer((before) => ({ ...before, loading: true }));
       try {
@@ -43,7 +43,7 @@ export function useBands(groups: Members | null, { series, x, x0, x1 }: SeriesAs
         if (abort.signal.aborted) return;
         setAnswer((before) => ({ ...before, loading: false, error: error instanceof Error ? error.message : "" }));
       }
-      wait(Math.max(PACE, REST * (Date.now() - began)));
+      wait(Math.max(PACE, REST * (performance.now() - began)));
     };
     const wait = (time: number): void => {
       timer = setTimeout(() => (moved && !document.hidden ? void look() : wait(PACE)), time);

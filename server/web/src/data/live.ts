@@ -25,7 +25,8 @@ const QUIET = 15_000;
 
 let source: EventSource | null = null;
 let cursor = "";
-let clockAhead = 0;
+/** The server's clock minus `performance.now()`, which no setting of this machine's clock moves. */
+let clockAhead = Date.now() - performance.now();
 let lastHeard = 0;
 let wait = FIRST_WAIT;
 let retry: ReturnType<typeof setTimeout> | undefined;
@@ -60,11 +61,11 @@ function listen(): void {
   const opened = new EventSource(api.eventsAddress(cursor));
   source = opened;
   const heard = (event: MessageEvent<string>): void => {
-    lastHeard = Date.now();
+    lastHeard = performance.now();
     if (event.lastEventId) cursor = event.lastEventId;
   };
   opened.onopen = () => {
-    lastHeard = Date.now();
+    lastHeard = performance.now();
     wait = FIRST_WAIT;
     connection.value = { state: "live" };
   };
@@ -87,7 +88,7 @@ function lose(message: string): void {
   source = null;
   const before = connection.value;
   const since = before.state === "lost" ? before.since : Date.now();
-  connection.value = { state: "lost", since, retryAt: Date.now() + wait, message };
+  connection.value = { state: "lost", since, retryAt: performance.now() + wait, message };
   clearTimeout(retry);
   retry = setTimeout(() => void connect(), wait);
   wait = Math.min(LONGEST_WAIT, wait * 2);
@@ -97,7 +98,7 @@ function takeAll(reply: RunsReply): void {
   batch(() => {
     server.value = reply.server;
     cursor = reply.cursor;
-    clockAhead = reply.now - Date.now();
+    clockAhead = reply.now - performance.now();
     runs.value = new Map(reply.runs.map((run) => [run.name, run]));
     touched.value = reply.runs.map((run) => run.name);
     now.value = reply.now;
@@ -106,7 +107,7 @@ function takeAll(reply: RunsReply): void {
 }
 
 function takeDelta(delta: RunsDelta): void {
-  clockAhead = delta.now - Date.now();
+  clockAhead = delta.now - performance.now();
   if (delta.runs.length === 0 && delta.gone.length === 0) return;
   const next = new Map(runs.value);
   for (const name of delta.gone) next.delete(name); // first: a name may have been taken anew
@@ -120,8 +121,8 @@ function takeDelta(delta: RunsDelta): void {
 
 function tick(): void {
   if (connection.value.state !== "live") return;
-  now.value = Date.now() + clockAhead;
-  if (Date.now() - lastHeard < QUIET && !server.value?.trouble) return;
-  lastHeard = Date.now();
+  now.value = performance.now() + clockAhead;
+  if (performance.now() - lastHeard < QUIET && !server.value?.trouble) return;
+  lastHeard = performance.now();
   api.runs().then(takeAll, (error: Error) => lose(error.message));
 }

@@ -32,7 +32,7 @@ touched.subscribe(() => later(1000));
 
 /** Refreshes after `wait` ms, unless a refresh is due earlier. */
 function later(wait: number): void {
-  const at = Date.now() + wait;
+  const at = performance.now() + wait;
   if (at >= due) return;
   clearTimeout(timer);
   due = at;
@@ -44,7 +44,7 @@ function later(wait: number): void {
 
 async function look(): Promise<void> {
   if (busy) return later(100);
-  const time = Date.now();
+  const time = performance.now();
   const stale = inView.filter((name) => {
     const known = had.get(name);
     const run = runs.peek().get(name);
