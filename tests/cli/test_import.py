@@ -388,3 +388,14 @@ def test_steps_that_the_server_keeps_in_a_summary_alone_are_known_all_the_same(
     world.file("thinned").unlink()
     world.train("thinned", [reductions[1], *reductions[1:]])
     assert "[RUN_DIFFERS]" in world.run_import(str(world.file("thinned")))[2]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "caf\udce9", "a\nb", "\x1b[2J", ".", "/dev/null"])
+def test_a_name_that_no_spool_has_is_one_line(
+    name: str, here: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = here("import", name, "--target", "127.0.0.1:1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.endswith("[SPOOL_MISSING]\n")
+    assert "\x1b" not in done.stderr

@@ -105,8 +105,8 @@ def spool_files(path: str | Path) -> list[Path]:
         MechanicdError: SPOOL_MISSING: there is none.
     """
     given = _spool_target.folder(path) if isinstance(path, str) and _spool_target.is_spool(path) else Path(path)
-    found = sorted(given.rglob(f"*{_spool_target.SUFFIX}")) if given.is_dir() else [given]
-    files = [each for each in found if each.is_file()]
+    found = sorted(given.rglob(f"*{_spool_target.SUFFIX}")) if os.path.isdir(given) else [given]
+    files = [each for each in found if os.path.isfile(each)]
     if not files:
         raise MechanicdError(
             "SPOOL_MISSING", f"{given} is no spool file and no folder with one; was the training's target another?"
