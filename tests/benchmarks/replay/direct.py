@@ -95,6 +95,9 @@ def fill(
 def _hurry(store: SQLStore) -> None:
     """A SQLite file that is being filled needs no journal: killed now, it is of no use anyway."""
     if isinstance(store, SQLiteStore):
+        if store._files is not None:  # it would miss the WAL that is gone
+            store._files.close()
+            store._files = None
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE"):
             store._db.execute(f"PRAGMA {pragma}")
 
