@@ -79,9 +79,9 @@ def test_without_a_handler_of_its_own_it_dies_of_the_signal_and_its_runs_are_pre
 
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_a_handler_of_its_own_is_called_as_ever(server: Any, project: str, where: str) -> None:
-    """One that comes after ours takes its place: then the end of the process is all that is known."""
+    """One that comes after ours takes its place: then the exit status of the process is all that is known."""
     assert ended(server, project, signal.SIGTERM, **{where: HANDLER}) == (5, "my own handler\n")
-    expected = PREEMPTED if where == "before" else resources_pb2.RUN_STATUS_FINISHED
+    expected = PREEMPTED if where == "before" else resources_pb2.RUN_STATUS_FAILED
     assert {run.status for run in runs(server, project).values()} == {expected}
 
 

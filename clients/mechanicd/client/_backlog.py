@@ -77,6 +77,11 @@ class Backlog:
         if self._entries and self._entries[-1][0].step == state.step:
             self._entries[-1] = (self._entries[-1][0], state)
 
+    def drop_unfinished(self) -> None:
+        """Drops a step that was begun, and will never be finished."""
+        if self._entries and self._entries[-1].state is None:
+            self._entries.pop()
+
     def durable(self, step: int) -> None:
         """Drops the steps up to this one: the server has committed them."""
         if self._spill is not None and self._spill.steps:

@@ -1,6 +1,7 @@
 """Connecting to a server, and opening runs there."""
 
 import atexit
+import logging
 import os
 import shlex
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _address, _arguments, _leftovers, _run_name, _signals, _spool_target
+from mechanicd.client import _address, _arguments, _exit, _leftovers, _run_name, _signals, _spool_target
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session, check_outage_policy
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mechanicd.client._remote import RemoteSession
     from mechanicd.client._spool_session import SpoolSession
     from mechanicd.client._targets import Targets
+
+log = logging.getLogger("mechanicd.client")
 
 DEFAULT_PROJECT: Final = "default"
 _MAX_COMMAND: Final = 4096
@@ -137,7 +140,9 @@ class Client:
             route = Route(self._targets, name)
             session = open_session(route, name, config, checked, start, on_outage, deadline, client, _command(), spilled)
         _open_sessions.add(session)
+        _leftovers.go_on()
         _signals.watch(close_sessions)
+        _exit.watch(close_sessions, _thread_failed)
         return session
 
     def scale_of(self, run: str, *, project: str | None = None, group: str | None = None) -> float:
@@ -276,13 +281,23 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _thread_failed(thread: int, why: str) -> None:
+    for session in list(_open_sessions):
+        session.thread_failed(thread, why)
+
+
 @atexit.register
 def close_sessions() -> None:
-    """Closes every open session at exit: as finished, or as failed if an exception ended the process."""
-    _leftovers.do_all()
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    for session in list(_open_sessions):
-        if error is None:
-            session.close(None, "the process ended")
-        else:
-            session.close("failed", _arguments.error_text(error))
+    """Closes every open session at exit: as finished, or as failed if the process failed. All together take `CLOSE_SECONDS`."""
+    if not _process_of_grpc:
+        return
+    from mechanicd.client import _closing
+
+    with _closing.together():
+        _leftovers.do_all()
+        failure = _exit.failure()
+        for session in sorted(_open_sessions, key=lambda session: not session.connected):  # the others may take all the time
+            try:
+                session.close_left("the process ended", failure)
+            except Exception:
+                log.exception("closing %s failed", session.name)

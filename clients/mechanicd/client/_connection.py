@@ -6,6 +6,7 @@
             the backlog sent in order, each S compared bit for bit
     Connected, Disconnected ── the server refuses the run (RUN_DELETED …) ──▶ Refused
     Connected, Disconnected, Refused ── SESSION_FENCED, STEP_CONFLICT, another S, close() ──▶ Ended
+    Ended by an outage (on_outage="raise") ── close() ──▶ Disconnected
 
 Two threads meet here: the trainer's, and one reconnect thread for each outage. `lock` guards the state and the backlog, and it
 is held only for moments, never during a call. The rule that no step is lost or sent twice rests on it:
@@ -65,7 +66,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ended:
-    """No step follows. Final.
+    """No step follows.
 
     Attributes:
         error: what ended the session, raised by each later use; None if it was closed.
@@ -184,6 +185,15 @@ class Connection:
             if error is not None and isinstance(before, Connected):
                 before.link.close()
             return before
+
+    def prepare_close(self) -> None:
+        """No step follows: a step that was never finished is dropped, as a replay would wait for it. A session that ended for
+        an outage alone reconnects, because what it has done so far must still be recorded."""
+        with deferred, self.lock:
+            self.backlog.drop_unfinished()
+            if isinstance(self._state, Ended) and isinstance(self._state.error, ServerUnavailable):
+                self._over.clear()
+                self._enter(Disconnected())
 
     def forget(self, error: MechanicdError) -> None:
         """In a forked child: the link, its threads and the reconnect thread are the parent's. Every use raises `error`."""

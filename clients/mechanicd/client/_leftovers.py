@@ -7,12 +7,19 @@ is done then.
 
 import contextlib
 import logging
+import threading
 from _thread import start_new_thread
 from collections.abc import Callable
+from typing import Final
+
+LINGER_SECONDS: Final = 2.0
+"""A program that fails does so soon after it has let go of its training."""
 
 log = logging.getLogger("mechanicd.client")
 
 _left: set[Callable[[], object]] = set()
+_sequel = threading.Event()
+_ending = False
 
 
 def do_later(work: Callable[[], object]) -> None:
@@ -26,15 +33,42 @@ def do_later(work: Callable[[], object]) -> None:
         start_new_thread(_do, (work,))  # threading.Thread takes a lock that this thread may hold
 
 
+def linger() -> None:
+    """On the thread of `do_later`: waits for what may tell how a training ended: that the process ends, or that it goes on with
+    another training, or for a while."""
+    if not _ending:
+        _sequel.wait(LINGER_SECONDS)
+
+
+def ending() -> bool:
+    """Whether `do_all` runs."""
+    return _ending
+
+
+def go_on() -> None:
+    """The process goes on with another training: whoever lingers has waited enough."""
+    global _sequel
+    before, _sequel = _sequel, threading.Event()
+    before.set()
+
+
 def do_all() -> None:
     """At the end of the process: does, or waits for, all that is left."""
-    while works := list(_left):  # one may leave another
-        for work in works:
-            _do(work)
+    global _ending
+    _ending = True
+    go_on()
+    try:
+        while works := list(_left):  # one may leave another
+            for work in works:
+                _do(work)
+    finally:
+        _ending = False
 
 
 def forget() -> None:
     """In a forked child: what is left is the parent's."""
+    global _sequel, _ending
+    _sequel, _ending = threading.Event(), False
     _left.clear()
 
 

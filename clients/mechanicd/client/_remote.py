@@ -16,17 +16,17 @@ import contextlib
 import logging
 import os
 import time
+from _thread import get_ident
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from mechanicd.client import _arguments
+from mechanicd.client import _arguments, _closing, _exit, _leftovers
 from mechanicd.client._backlog import Backlog
 from mechanicd.client._connection import Connected, Connection, Ended, Refused, verify
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
-from mechanicd.client._leftovers import do_later
 from mechanicd.client._opening import CALL_SECONDS, Opener, Start
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.client._signals import Turn
@@ -38,8 +38,6 @@ from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
 log = logging.getLogger("mechanicd.client")
 
-_CLOSE_SECONDS: Final = 10.0
-"""How long close() waits for an unreachable server: the steps in the backlog are nowhere else."""
 _STORE_SECONDS: Final = 0.1
 _IN_FLIGHT: Final = 32
 """The most steps in flight if no step waits for its answer: each step waits for the one 32 before it."""
@@ -127,6 +125,8 @@ class RemoteSession(Session):
         self._pid = os.getpid()
         self._link_of_step: Link | None = None
         self._unanswered: deque[tuple[Link, TunerState]] = deque()
+        self._thread = 0  # that took the last step
+        self._failure = ""  # what ended that thread
 
     @property
     def connected(self) -> bool:
@@ -158,7 +158,8 @@ class RemoteSession(Session):
         # Outside the turn: other threads may take steps while this one waits, and a signal may end the wait.
         return self._flush(seconds)
 
-    def _flush(self, timeout: float) -> int:
+    def _flush(self, timeout: float, insist: bool = False) -> int:
+        """As `flush`, outside the turn. To insist is to try again whatever `on_outage` says."""
         end = time.monotonic() + timeout
         refused: MechanicdError | None = None
         opener = self._connection.opener
@@ -177,7 +178,8 @@ class RemoteSession(Session):
                 raise SessionClosed("SESSION_CLOSED", f"{self.name} was closed; open the run again")
             try:
                 request = tuner_service_pb2.FlushRequest(session=opener.session)
-                reply = opener.call("Flush", request, max(0.001, end - time.monotonic()))
+                left = max(0.001, end - time.monotonic())
+                reply = opener.call("Flush", request, min(left, CALL_SECONDS) if insist else left)
             except (ServerUnavailable, SessionClosed) as error:
                 # SessionClosed: the server may have restarted since; reconnecting tells whether that is all.
                 if error.reason == "STORE_UNAVAILABLE":
@@ -187,8 +189,10 @@ class RemoteSession(Session):
                 if refused is error and opener.route.width == 1:
                     time.sleep(min(_STORE_SECONDS, max(0.0, end - time.monotonic())))  # it answers, so it is reachable
                     continue
-                if self._on_outage == "raise":
+                if self._on_outage == "raise" and not insist:
                     raise
+                if insist and error.reason == "DEADLINE_EXCEEDED":
+                    opener.route.renew()  # there may be no time for a second try of a dead connection
                 self._connection.lose(error)
                 continue
             except MechanicdError as error:
@@ -217,10 +221,26 @@ class RemoteSession(Session):
     def __del__(self) -> None:
         """A session that nobody closed and nobody can use any more is closed in the background."""
         if not getattr(self, "_closed", True):
-            do_later(self._close_leftover)
+            _leftovers.do_later(self._close_leftover)
 
     def _close_leftover(self) -> None:
-        self.close(None, "garbage-collected without close()")
+        with contextlib.suppress(MechanicdError):
+            self.flush()  # what comes later can't cost it a step
+        if not self._failure:
+            _leftovers.linger()
+        self.close_left("garbage-collected without close()", _exit.failure() if _leftovers.ending() else None)
+
+    def thread_failed(self, thread: int, why: str) -> None:
+        """An exception has ended a thread. If it is the one that trained, the run has failed, unless the program closes it."""
+        if thread == self._thread:
+            self._failure = why
+
+    def close_left(self, why: str, failure: str | None) -> None:
+        """Closes a session that the program has left open: as finished, or as failed if its thread or the process failed."""
+        if self._failure or failure:
+            self.close("failed", self._failure or failure or "")
+        else:
+            self.close(None, why)
 
     # --- a step: always within the turn ------------------------------------------------------------------------------
 
@@ -232,6 +252,7 @@ class RemoteSession(Session):
 
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
         self._catch_up(_IN_FLIGHT)
+        self._thread = get_ident()
         g, x, gg, xx = zip(*groups, strict=True)
         request = tuner_service_pb2.StepRequest(
             step=step,
@@ -300,42 +321,39 @@ class RemoteSession(Session):
                 self._connection.backlog.durable(result.durable_step)
 
     def _close(self, status: str, message: str) -> None:
-        # A session that an error ended has nothing to flush; one in an outage gives the server a while to return.
+        connection, error = self._connection, None
         try:
-            with contextlib.suppress(MechanicdError):
-                self._check()
-                self._catch_up()
-                self._flush(self._deadline if self.connected else max(self._deadline, _CLOSE_SECONDS))
-        except BaseException:  # Ctrl-C: the wait ends, and so does the session
-            left = self._connection.end()
-            if isinstance(left, Connected):
-                left.link.close()
-            self._keep(status, message)
+            self._check_at_close()
+            until = _closing.until(self._deadline)
+            if not isinstance(connection.state, Ended | Refused):
+                error = _closing.close(connection, lambda left: self._flush(left, insist=True), status, message, until)
+        except BaseException as stop:  # Ctrl-C: the wait ends, and so does the session
+            error = ServerUnavailable("SERVER_UNREACHABLE", f"{type(stop).__name__} ended the wait")
             raise
-        before = self._connection.end()
-        if isinstance(before, Ended):
-            return
-        if isinstance(before, Refused):
-            log.warning("%s: closed; its last %d steps are in no history [%s]", self.name, self.backlog, before.error.reason)
-            return
-        if not isinstance(before, Connected):
-            log.warning(
-                "%s: closed while the server is unreachable; its history lacks the last %d steps%s",
-                self.name,
-                self.backlog,
-                self._keep(status, message),
-            )
-            return
-        opener = self._connection.opener
-        try:
-            request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=STATUS[status], message=message)
-            opener.call("CloseSession", request, CALL_SECONDS)
-            self._connection.backlog.clear_spill()
-        except MechanicdError as error:
-            log.warning("%s: could not be closed as %s: %s%s", self.name, status, str(error), self._keep(status, message))
         finally:
-            with contextlib.suppress(Exception):
-                before.link.close()
+            before = connection.end()
+            if isinstance(before, Connected):
+                with contextlib.suppress(Exception):
+                    before.link.close()
+            if isinstance(before, Refused):
+                reason = before.error.reason
+                log.warning("%s: closed; its last %d steps are in no history [%s]", self.name, self.backlog, reason)
+            elif error is not None and not isinstance(before, Ended):
+                log.warning("%s", _closing.unclosed(connection, status, error, self._keep(status, message)))
+            elif not isinstance(before, Ended):
+                connection.backlog.clear_spill()
+
+    def _check_at_close(self) -> None:
+        """Verifies the last answers. An error that nobody was told of yet ends the session, and is logged."""
+        ended = isinstance(self._connection.state, Ended)
+        self._connection.prepare_close()
+        try:
+            self._catch_up()
+        except ServerUnavailable:  # on_outage="raise"
+            self._connection.prepare_close()
+        except MechanicdError as error:
+            if not ended:
+                log.error("%s: the server refused its last steps: %s", self.name, str(error))
 
     def _keep(self, status: str, message: str) -> str:
         """Leaves what the server lacks on the disk. Returns how the log says so; "" without a spill."""

@@ -145,8 +145,8 @@ class Session(ABC):
         """Closes the session and records why. Closing twice does nothing.
 
         Args:
-            status: "finished", "failed" or "preempted"; None means finished. After a SIGTERM, every status but an explicit
-                "finished" is recorded as "preempted".
+            status: "finished", "failed" or "preempted"; None means finished. After a SIGTERM or a SIGHUP, every status but an
+                explicit "finished" is recorded as "preempted".
             message: why, for people.
 
         Raises:
@@ -159,7 +159,7 @@ class Session(ABC):
                 return
             self._closed = True
             if status != "finished" and told_to_stop():
-                status, message = "preempted", "SIGTERM told the process to stop"
+                status, message = "preempted", f"{told_to_stop()} told the process to stop"
             try:
                 self._close(status or "finished", message)
             finally:
