@@ -10,6 +10,8 @@ import queue
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from mechanicd.client import MechanicdError
-from mechanicd.client.framework import deferred
+from mechanicd.client.framework import deferred, do_later
 from mechanicd.jax._report import Reporter, packed_size
 from mechanicd.tuner import TunerConfig
 
@@ -58,9 +60,12 @@ class Reader:
         self._copies: queue.SimpleQueue[_Copies | threading.Event | None] = queue.SimpleQueue()
         self._copied, self._reports = 0.0, 0
         self._thread: threading.Thread | None = None
+        self._latest: tuple[jax.Array, jax.Array] | None = None
+        _readers.add(self)
 
     def look(self, ring: jax.Array, step: jax.Array, now: bool = False) -> None:
         """Copies the ring if it is due, or `now`; never waits for the device. A call without `now` counts as a report."""
+        self._latest = ring, step
         moment = time.monotonic()
         if not now:
             self._reports += 1
@@ -79,6 +84,12 @@ class Reader:
                 self._thread.start()
             self._copies.put((*copies, reports))
 
+    def finish(self) -> None:
+        """Copies the last ring that `look` saw, unless it has been donated since, and waits until it has been reported."""
+        if self._latest is not None and not self._latest[0].is_deleted():
+            self.look(*self._latest, now=True)
+        self.settle()
+
     def settle(self) -> None:
         """Waits until every copied step has been reported."""
         if self._thread is not None:
@@ -93,13 +104,26 @@ class Reader:
             self._copies.put(None)
             thread.join()
 
-    def leave(self, ring: jax.Array, step: jax.Array) -> None:
-        """Nobody will call `look` again: the thread reads the last ring itself, if it has not been donated. Never waits."""
-        self._copies.put((ring, step, 0))
+    def leave(self) -> None:
+        """Nobody will call `look` again: the thread reads the last ring itself, if it has not been donated. Never waits; only
+        the end of the process does."""
+        if self._latest is not None and not self._latest[0].is_deleted():
+            self._copies.put((*self._latest, 0))
+            do_later(self.settle)
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
+    def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:  # later `sys` itself is gone
+        if not process_ends():
             self._copies.put(None)
+
+
+_readers: "weakref.WeakSet[Reader]" = weakref.WeakSet()
+
+
+def finish_all() -> None:
+    """For a program that ends without close(): its sessions are closed after this, and should have every step."""
+    for reader in list(_readers):
+        with contextlib.suppress(RuntimeError):  # the program failed, or the array was deleted meanwhile
+            reader.finish()
 
 
 _Copies: TypeAlias = tuple[jax.Array, jax.Array, int]

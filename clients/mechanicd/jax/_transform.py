@@ -9,6 +9,7 @@ the state keeps the last steps until the training loop calls `report` (`_ring`).
 
 import atexit
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,12 +30,17 @@ from mechanicd.jax._state import LOW_PRECISION, MechanicState, find, wide
 from mechanicd.tuner import TunerConfig, TunerState
 
 
-@atexit.register
 def settle() -> None:
     """Waits for all programs, and so for their callbacks. What a callback raised is kept by its reporter."""
     for array in jax.live_arrays():
         with contextlib.suppress(RuntimeError):  # the program failed, or the array was deleted meanwhile
             array.block_until_ready()
+
+
+@atexit.register
+def _finish() -> None:
+    settle()
+    _ring.finish_all()
 
 
 class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -43,7 +49,6 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
     run: Run
     _reporters: dict[TunerConfig, Reporter]
     _readers: dict[TunerConfig, _ring.Reader]
-    _last: MechanicState | None
 
     def report(self, state: Any) -> None:
         """With `report="loop"`: reports the steps up to this state to the server. Call it after each step; it never blocks.
@@ -65,7 +70,6 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         if isinstance(ours.recent, tuple):
             raise InvalidArgument("INVALID_SETTING", 'report() works only with mechanize(…, report="loop"); pass that')
         self._raise()
-        self._last = ours
         if jax.process_index() == 0:
             for config, reporter in self._reporters.items():
                 self._readers.setdefault(config, _ring.Reader(reporter)).look(ours.recent, ours.step)
@@ -79,9 +83,7 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         """Waits until the host has every step of every program that was started."""
         settle()
         for reader in self._readers.values():
-            if self._last is not None and not self._last.recent.is_deleted():
-                reader.look(self._last.recent, self._last.step, now=True)
-            reader.settle()
+            reader.finish()
 
     def flush(self, timeout: float | None = None) -> int:
         """Waits until the server has committed every step, and returns the last committed step; 0 without a server.
@@ -105,11 +107,11 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
             reader.end()
         self.run.close(status, message)
 
-    def __del__(self) -> None:
-        last = getattr(self, "_last", None)
+    def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:
+        if process_ends():
+            return
         for reader in getattr(self, "_readers", {}).values():
-            if last is not None and not last.recent.is_deleted():
-                reader.leave(last.recent, last.step)
+            reader.leave()
 
     def __enter__(self) -> "Mechanized":
         return self
@@ -248,7 +250,7 @@ def transform(
             return _tuner.Table(*from_bits(tuner)), finite, state.told + 1, ()
 
     made = Mechanized(init, update)
-    made.run, made._reporters, made._readers, made._last = run, reporters, {}, None
+    made.run, made._reporters, made._readers = run, reporters, {}
     return made
 
 
