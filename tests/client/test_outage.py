@@ -37,6 +37,12 @@ def told(records: list[Any]) -> list[tuple[int, float]]:
     return [(record.step, record.scale[0]) for record in records]
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """close() gives up soon; it takes 10 s otherwise."""
+    monkeypatch.setattr("mechanicd.client._closing.CLOSE_SECONDS", 0.5)
+
+
 def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(
     new_server: Callable[..., Any], history: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,7 +120,7 @@ def test_hold_keeps_s_while_the_server_is_away_and_goes_on_after(
     assert after[-1] == oracle(heard)[-1], "the tuner never heard of the held steps"
 
 
-def test_raise_raises_at_once_and_stays_that_way(new_server: Callable[..., Any]) -> None:
+def test_raise_raises_at_once_and_stays_that_way(new_server: Callable[..., Any], soon: None) -> None:
     reductions = some_reductions(10)
     server = new_server().start()
     session = open_run(server.target, "raises", start=0, on_outage="raise")
@@ -159,7 +165,7 @@ def test_a_checkpoint_goes_on_without_the_server_and_is_adopted_later(
     assert told(history(server.target, "adopted")) == list(enumerate(scales, 61))
 
 
-def test_a_silent_server_holds_a_step_up_no_longer_than_its_deadline_and_is_then_away() -> None:
+def test_a_silent_server_holds_a_step_up_no_longer_than_its_deadline_and_is_then_away(soon: None) -> None:
     with black_hole() as target:
         session = open_run(target, "silent", start=0, deadline=0.2)
         assert [session.step(each) for each in some_reductions(50)] == oracle(some_reductions(50))
@@ -233,7 +239,7 @@ def test_an_outage_at_the_end_gives_the_server_a_while_to_come_back(
 
 
 def test_a_server_that_never_comes_back_does_not_keep_the_training_from_its_end(
-    new_server: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    new_server: Callable[..., Any], caplog: pytest.LogCaptureFixture, soon: None
 ) -> None:
     server = new_server().start()
     session = open_run(server.target, "gone", start=0, deadline=0.2)

@@ -45,6 +45,7 @@ class Backlog:
     Attributes:
         anchor: the tuner's state before the first step kept; a server that lacks earlier steps can adopt it.
         limit: at most this many steps are kept in memory.
+        answered: the last step that a server has taken, in memory at least.
     """
 
     def __init__(self, anchor: TunerState, spill: "Spill | None" = None) -> None:
@@ -52,6 +53,7 @@ class Backlog:
         self.limit = max(100, BACKLOG_BYTES // (512 + 5 * len(anchor.to_bytes())))
         self._entries: deque[tuple[tuner_service_pb2.StepRequest, TunerState | None]] = deque()
         self._spill = spill
+        self.answered = 0
 
     def __len__(self) -> int:
         return len(self._entries) + (self._spill.steps if self._spill is not None else 0)
@@ -79,7 +81,7 @@ class Backlog:
 
     def drop_unfinished(self) -> None:
         """Drops a step that was begun, and will never be finished."""
-        if self._entries and self._entries[-1].state is None:
+        if self._entries and self._entries[-1][1] is None:
             self._entries.pop()
 
     def durable(self, step: int) -> None:

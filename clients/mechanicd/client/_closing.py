@@ -76,15 +76,19 @@ def close(
             return None
 
 
-def unclosed(connection: Connection, status: str, error: MechanicdError) -> str:
-    """What a close that failed leaves behind, for people."""
+def unclosed(connection: Connection, status: str, error: MechanicdError, kept: str = "") -> str:
+    """What a close that failed leaves behind, for people.
+
+    Args:
+        kept: where the steps are that the server lacks; "" if nowhere.
+    """
     name, backlog = connection.opener.name, connection.backlog
     steps = f"the last {len(backlog)} steps, {backlog.last_step - len(backlog) + 1} to {backlog.last_step}"
     if not len(backlog):
-        left = "all its steps are stored, but not how it ended"
-    elif error.reason == "STORE_UNAVAILABLE":
-        left = f"its server keeps {steps}, in memory alone; they are lost if it stops before its store works again"
+        left = "closed, but the server could not be told how it ended; all its steps are stored"
+    elif error.reason in ("STORE_UNAVAILABLE", "DEADLINE_EXCEEDED") and backlog.answered == backlog.last_step:
+        left = f"closed before its store took {steps}; the server has them in memory, and loses them if it stops before that"
     else:
-        left = f"its history lacks {steps}, and nobody keeps them; a checkpoint (state_dict) resumes the training without them"
-    remedy = f"`mechanicd runs close {name} --status {status}` tells how it ended"
-    return f"{name}: closed, but its server could not be told: {left}. Once it answers, {remedy}. Last error: {error}"
+        left = f"closed while the server is unreachable; its history lacks {steps}{kept or NOWHERE}"
+    remedy = f"`mechanicd runs close {name} --status {status}` records how it ended, once the server answers"
+    return f"{name}: {left}. {remedy}: {error}"

@@ -279,6 +279,7 @@ class Connection:
                     verify(result, state)
                     last_step = state.step
                     with self.lock:
+                        self.backlog.answered = last_step
                         self.backlog.durable(min(result.durable_step, last_step))
                 replayed += len(entries)
         except ServerUnavailable:

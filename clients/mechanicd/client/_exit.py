@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from mechanicd.client._arguments import error_text
 
+_UNKNOWN: Final = object()  # an exit code other than 0
 _EXITS: Final = ("SystemExit", "exit", "quit")
 _CALLING: Final = ("PUSH_NULL", "PRECALL", "KW_NAMES")
 _heard: list[str | None] = []  # what the main thread's last sys.exit says of the end
@@ -89,6 +90,8 @@ def _finalize(close: Callable[[], None]) -> None:
 
 def _of_code(code: object) -> str | None:
     """What an exit code says: as in Python, None and 0 are success, other integers a status, anything else a message."""
+    if code is _UNKNOWN:
+        return "SystemExit, or another exception, ended the program"
     if code is None or (isinstance(code, int) and code == 0):
         return None
     if isinstance(code, int):
@@ -106,9 +109,9 @@ def _code(frame: FrameType) -> object:
         del instructions[-1]
     last = instructions.pop()
     if last.opname.startswith("LOAD"):  # raise SystemExit
-        return None if last.argval == "SystemExit" else "SystemExit"
+        return None if last.argval == "SystemExit" else _UNKNOWN
     if not last.opname.startswith("CALL") or last.positions is None or last.positions.col_offset is None:
-        return "SystemExit"
+        return _UNKNOWN
     # What is called begins where the call does: `sys.exit` in `sys.exit(main())`.
     called = [
         at
@@ -116,13 +119,13 @@ def _code(frame: FrameType) -> object:
         if each.opname.startswith("LOAD") and each.positions is not None and each.positions[::2] == last.positions[::2]
     ]
     if not called or instructions[called[-1]].argval not in _EXITS:
-        return "SystemExit"
+        return _UNKNOWN
     given = [each for each in instructions[called[-1] + 1 :] if each.opname not in _CALLING]
     if len(given) == 1 and given[0].opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
         return given[0].argval
     if len(given) == 1 and given[0].opname in ("LOAD_NAME", "LOAD_GLOBAL"):
         return frame.f_globals.get(given[0].argval)
-    return "SystemExit" if any(each.opname == "BUILD_STRING" for each in given) else None
+    return _UNKNOWN if any(each.opname == "BUILD_STRING" for each in given) else None
 
 
 def _ended_by(traceback: TracebackType | None, frame: FrameType) -> bool:

@@ -39,6 +39,8 @@ from mechanicd.v1 import resources_pb2, tuner_service_pb2
 log = logging.getLogger("mechanicd.client")
 
 _STORE_SECONDS: Final = 0.1
+_ATTEMPT_SECONDS: Final = 6.0
+"""Of a close's time, for one attempt to flush: a server that waits for a locked store says so after 5 s."""
 _IN_FLIGHT: Final = 32
 """The most steps in flight if no step waits for its answer: each step waits for the one 32 before it."""
 _MEANWHILE: Final[Mapping[OnOutage, str]] = {
@@ -179,7 +181,7 @@ class RemoteSession(Session):
             try:
                 request = tuner_service_pb2.FlushRequest(session=opener.session)
                 left = max(0.001, end - time.monotonic())
-                reply = opener.call("Flush", request, min(left, CALL_SECONDS) if insist else left)
+                reply = opener.call("Flush", request, min(left, _ATTEMPT_SECONDS) if insist else left)
             except (ServerUnavailable, SessionClosed) as error:
                 # SessionClosed: the server may have restarted since; reconnecting tells whether that is all.
                 if error.reason == "STORE_UNAVAILABLE":
@@ -224,10 +226,11 @@ class RemoteSession(Session):
             _leftovers.do_later(self._close_leftover)
 
     def _close_leftover(self) -> None:
-        with contextlib.suppress(MechanicdError):
-            self.flush()  # what comes later can't cost it a step
-        if not self._failure:
-            _leftovers.linger()
+        if not _leftovers.ending():
+            with contextlib.suppress(MechanicdError):
+                self.flush()  # what comes while it lingers can't cost it a step
+            if not self._failure:
+                _leftovers.linger()
         self.close_left("garbage-collected without close()", _exit.failure() if _leftovers.ending() else None)
 
     def thread_failed(self, thread: int, why: str) -> None:
@@ -318,6 +321,7 @@ class RemoteSession(Session):
         else:
             with self._connection.lock:
                 self._connection.backlog.complete(following)
+                self._connection.backlog.answered = following.step
                 self._connection.backlog.durable(result.durable_step)
 
     def _close(self, status: str, message: str) -> None:
