@@ -82,6 +82,19 @@ def test_a_run_that_is_held_and_a_step_that_is_not_there_are_refused(train: New,
     assert json.loads(runs("rewind", "a", "1", "--yes", "--fence", "--json").stdout)["step"] == 1
 
 
+def test_a_run_is_closed_by_hand_and_its_status_corrected(train: New, runs: New) -> None:
+    name = train("a", 3, close="RUN_STATUS_PREEMPTED")
+    done = runs("close", "a", "--status", "finished", "--message", "long enough")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name} is finished at step 3\n", "")
+    shown = json.loads(runs("close", "a", "--status", "failed", "--json").stdout)
+    assert (shown["status"], shown["status_message"]) == ("failed", "closed by hand")
+    train("b", 3)
+    assert runs("close", "b", "--status", "failed").stderr.endswith("[RUN_HELD]\n")
+    assert json.loads(runs("close", "b", "--status", "failed", "--fence", "--json").stdout)["status"] == "failed"
+    assert runs("close", "b").returncode == runs("close", "b", "--status", "running").returncode == 2
+    assert runs("close", "nobody", "--status", "failed").stderr.endswith("[RUN_NOT_FOUND]\n")
+
+
 def test_a_fork_begins_at_the_last_step_or_at_one_that_is_named(train: New, runs: New, steps: New, project: str) -> None:
     name = train("a", 9, labels={"batch": "256"})
     done = runs("fork", "a", "b")

@@ -1,4 +1,4 @@
-"""A close that meets a locked store or a passing outage is tried again within its time. If it fails, it says what is missing."""
+"""A close that meets a locked store or a passing outage is tried again in its time; if that fails, it says what is missing."""
 
 import sqlite3
 import subprocess

@@ -34,6 +34,7 @@ EMPTY_REQUEST_GETS = {
     "ArchiveRun": "MALFORMED_NAME",
     "RestoreRun": "MALFORMED_NAME",
     "SketchRuns": None,
+    "CloseRun": "MALFORMED_NAME",
     "QuerySeries": "MALFORMED_NAME",
 }
 

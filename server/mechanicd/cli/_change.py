@@ -1,4 +1,4 @@
-"""`mechanicd runs rewind | fork | rename | delete | archive | restore | label`: commands that change runs.
+"""`mechanicd runs rewind | fork | rename | close | delete | archive | restore | label`: commands that change runs.
 
 They ask first if the change can't be undone, or is made to many runs.
 """
@@ -87,6 +87,28 @@ def rename(target: str, project: str, run: str, new: str, fence: bool, as_json: 
     with connect(target) as client:
         now = client.call("RenameRun", request, 60.0).run
     click.echo(json.dumps(_text.run_dict(now)) if as_json else f"{name} is now {now.name}")
+
+
+@click.command()
+@_options.target_option
+@_options.project_option
+@_options.run_argument
+@click.option("--status", type=click.Choice(["finished", "failed", "preempted"]), required=True, help="How the run ended.")
+@click.option("--message", default="", metavar="TEXT", help="Why, for people.")
+@click.option("--fence", is_flag=True, help="Close even if the trainer is connected; it stops with an error at its next step.")
+@json_option
+@_options.reports_errors
+def close(target: str, project: str, run: str, status: str, message: str, fence: bool, as_json: bool) -> None:
+    """Record how a run ended whose trainer is gone, for example after kill -9, or correct it. Fails if its trainer is still
+    connected, unless --fence. A trainer that returns after all goes on with the run."""
+    name = _options.full_name(project, run)
+    request = run_service_pb2.CloseRunRequest(name=name, status=f"RUN_STATUS_{status.upper()}", message=message, fence=fence)
+    with connect(target) as client:
+        now = client.call("CloseRun", request, 60.0).run
+    if as_json:
+        click.echo(json.dumps(_text.run_dict(now)))
+    else:
+        click.echo(f"{name} is {status} at step {now.durable_step}")
 
 
 @click.command()

@@ -187,7 +187,7 @@ def _oscillating(row: RunRow, _: int) -> Alert | None:
 
 def _outage(row: RunRow, now: int) -> Alert | None:
     stats = row.stats
-    if not row.session:
+    if not row.session or row.status not in (RunStatus.RUNNING, RunStatus.SILENT):
         return None
     if stats.away and (now - stats.away) / 1e9 > GONE_SECONDS:
         quiet = duration((now - stats.away) / 1e9)

@@ -40,15 +40,20 @@ def reattached(row: RunRow, now: int, *, in_memory: bool) -> list[EventRow]:
     events = [
         EventRow(now, row.last_step, EventKind.REATTACHED, f"the session reattached {how}; the server has step {row.last_step}")
     ]
-    quiet, usual = (now - max(row.step_time, row.open_time)) / 1e9, row.interval / 1e9
-    if quiet > max(OUTAGE_SECONDS, OUTAGE_FACTOR * usual):
-        rhythm = f", about {quiet / usual:.0f} times the usual interval" if usual else ""
+    since, usual = (now - max(row.step_time, row.open_time)) / 1e9, row.interval / 1e9
+    if quiet(row, now):
+        rhythm = f", about {since / usual:.0f} times the usual interval" if usual else ""
         message = (
-            f"no step reached the server for the {duration(quiet)} before{rhythm}; if the trainer kept training, its backlog "
+            f"no step reached the server for the {duration(since)} before{rhythm}; if the trainer kept training, its backlog "
             "has those steps"
         )
         events.insert(0, EventRow(now, row.last_step, EventKind.OUTAGE, message))
     return events
+
+
+def quiet(row: RunRow, now: int) -> bool:
+    """Whether no step has come for much longer than usual."""
+    return (now - max(row.step_time, row.open_time)) / 1e9 > max(OUTAGE_SECONDS, OUTAGE_FACTOR * row.interval / 1e9)
 
 
 def closed(step: int, now: int, status: str, message: str) -> EventRow:

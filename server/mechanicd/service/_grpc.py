@@ -182,6 +182,10 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         return await self._runs.fork_run(request)
 
     @_answer
+    async def CloseRun(self, request: run.CloseRunRequest) -> run.CloseRunResponse:
+        return await self._runs.close_run(request)
+
+    @_answer
     async def RewindRun(self, request: run.RewindRunRequest) -> run.RewindRunResponse:
         return await self._runs.rewind_run(request)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from mechanicd import store
 from mechanicd.runs import EventKind, EventRow, RunRow, Silence, record_layout, same_alerts, unpack, unpack_columns
-from mechanicd.service import _convert, _deletion, _pages
+from mechanicd.service import _convert, _deletion, _ending, _pages
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
@@ -31,7 +31,8 @@ class RunService:
         self._store = engine.store
         self._call = engine.writer.call
         self._lineage = Lineage(engine)
-        self._cache = RunCache(engine.store, engine.writer.call, silence or Silence())
+        self._silence = silence or Silence()
+        self._cache = RunCache(engine.store, engine.writer.call, self._silence)
         self._sketches = Sketches(engine.store, engine.writer.call)
 
     def now(self) -> int:
@@ -134,6 +135,10 @@ class RunService:
     async def sketch_runs(self, request: run_service_pb2.SketchRunsRequest) -> run_service_pb2.SketchRunsResponse:
         """See RunService.SketchRuns."""
         return await self._sketches.of(request, self._cache.read)
+    async def close_run(self, request: run_service_pb2.CloseRunRequest) -> run_service_pb2.CloseRunResponse:
+        """See RunService.CloseRun."""
+        row = await _ending.close(self._engine, request, self._silence)
+        return run_service_pb2.CloseRunResponse(run=_convert.run_out(*self._cache.judge(row)))
 
     async def query_series(self, request: run_service_pb2.QuerySeriesRequest) -> run_service_pb2.QuerySeriesResponse:
         """See RunService.QuerySeries."""

@@ -46,13 +46,17 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """The end of a session, with the reason. Conditional on (epoch, session)."""
+    """The end of a session, with the reason. Conditional on (epoch, session).
+
+    `successor` is 0, or a number of no session that takes its place, so that it counts as fenced.
+    """
 
     run_id: int
     epoch: int
     session: int
     status: RunStatus
     message: str
+    successor: int = 0
     events: tuple[EventRow, ...] = ()
 
 

@@ -289,12 +289,13 @@ class SQLStore(ABC):
                 self.unfolded += len(row["segment"])
             for release in releases:
                 released = db.execute(
-                    "UPDATE runs SET session = 0, status = :status, status_message = :message, revision = revision + 1"
+                    "UPDATE runs SET session = :successor, status = :status, status_message = :message, revision = revision + 1"
                     " WHERE id = :id AND epoch = :epoch AND session = :session",
                     {
                         "id": release.run_id,
                         "epoch": release.epoch,
                         "session": release.session,
+                        "successor": release.successor,
                         "status": release.status,
                         "message": release.message,
                     },
