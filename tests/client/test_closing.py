@@ -78,7 +78,7 @@ def test_an_outage_that_has_ended_the_training_does_not_leave_its_run_open(serve
 def test_what_is_missing_is_said(
     how: str, server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, run_cli: Any, wait_for: Any
 ) -> None:
-    monkeypatch.setattr("mechanicd.client._closing.CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("mechanicd.client._close_time.CLOSE_SECONDS", 0.5)
     session = trained(server.target)
     assert session.flush() == 20
     stored = trained(server.target, "stored")
@@ -111,8 +111,8 @@ def test_what_is_missing_is_said(
 
 MANY = """
 import sys
-from mechanicd.client import Reductions, _closing, open_run
-_closing.CLOSE_SECONDS = 1.0
+from mechanicd.client import Reductions, _close_time, open_run
+_close_time.CLOSE_SECONDS = 1.0
 sessions = [open_run(sys.argv[1], f"run{i}", start=0, deadline=0.1) for i in range(30)]
 print("open", flush=True)
 input()

@@ -40,7 +40,7 @@ def told(records: list[Any]) -> list[tuple[int, float]]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """close() gives up soon; it takes 10 s otherwise."""
-    monkeypatch.setattr("mechanicd.client._closing.CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("mechanicd.client._close_time.CLOSE_SECONDS", 0.5)
 
 
 def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(

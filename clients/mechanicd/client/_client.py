@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mechanicd.client import _address, _arguments, _exit, _leftovers, _run_name, _signals, _spool_target
+from mechanicd.client import _address, _arguments, _close_time, _exit, _leftovers, _run_name, _signals, _spool_target
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, SessionClosed
 from mechanicd.client._session import OnOutage, Session, check_outage_policy
@@ -281,6 +281,10 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _may_wait(session: "RemoteSession | SpoolSession") -> bool:
+    return not getattr(session, "connected", True)
+
+
 def _thread_failed(thread: int, why: str) -> None:
     for session in list(_open_sessions):
         session.thread_failed(thread, why)
@@ -289,14 +293,10 @@ def _thread_failed(thread: int, why: str) -> None:
 @atexit.register
 def close_sessions() -> None:
     """Closes every open session at exit: as finished, or as failed if the process failed. All together take `CLOSE_SECONDS`."""
-    if not _process_of_grpc:
-        return
-    from mechanicd.client import _closing
-
-    with _closing.together():
+    with _close_time.together():
         _leftovers.do_all()
         failure = _exit.failure()
-        for session in sorted(_open_sessions, key=lambda session: not session.connected):  # the others may take all the time
+        for session in sorted(_open_sessions, key=_may_wait):  # those may take all the time
             try:
                 session.close_left("the process ended", failure)
             except Exception:

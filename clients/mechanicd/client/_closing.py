@@ -1,46 +1,13 @@
-"""Closing a session at its server: how long that is tried, what is tried again, and what is said if it fails."""
+"""Closing a session at its server: what is tried again, and what is said if it fails."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable
 
 from mechanicd.client._connection import Connection, Ended
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
 from mechanicd.client._opening import CALL_SECONDS
-from mechanicd.v1 import resources_pb2, tuner_service_pb2
-
-CLOSE_SECONDS: Final = 10.0
-"""How long a close is tried, unless a step's deadline is longer. At the end of a process: all closes together."""
-_LEAST_SECONDS: Final = 0.2
-"""Each close is tried at least for this long, whatever the others took."""
-_STATUS: Final = {
-    "finished": resources_pb2.RUN_STATUS_FINISHED,
-    "failed": resources_pb2.RUN_STATUS_FAILED,
-    "preempted": resources_pb2.RUN_STATUS_PREEMPTED,
-}
-_common_end = 0.0
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """All closes inside, on whatever thread, have a common end."""
-    global _common_end
-    before, _common_end = _common_end, _common_end or time.monotonic() + CLOSE_SECONDS
-    try:
-        yield
-    finally:
-        _common_end = before
-
-
-def until(deadline: float) -> float:
-    """The moment (time.monotonic) until which a close that begins now may be tried.
-
-    Args:
-        deadline: of the session's steps.
-    """
-    now = time.monotonic()
-    return max(_common_end, now + _LEAST_SECONDS) if _common_end else now + max(deadline, CLOSE_SECONDS)
+from mechanicd.client._wire import STATUS
+from mechanicd.v1 import tuner_service_pb2
 
 
 def close(
@@ -60,7 +27,7 @@ def close(
         left = max(0.001, end - time.monotonic())
         try:
             flush(left)
-            request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=_STATUS[status], message=message)
+            request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=STATUS[status], message=message)
             opener.call("CloseSession", request, min(left, CALL_SECONDS))
         except (ServerUnavailable, SessionClosed) as error:
             # SessionClosed: the server may have restarted since; reconnecting tells.

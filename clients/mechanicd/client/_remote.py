@@ -16,23 +16,23 @@ import contextlib
 import logging
 import os
 import time
-from _thread import get_ident
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from mechanicd.client import _arguments, _closing, _exit, _leftovers
+from mechanicd.client import _arguments, _close_time, _closing
 from mechanicd.client._backlog import Backlog
 from mechanicd.client._connection import Connected, Connection, Ended, Refused, verify
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
+from mechanicd.client._leftovers import do_later
 from mechanicd.client._opening import CALL_SECONDS, Opener, Start
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.client._signals import Turn
 from mechanicd.client._targets import Route
 from mechanicd.client._transport import Link
-from mechanicd.client._wire import STATUS, config_out
+from mechanicd.client._wire import config_out
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -127,8 +127,6 @@ class RemoteSession(Session):
         self._pid = os.getpid()
         self._link_of_step: Link | None = None
         self._unanswered: deque[tuple[Link, TunerState]] = deque()
-        self._thread = 0  # that took the last step
-        self._failure = ""  # what ended that thread
 
     @property
     def connected(self) -> bool:
@@ -223,27 +221,7 @@ class RemoteSession(Session):
     def __del__(self) -> None:
         """A session that nobody closed and nobody can use any more is closed in the background."""
         if not getattr(self, "_closed", True):
-            _leftovers.do_later(self._close_leftover)
-
-    def _close_leftover(self) -> None:
-        if not _leftovers.ending():
-            with contextlib.suppress(MechanicdError):
-                self.flush()  # what comes while it lingers can't cost it a step
-            if not self._failure:
-                _leftovers.linger()
-        self.close_left("garbage-collected without close()", _exit.failure() if _leftovers.ending() else None)
-
-    def thread_failed(self, thread: int, why: str) -> None:
-        """An exception has ended a thread. If it is the one that trained, the run has failed, unless the program closes it."""
-        if thread == self._thread:
-            self._failure = why
-
-    def close_left(self, why: str, failure: str | None) -> None:
-        """Closes a session that the program has left open: as finished, or as failed if its thread or the process failed."""
-        if self._failure or failure:
-            self.close("failed", self._failure or failure or "")
-        else:
-            self.close(None, why)
+            do_later(self._close_leftover)
 
     # --- a step: always within the turn ------------------------------------------------------------------------------
 
@@ -255,7 +233,6 @@ class RemoteSession(Session):
 
     def _send(self, step: int, groups: Sequence[Reductions], base_lr: float | None, hold: bool) -> bool:
         self._catch_up(_IN_FLIGHT)
-        self._thread = get_ident()
         g, x, gg, xx = zip(*groups, strict=True)
         request = tuner_service_pb2.StepRequest(
             step=step,
@@ -328,7 +305,7 @@ class RemoteSession(Session):
         connection, error = self._connection, None
         try:
             self._check_at_close()
-            until = _closing.until(self._deadline)
+            until = _close_time.until(self._deadline)
             if not isinstance(connection.state, Ended | Refused):
                 error = _closing.close(connection, lambda left: self._flush(left, insist=True), status, message, until)
         except BaseException as stop:  # Ctrl-C: the wait ends, and so does the session

@@ -1,14 +1,16 @@
 """What a training loop uses: one step at a time, wherever the tuner runs."""
 
+import contextlib
 import logging
+from _thread import get_ident
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, get_args
 
-from mechanicd.client import _arguments
+from mechanicd.client import _arguments, _exit, _leftovers
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import InvalidArgument, SessionClosed
+from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
 from mechanicd.client._signals import Turn, told_to_stop
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
@@ -49,6 +51,8 @@ class Session(ABC):
         self._skipping = False
         self._callbacks: list[Callable[[], None]] = []
         self._turn = Turn()
+        self._thread = 0  # that took the last step
+        self._failure = ""  # what ended that thread
 
     @property
     def state(self) -> TunerState:
@@ -93,6 +97,7 @@ class Session(ABC):
             if self._next is not None:
                 raise SessionClosed("STEP_NOT_FINISHED", f"step {self._next.step} has already begun; call finish() first")
             groups = self._tuner.groups(reductions)
+            self._thread = get_ident()
             base_lr = None if base_lr is None else _arguments.real("base_lr", base_lr)
             hold = _arguments.flag("hold", hold)
             hold = self._send(self._state.step + 1, groups, base_lr, hold)
@@ -166,6 +171,18 @@ class Session(ABC):
                 for callback in self._callbacks:
                     callback()
 
+    def close_left(self, why: str, failure: str | None) -> None:
+        """Closes a session that the program has left open: as finished, or as failed if its thread or the process failed."""
+        if self._failure or failure:
+            self.close("failed", self._failure or failure or "")
+        else:
+            self.close(None, why)
+
+    def thread_failed(self, thread: int, why: str) -> None:
+        """An exception has ended a thread. If it is the one that trained, the run has failed, unless the program closes it."""
+        if thread == self._thread:
+            self._failure = why
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Registers a callback for when the session is closed."""
         self._callbacks.append(callback)
@@ -178,6 +195,15 @@ class Session(ABC):
             self.close()
         else:
             self.close("failed", _arguments.error_text(error))
+
+    def _close_leftover(self) -> None:
+        """After garbage collection, on another thread."""
+        if not _leftovers.ending():
+            with contextlib.suppress(MechanicdError):
+                self.flush()  # what comes while it lingers can't cost it a step
+            if not self._failure:
+                _leftovers.linger()
+        self.close_left("garbage-collected without close()", _exit.failure() if _leftovers.ending() else None)
 
     def _say_skipped(self, groups: Sequence[Reductions], skipped: bool) -> None:
         """Logs skipped steps, once for those in a row."""

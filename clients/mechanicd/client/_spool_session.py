@@ -180,9 +180,6 @@ class SpoolSession(Session):
         if not getattr(self, "_closed", True):
             do_later(self._close_leftover)
 
-    def _close_leftover(self) -> None:
-        self.close(None, "garbage-collected without close()")
-
     # --- a step: always within the turn ------------------------------------------------------------------------------
 
     def _check(self) -> None:

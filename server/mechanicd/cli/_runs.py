@@ -15,6 +15,7 @@ def runs() -> None:
 
 for command in (
     *(_query.list_, _query.show, _query.watch, _query.export),
-    *(_change.rewind, _change.fork, _change.rename, _change.close, _change.delete, _change.archive, _change.restore, _change.label),
+    *(_change.rewind, _change.fork, _change.rename, _change.close, _change.delete),
+    *(_change.archive, _change.restore, _change.label),
 ):
     runs.add_command(command)

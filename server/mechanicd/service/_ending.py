@@ -6,7 +6,6 @@ from typing import Final
 
 from mechanicd.runs import RunRow, RunStatus, Silence, judged
 from mechanicd.service import _convert, _events
-from mechanicd.service._clock import now_ns
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import held

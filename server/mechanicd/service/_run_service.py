@@ -135,6 +135,7 @@ class RunService:
     async def sketch_runs(self, request: run_service_pb2.SketchRunsRequest) -> run_service_pb2.SketchRunsResponse:
         """See RunService.SketchRuns."""
         return await self._sketches.of(request, self._cache.read)
+
     async def close_run(self, request: run_service_pb2.CloseRunRequest) -> run_service_pb2.CloseRunResponse:
         """See RunService.CloseRun."""
         row = await _ending.close(self._engine, request, self._silence)
