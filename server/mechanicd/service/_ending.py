@@ -43,7 +43,11 @@ async def close(engine: Engine, request: run_service_pb2.CloseRunRequest, silenc
                 status=status,
                 message=said or _BY_HAND,
                 successor=secrets.randbits(62) + 1 if held(row) and request.fence else 0 if held(row) else row.session,
-                events=(_events.closed(row.last_step, now_ns(), status, f"{_BY_HAND}: {said}" if said else _BY_HAND),),
+                events=(
+                    _events.closed(
+                        row.last_step, engine.store.clock.now(), status, f"{_BY_HAND}: {said}" if said else _BY_HAND
+                    ),
+                ),
             )
             if await _released(engine, name, release):
                 log.info("%s: closed by hand as %s", name, status)
@@ -72,7 +76,7 @@ async def _released(engine: Engine, name: names.RunName, release: Release) -> bo
 def _gone(engine: Engine, name: names.RunName, row: RunRow, silence: Silence) -> bool:
     """Whether the trainer of a run that is held can be taken for dead: its connection has ended, or it is silent. One that was
     connected to a server that is no more, or is to another replica, shows by its steps that it lives."""
-    run, now = engine.registry.named(name), now_ns()
+    run, now = engine.registry.named(name), engine.store.clock.now()
     if run is not None:
         return bool(run.stats.away) or judged(row, now, silence).status == RunStatus.SILENT
     return bool(row.stats.away) or _events.quiet(row, now)
