@@ -21,7 +21,9 @@ from typing import Any, Final
 from mechanicd.client._arguments import error_text
 
 _UNKNOWN: Final = object()  # an exit code other than 0
+_KINDS: Final = ("RETURN", "LOAD", "CALL")
 _EXITS: Final = ("SystemExit", "exit", "quit")
+_RETURNS, _LOADS, _CALLS = ({name for name in dis.opmap if name.startswith(kind)} for kind in _KINDS)
 _CALLING: Final = ("PUSH_NULL", "PRECALL", "KW_NAMES")
 _heard: list[str | None] = []  # what the main thread's last sys.exit says of the end
 _watching = False
@@ -35,7 +37,7 @@ def failure() -> str | None:
     if _program in _stack():  # multiprocessing's exit functions, or somebody runs the exit functions by hand
         error = sys.exception()
         return _of_code(error.code) if isinstance(error, SystemExit) else None if error is None else error_text(error)
-    if dis.opname[_program.f_code.co_code[_program.f_lasti]].startswith("RETURN"):
+    if dis.opname[_program.f_code.co_code[_program.f_lasti]] in _RETURNS:
         return None
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if isinstance(error, BaseException) and _ended_by(error.__traceback__, _program):
@@ -108,15 +110,15 @@ def _code(frame: FrameType) -> object:
     if instructions[-1].opname == "RAISE_VARARGS":
         del instructions[-1]
     last = instructions.pop()
-    if last.opname.startswith("LOAD"):  # raise SystemExit
+    if last.opname in _LOADS:  # raise SystemExit
         return None if last.argval == "SystemExit" else _UNKNOWN
-    if not last.opname.startswith("CALL") or last.positions is None or last.positions.col_offset is None:
+    if last.opname not in _CALLS or last.positions is None or last.positions.col_offset is None:
         return _UNKNOWN
     # What is called begins where the call does: `sys.exit` in `sys.exit(main())`.
     called = [
         at
         for at, each in enumerate(instructions)
-        if each.opname.startswith("LOAD") and each.positions is not None and each.positions[::2] == last.positions[::2]
+        if each.opname in _LOADS and each.positions is not None and each.positions[::2] == last.positions[::2]
     ]
     if not called or instructions[called[-1]].argval not in _EXITS:
         return _UNKNOWN
