@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from typing import Final
 
-from mechanicd.client._connection import Connection, Ended
+from mechanicd.client._connection import Connection, Ended, Refused
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
 from mechanicd.client._opening import CALL_SECONDS
 from mechanicd.client._wire import STATUS
 from mechanicd.v1 import tuner_service_pb2
+
+_NOWHERE: Final = "; a checkpoint resumes without them"
 
 
 def close(
@@ -31,7 +34,7 @@ def close(
             opener.call("CloseSession", request, min(left, CALL_SECONDS))
         except (ServerUnavailable, SessionClosed) as error:
             # SessionClosed: the server may have restarted since; reconnecting tells.
-            if time.monotonic() >= end or isinstance(connection.state, Ended):
+            if time.monotonic() >= end or isinstance(connection.state, Ended | Refused):
                 return error
             if error.reason == "STORE_UNAVAILABLE" and opener.route.width == 1:
                 time.sleep(max(0.0, min(0.1, end - time.monotonic())))  # it answers, so it is reachable
@@ -54,8 +57,10 @@ def unclosed(connection: Connection, status: str, error: MechanicdError, kept: s
     if not len(backlog):
         left = "closed, but the server could not be told how it ended; all its steps are stored"
     elif error.reason in ("STORE_UNAVAILABLE", "DEADLINE_EXCEEDED") and backlog.answered == backlog.last_step:
-        left = f"closed before its store took {steps}; the server has them in memory, and loses them if it stops before that"
+        left = (
+            f"closed before its store took {steps}; the server has them in memory, and loses them if it stops before that{kept}"
+        )
     else:
-        left = f"closed while the server is unreachable; its history lacks {steps}{kept or NOWHERE}"
+        left = f"closed while the server is unreachable; its history lacks {steps}{kept or _NOWHERE}"
     remedy = f"`mechanicd runs close {name} --status {status}` records how it ended, once the server answers"
     return f"{name}: {left}. {remedy}: {error}"
