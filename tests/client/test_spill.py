@@ -78,7 +78,7 @@ def test_what_a_training_could_not_send_until_its_end_is_imported(
         for each in reductions[50:last]:
             session.step(each)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mechanicd.client._remote._CLOSE_SECONDS", 0.1)
+            patch.setattr("mechanicd.client._close_time.CLOSE_SECONDS", 0.1)
             session.close("failed", "as told")
         assert "bring them with `mechanicd import" in caplog.text
         server.start()

@@ -57,9 +57,7 @@ def unclosed(connection: Connection, status: str, error: MechanicdError, kept: s
     if not len(backlog):
         left = "closed, but the server could not be told how it ended; all its steps are stored"
     elif error.reason in ("STORE_UNAVAILABLE", "DEADLINE_EXCEEDED") and backlog.answered == backlog.last_step:
-        left = (
-            f"closed before its store took {steps}; the server has them in memory, and loses them if it stops before that{kept}"
-        )
+        left = f"closed before its store took {steps}; the server has them in memory, and loses them if it stops{kept}"
     else:
         left = f"closed while the server is unreachable; its history lacks {steps}{kept or _NOWHERE}"
     remedy = f"`mechanicd runs close {name} --status {status}` records how it ended, once the server answers"
