@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -299,6 +300,22 @@ def test_kill_9_loses_no_finished_step_and_the_next_trainer_goes_on(target: str,
     assert steps_of(file) == list(enumerate(oracle(some_reductions(50)), 1))
     with open_bert(target, start=None) as session:
         assert session.state.step == 50
+
+
+def test_a_trainer_that_is_told_to_stop_closes_its_file_as_preempted(target: str, file: Path) -> None:
+    program = (
+        "import os, signal, sys, time; from tests.client.test_spool import *\n"
+        "session = open_run(sys.argv[1], 'bert/seed0', start=0)\n"
+        "for each in some_reductions(50): session.step(each)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "while True: time.sleep(0.01); session.step(some_reductions(1)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, target], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGTERM
+    (opening,) = history_of(file).openings
+    assert opening.last >= 50
+    assert opening.closed is not None
+    assert opening.closed.status == 3
 
 
 @pytest.mark.parametrize("left", [0, 3, 8, 12, 40])

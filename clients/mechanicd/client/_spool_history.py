@@ -72,7 +72,7 @@ def read_history(file: BinaryIO, path: Path) -> History:
         MechanicdError: SPOOL_FOREIGN, SPOOL_VERSION, SPOOL_DAMAGED.
     """
     size = file.seek(0, 2)
-    name, config, openings = "", TunerConfig(), list[Opening]()
+    name, config, openings, taken = "", TunerConfig(), list[Opening](), 0
     end = len(_spool_format.HEADER) if _spool_format.check_header(str(path), file) else 0
     for record in _spool_format.records(file, end, size) if end else ():
         end = record.end
@@ -82,11 +82,11 @@ def read_history(file: BinaryIO, path: Path) -> History:
                 raise MechanicdError("SPOOL_FOREIGN", f"{path} has steps of {name} and of {request.name}; a file is of one run")
             name, config = request.name, config_in(request.config)
             after = start_of(request, config).step
-            before = openings[-1] if openings else Opening(0, 0, after, after, 0)
-            stage = before.stage + (after < before.last)
+            before = _with_steps(openings, taken) or Opening(0, 0, after, after, 0)
+            stage, taken = before.stage + (after < before.last), 0
             openings.append(Opening(record.offset, record.end, after, after, stage, request.session))
         elif record.kind == _spool_format.STEP and openings:
-            openings[-1] = replace(openings[-1], last=openings[-1].last + 1)
+            taken += 1
         elif record.kind == _spool_format.CLOSED and openings:
             closed = tuner_service_pb2.CloseSessionRequest.FromString(record.message)
             openings[-1] = replace(openings[-1], closed=closed)
@@ -94,8 +94,17 @@ def read_history(file: BinaryIO, path: Path) -> History:
             raise MechanicdError(
                 "SPOOL_VERSION", f"{path} has a record of kind {record.kind} at byte {record.offset:,}; upgrade mechanicd"
             )
+    _with_steps(openings, taken)
     _spool_format.check_tail(str(path), file, end)
     return History(path, name, config, tuple(openings), end, max(0, size - end))
+
+
+def _with_steps(openings: list[Opening], taken: int) -> Opening | None:
+    """Adds the steps that the last session has taken. Returns it; None where there is none."""
+    if not openings:
+        return None
+    openings[-1] = replace(openings[-1], last=openings[-1].after + taken)
+    return openings[-1]
 
 
 def start_of(request: tuner_service_pb2.OpenSessionRequest, config: TunerConfig) -> TunerState:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from mechanicd.client import _arguments, _spool_file, _spool_history, _spool_target
 from mechanicd.client._client import Client
@@ -23,6 +23,8 @@ from mechanicd.tuner import Tuner, TunerState
 from mechanicd.v1 import names, resources_pb2, run_service_pb2, tuner_service_pb2
 
 _BATCH: Final = 256
+_MOST_GROUPS: Final = 100_000
+"""In a batch, over all its steps: 3.2 MB of scalars."""
 _CLOSE_SECONDS: Final = 60.0
 _RESULT_SECONDS: Final = 30.0
 _IMPORTER: Final = "mechanicd import"
@@ -263,19 +265,20 @@ class _Import:
 
     def _send(self, link: Link, session: int, state: TunerState, steps: Iterator[resources_pb2.StepRecord]) -> TunerState:
         """Sends steps, some batches ahead of their results."""
-        expected: deque[TunerState] = deque()
-        while batch := list(islice(steps, _BATCH)):
+        expected: deque[_Taken] = deque()
+        size = max(1, min(_BATCH, _MOST_GROUPS // len(self._history.config.scale_groups)))
+        while batch := list(islice(steps, size)):
             requests = []
             for step in batch:
                 state = self._advanced(state, step)
                 requests.append(_request(session, step))
-                expected.append(state)
+                expected.append(_Taken(state.step, state.scale))
             link.send(*requests)
-            self._receive(link, expected, keep=2 * _BATCH)
+            self._receive(link, expected, keep=2 * size)
         self._receive(link, expected, keep=0)
         return state
 
-    def _receive(self, link: Link, expected: deque[TunerState], keep: int) -> None:
+    def _receive(self, link: Link, expected: deque["_Taken"], keep: int) -> None:
         while len(expected) > keep:
             verify(link.receive(_RESULT_SECONDS), expected.popleft())
             self._imported += 1
@@ -308,6 +311,13 @@ class _Import:
         )
         with contextlib.suppress(MechanicdError):
             self._route.transport.call("CloseSession", request, CALL_SECONDS, self._route.metadata)
+
+
+class _Taken(NamedTuple):
+    """What the server must answer to a step."""
+
+    step: int
+    scale: tuple[float, ...]
 
 
 def _end(history: History, live: bool) -> tuner_service_pb2.CloseSessionRequest:
