@@ -206,6 +206,8 @@ def test_a_server_that_says_nothing_more_is_seen_by_the_age_of_its_counts(
     os.kill(server.pid, signal.SIGSTOP)
     try:
         assert wait_for(lambda: age() > 2.5)
+        assert wait_for(lambda: answers(http) == 503)
+        assert "the server has not reported for" in http.get("/api/v1/runs").json()["server"]["trouble"]
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert wait_for(lambda: 0 <= age() < 1.5)

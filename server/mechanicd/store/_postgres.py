@@ -167,7 +167,7 @@ class PostgresStore(SQLStore):
         self.path = f"PostgreSQL at {given.get('host', 'the local socket')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._lazy: psycopg.Connection[Any] | None = None
         try:
-            with self._errors("read"):
+            with self._errors("read" if readonly else "written"):
                 _pooling.refuse_transaction_mode(self._connection(), self._connect, self.path)
             self._migrate()
             with self.reading() as db:
