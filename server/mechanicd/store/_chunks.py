@@ -163,7 +163,8 @@ def tell(run_id: int, branch: int, number: int, what: str) -> None:
     """Logs damage that is worked around, once for each place."""
     if (run_id, branch, number) not in _told and len(_told) < _MOST_TOLD:
         _told.add((run_id, branch, number))
-        log.error("run %d, branch %d, chunk %d is damaged: %s", run_id, branch, number, what)
+        where = f", chunk {number}" if number >= 0 else ""
+        log.error("run %d, branch %d%s is damaged: %s", run_id, branch, where, what)
 
 
 def _intact(run_id: int, groups: int, row: Any) -> Chunk | None:
