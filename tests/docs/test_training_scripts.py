@@ -62,7 +62,7 @@ def test_language_in_flax_killed_and_started_again_ends_where_the_uninterrupted_
     steps = ["--base", base, "--steps", "60", "--every", "20"]
     whole = reports(run("--checkpoint", str(tmp_path / "whole"), *steps, of=LANGUAGE))
     assert len(whole) == 3
-    assert float(re.search(r"test (\S+) bits", whole[-1])[1]) < 6.0  # type: ignore[index]  # 8 bits say nothing
+    assert float(re.search(r"test (\S+) bits", whole[-1])[1]) < 6.5  # type: ignore[index]  # 8 bits say nothing
 
     arguments = ["--target", server.target, "--run", base, "--checkpoint", str(tmp_path / "killed"), *steps]
     process = subprocess.Popen([sys.executable, str(LANGUAGE), *arguments], stdout=subprocess.PIPE, text=True)

@@ -274,6 +274,7 @@ def test_the_session_is_opened_at_the_first_step(problem, opened):
         "start": 0,
         "on_outage": "hold",
         "deadline": 3.0,
+        "spill": None,
     }
     assert (config.s_decay, config.scale_groups) == (0.5, ("all",))
     assert opt.scale == session.scales[0] > 0

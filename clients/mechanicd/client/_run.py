@@ -28,7 +28,7 @@ class Run:
         session: the session, open or closed; the state of a closed one can still be read.
         closed: whether the user closed it. Loading a checkpoint continues the run.
         grown: how many scale groups the run has been given since it began; 0 if it has those that it began with.
-        random: what `{random}` in the name stands for; checkpoints keep it.
+        random: what `{random}` in the name stands for; checkpoints keep it. "" for a name without that word.
     """
 
     name: str
@@ -55,6 +55,8 @@ class Run:
                 "RUN_NAME_MISSING", f'the server at {self.target!r} needs the run\'s name: pass run="bert/seed0"'
             )
         self._template = self.name
+        if not self.has_random:
+            self.random = ""  # else equal trainings would have unequal checkpoints
         if self.target is not None:
             _address.parse(self.target)
             self.name = _run_name.filled(self._template, self.random)
