@@ -1,6 +1,7 @@
 """What BASE may be in JAX: right, or refused by name, at the latest by `init`. docs/bases.md has all of optax."""
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -226,6 +227,20 @@ def test_a_sample_learns_and_resumes(name):
     assert training.run(240) < 0.8 * start
     assert scale(training.state) > 2e-3
     assert training.resumes() == "yes"
+
+
+def test_the_table_has_everything_that_optax_makes_and_nothing_is_wrong():
+    table = bases.PAGE.read_text().partition(bases.BEGIN)[2].partition(bases.END)[0]
+    assert table, "make it: python -m tests.jax.bases"
+    rows = dict(re.findall(r"^\| ([\w.,= ]+?) \| (.*?) \|", table, re.MULTILINE))
+    del rows["BASE"]
+    if f"## optax {optax.__version__}\n" in table:
+        assert set(rows) == {name for name, _ in bases.cases()}
+    for name, verdict in rows.items():
+        assert verdict.startswith(("right", "refused", "untried")), name
+    assert sum(verdict.startswith(("right", "refused")) for verdict in rows.values()) >= 100
+    for name in REFUSED:
+        assert rows[name] == "refused: `BASE_KEEPS_WEIGHTS`"
 
 
 def test_a_state_that_looks_like_the_parameters_is_no_reason(digits):

@@ -1,6 +1,7 @@
 """optax's own tests of an optimizer's behaviour, over `mechanize` around each: a sample, or all with MECHANICD_SOAK=1.
 
-The tests that an optimizer reaches a minimum are left out: they fix a learning rate for each.
+The tests that an optimizer reaches a minimum are left out: they fix a learning rate for each; tests/jax/bases.py tries that.
+Complex parameters have to be refused by name.
 """
 
 import functools
@@ -13,13 +14,20 @@ import pytest
 from mechanicd.jax import mechanize
 
 alias_test = pytest.importorskip("optax._src.alias_test", reason="this optax carries no tests")
-BEHAVIOURS = ("test_optimizers_accept_extra_args", "test_preserve_dtype", "test_gradient_accumulation")
+BEHAVIOURS = (
+    "test_explicit_dtype",
+    "test_gradient_accumulation",
+    "test_optimizers_accept_extra_args",
+    "test_optimizers_can_be_wrapped_in_inject_hyperparams",
+    "test_preserve_dtype",
+    "test_state_shape_dtype_shard_stability",
+)
 NAMES = [
     name
     for name in unittest.defaultTestLoader.getTestCaseNames(alias_test.AliasTest)
     if name.rstrip("0123456789") in BEHAVIOURS and "lbfgs" not in name
 ]
-SAMPLE = NAMES if os.environ.get("MECHANICD_SOAK") else NAMES[::16]
+SAMPLE = NAMES if os.environ.get("MECHANICD_SOAK") else NAMES[::23]
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -38,5 +46,6 @@ def test_optaxs_own_test(name, monkeypatch):
     monkeypatch.setattr(alias_test, "_get_opt", mechanized)
     found = unittest.TestResult()
     alias_test.AliasTest(name).run(found)
-    assert not found.errors + found.failures, found
+    wrong = [trace for _, trace in found.errors + found.failures if not trace.rstrip().endswith("[COMPLEX_PARAMETER]")]
+    assert not wrong, found
     assert found.testsRun == 1
