@@ -260,7 +260,7 @@ class _Import:
             raise MechanicdError(
                 "RUN_HELD",
                 f"{self._name} is held by a session, and an import takes no run from its trainer; stop the trainer first, or, "
-                f"if it is gone, run `mechanicd runs rewind --fence` to the run's last step, {found[0].durable_step}",
+                "if it is gone, `mechanicd runs close` ends its session",
             )
 
     def _send(self, link: Link, session: int, state: TunerState, steps: Iterator[resources_pb2.StepRecord]) -> TunerState:
