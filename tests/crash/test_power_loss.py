@@ -25,10 +25,11 @@ from mechanicd.tuner import Tuner
 SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 MOMENTS, CUTS = (100, 6) if SOAK else (15, 3)
 RUNS = 2
+AT_FULL_SPEED = 5000  # steps of each run: enough for its log to be moved into the main file now and then
 
 
 class Trainer:
-    """Trains on a thread of its own; knows what S each step must have. Every copy is read whole, so it takes its time."""
+    """Trains on a thread of its own; knows what S each step must have. In the end it takes its time: copies are read whole."""
 
     def __init__(self, target: str, index: int, seed: int) -> None:
         self.run = f"power/{index}"
@@ -56,7 +57,7 @@ class Trainer:
         tuner, rng = Tuner(), self._rng
         state = tuner.init()
         try:
-            while not self.ended.wait(0.002):
+            while not self.ended.wait(0.0 if len(self.scales) < AT_FULL_SPEED else 0.01):
                 taken = Reductions(rng.gauss(-0.1, 1.0), rng.gauss(0, 1), rng.random(), rng.random())
                 state = tuner.update(state, taken)
                 self.states.append(state.to_bytes())
