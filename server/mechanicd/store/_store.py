@@ -1,29 +1,23 @@
 """The store over SQL: everything that both engines do the same way. An engine adds its connection, types and maintenance."""
 
 import json
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any, Final
 
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
-from mechanicd.store import _chunks, _history, _journal, _lineage, _summary
+from mechanicd.store import _chunks, _history, _journal, _lineage, _rows, _summary
 from mechanicd.store._chunks import Damage
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
 from mechanicd.store._journal import Segment
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
-from mechanicd.store._sql import TABLES, Database, floats_in, floats_out, insert
+from mechanicd.store._sql import TABLES, Database, floats_out, insert
 from mechanicd.tuner import TunerConfig
 
-_RUN: Final = ", ".join(f"runs.{column}" for column in TABLES["runs"][:-1])
-_WITHOUT_STATE: Final = _RUN.replace("runs.state", "NULL AS state")
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
-_READ_OTHERWISE: Final = ("labels", "config", "state", "scale", "status", "step_interval", "vitals")
-_PLAIN: Final = tuple(column for column in TABLES["runs"][:-1] if column not in _READ_OTHERWISE)
 _PORTION: Final = 500
 _MOST_EVENTS: Final = 1000
 
@@ -99,41 +93,41 @@ class SQLStore(ABC):
             "create_time": time,
         }
         with self.transaction() as db:
-            statement = f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING {_RUN}"
+            statement = f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING {_rows.RUN}"
             made = db.execute(statement, values).fetchone()
             if made is None:
                 raise RunExists(f"projects/{project}/runs/{run} exists")
             _lineage.take_name(db, project, run)
-            return _run_in(made)
+            return _rows.run_in(made)
 
     def get(self, project: str, run: str) -> RunRow | None:
         with self.reading() as db:
             row = db.execute(
-                f"SELECT {_RUN} FROM runs WHERE project = :project AND run = :run", {"project": project, "run": run}
+                f"SELECT {_rows.RUN} FROM runs WHERE project = :project AND run = :run", {"project": project, "run": run}
             ).fetchone()
-            return None if row is None else _run_in(row)
+            return None if row is None else _rows.run_in(row)
 
     def by_session(self, session: int) -> tuple[RunRow, SessionRow] | None:
         with self.reading() as db:
             row = db.execute(
-                f"SELECT sessions.session, sessions.run_id, sessions.after_step, sessions.open_time, {_RUN}"
+                f"SELECT sessions.session, sessions.run_id, sessions.after_step, sessions.open_time, {_rows.RUN}"
                 " FROM sessions JOIN runs ON runs.id = sessions.run_id WHERE sessions.session = :session",
                 {"session": session},
             ).fetchone()
             if row is None:
                 return None
             found = SessionRow(session=row[0], run_id=row[1], after_step=row[2], open_time=row[3])
-            return _run_in(row[4:]), found
+            return _rows.run_in(row[4:]), found
 
     def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> list[RunRow]:
         begin = after or ("", "")
         where = "(project, run) > (:p, :r)" + ("" if project is None else " AND project = :project")
         with self.reading() as db:
             rows = db.execute(
-                f"SELECT {_RUN} FROM runs WHERE {where} ORDER BY project, run LIMIT :limit",
+                f"SELECT {_rows.RUN} FROM runs WHERE {where} ORDER BY project, run LIMIT :limit",
                 {"p": begin[0], "r": begin[1], "limit": limit} | ({} if project is None else {"project": project}),
             ).fetchall()
-            return list(_readable(rows))
+            return list(_rows.readable(rows))
 
     def pulse(self) -> dict[int, int]:
         with self.reading() as db:
@@ -142,12 +136,12 @@ class SQLStore(ABC):
     def rows(self, ids: Iterable[int], *, states: bool = True) -> list[RunRow]:
         wanted = sorted({int(id_) for id_ in ids})
         found: list[RunRow] = []
-        columns = _RUN if states else _WITHOUT_STATE
+        columns = _rows.RUN if states else _rows.WITHOUT_STATE
         with self.reading() as db:
             for begin in range(0, len(wanted), _PORTION):
                 listed = ", ".join(map(str, wanted[begin : begin + _PORTION]))
                 rows = db.execute(f"SELECT {columns} FROM runs WHERE id IN ({listed}) ORDER BY id").fetchall()
-                found += _readable(rows)
+                found += _rows.readable(rows)
         return found
 
     def events(self, run_id: int) -> list[EventRow]:
@@ -171,24 +165,24 @@ class SQLStore(ABC):
                 "UPDATE runs SET archive_time = :time, revision = revision + 1 WHERE id = :id", {"time": time, "id": run_id}
             )
             if moved.rowcount:  # otherwise it has been deleted
-                _note(db, run_id, [event])
+                _rows.note(db, run_id, [event])
 
     def rename(self, rename: Rename) -> RunRow:
         with self.transaction() as db:
             before = self._held(db, rename.run_id, rename.expected_epoch)
             self._fold_one(db, before)
             _lineage.rename(db, before, rename)
-            _note(db, before.id, rename.events)
-            return _by_id(db, before.id)
+            _rows.note(db, before.id, rename.events)
+            return _rows.by_id(db, before.id)
 
     def renamed(self, project: str, run: str) -> RunRow | None:
         with self.reading() as db:
             row = db.execute(
-                f"SELECT {_RUN} FROM former_names JOIN runs ON runs.id = former_names.run_id"
+                f"SELECT {_rows.RUN} FROM former_names JOIN runs ON runs.id = former_names.run_id"
                 " WHERE former_names.project = :project AND former_names.run = :run",
                 {"project": project, "run": run},
             ).fetchone()
-            return None if row is None else _run_in(row)
+            return None if row is None else _rows.run_in(row)
 
     def fenced_by_rename(self, session: int) -> bool:
         with self.reading() as db:
@@ -236,8 +230,8 @@ class SQLStore(ABC):
                 insert("sessions"),
                 {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": opened},
             )
-            _note(db, claim.run_id, claim.events)
-            return _by_id(db, claim.run_id)
+            _rows.note(db, claim.run_id, claim.events)
+            return _rows.by_id(db, claim.run_id)
 
     def take_over(
         self,
@@ -256,35 +250,35 @@ class SQLStore(ABC):
                 "UPDATE runs SET epoch = epoch + 1, vitals = :vitals, revision = revision + 1 WHERE id = :id",
                 {"id": run_id, "vitals": (stats or before.stats).to_text()},
             )
-            _note(db, run_id, events)
-            return _by_id(db, run_id)
+            _rows.note(db, run_id, events)
+            return _rows.by_id(db, run_id)
 
     def rewind(self, rewind: Rewind) -> RunRow:
         with self.transaction() as db:
             before = self._held(db, rewind.run_id, rewind.expected_epoch)
             self._fold_one(db, before)
             _lineage.rewind(db, before, rewind)
-            _note(db, before.id, rewind.events)
-            return _by_id(db, before.id)
+            _rows.note(db, before.id, rewind.events)
+            return _rows.by_id(db, before.id)
 
     def fork(self, fork: Fork) -> RunRow:
         with self.transaction() as db:
             source = self._held(db, fork.source_id, fork.expected_epoch)
             self._fold_one(db, source)
             made = _lineage.fork(db, source, fork)
-            _note(db, made, fork.events)
-            return _by_id(db, made)
+            _rows.note(db, made, fork.events)
+            return _rows.by_id(db, made)
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         kept: list[bool] = []
-        rows = [_moved(commit) for commit in commits]
+        rows = [_rows.moved(commit) for commit in commits]
         alone = not releases and not any(commit.events for commit in commits)
         with self.at_once() if alone else self.transaction() as db:
             moved = db.advance(rows) if rows else set()
             for row, commit in zip(rows, commits, strict=True):
                 kept.append(row["id"] in moved)
                 if kept[-1]:
-                    _note(db, commit.run_id, commit.events)
+                    _rows.note(db, commit.run_id, commit.events)
                 moved.discard(row["id"])
                 self.unfolded += len(row["segment"])
             for release in releases:
@@ -301,7 +295,7 @@ class SQLStore(ABC):
                     },
                 )
                 if released.rowcount:
-                    _note(db, release.run_id, release.events)
+                    _rows.note(db, release.run_id, release.events)
         return kept
 
     # --- history -----------------------------------------------------------------------------------------------------
@@ -339,7 +333,7 @@ class SQLStore(ABC):
                 for run_id in chosen:
                     row = db.execute("SELECT config FROM runs WHERE id = :id", {"id": run_id}).fetchone()
                     if row is not None:  # otherwise it has been deleted
-                        _history.fold(db, run_id, len(_config_in(row[0]).scale_groups), found[run_id])
+                        _history.fold(db, run_id, len(_rows.config_in(row[0]).scale_groups), found[run_id])
                 done = len(chosen) == len(found)
                 if done and ids:
                     db.executemany("DELETE FROM journal WHERE id = :id", [{"id": id_} for id_ in ids])
@@ -364,7 +358,7 @@ class SQLStore(ABC):
                     " WHERE step_time < :oldest AND open_time < :oldest AND create_time < :oldest ORDER BY id",
                     {"oldest": oldest},
                 ).fetchall()
-                gone = [row[0] for row in old if row[0] not in held and not _has_trainer(row, oldest)][:most]
+                gone = [row[0] for row in old if row[0] not in held and not _rows.has_trainer(row, oldest)][:most]
                 if gone:
                     db.executemany("DELETE FROM runs WHERE id = :id", [{"id": id_} for id_ in gone])
                 done += len(gone)
@@ -379,12 +373,12 @@ class SQLStore(ABC):
             for id_ in sorted(self._journal.damaged):
                 yield "", "DATABASE_DAMAGED", f"row {id_} of the journal can't be read to its end"
             for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
-                row = db.execute(f"SELECT {_RUN} FROM runs WHERE id = :id", {"id": run_id}).fetchone()
+                row = db.execute(f"SELECT {_rows.RUN} FROM runs WHERE id = :id", {"id": run_id}).fetchone()
                 if row is None:  # the engine contradicts itself
                     yield "", "DATABASE_DAMAGED", f"the run with the number {run_id} is there and is not"
                     continue
                 try:
-                    run = _run_in(row)
+                    run = _rows.run_in(row)
                 except StoreDamaged as error:
                     yield f"projects/{row[2]}/runs/{row[3]}", *Damage("HISTORY_DAMAGED", str(error))
                     continue
@@ -439,94 +433,7 @@ class SQLStore(ABC):
 
     @staticmethod
     def _held(db: Database, run_id: int, expected_epoch: int) -> RunRow:
-        row = _by_id(db, run_id, db.for_update)
+        row = _rows.by_id(db, run_id, db.for_update)
         if row.epoch != expected_epoch:
             raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
         return row
-
-
-def _has_trainer(row: Sequence[Any], oldest: int) -> bool:
-    """Whether a session holds the run of (id, session, status, vitals), and its trainer was there after a time."""
-    _, session, status, vitals = row
-    if not session or status != RunStatus.RUNNING:
-        return False
-    try:
-        stats = RunStats.from_text(vitals)
-    except (ValueError, TypeError):  # damaged: what can't be judged is kept
-        return True
-    return max(stats.seen, stats.away) >= oldest
-
-
-def _note(db: Database, run_id: int, events: Sequence[EventRow]) -> None:
-    if events:
-        db.executemany(
-            insert("events", ("run_id", *EventRow._fields)), [{"run_id": run_id, **event._asdict()} for event in events]
-        )
-
-
-def _moved(commit: Commit) -> dict[str, Any]:
-    """What `Database.advance` takes."""
-    segment = Segment(commit.run_id, commit.epoch, commit.after_step + 1, commit.last_step, commit.records)
-    return {
-        "id": commit.run_id,
-        "epoch": commit.epoch,
-        "session": commit.session,
-        "after_step": commit.after_step,
-        "last_step": commit.last_step,
-        "state": commit.state,
-        "scale": floats_out(commit.scale),
-        "step_time": commit.step_time,
-        "step_interval": commit.interval,
-        "vitals": commit.stats.to_text(),
-        "segment": _journal.pack([segment]) if commit.records else b"",
-    }
-
-
-def _by_id(db: Database, run_id: int, hold: str = "") -> RunRow:
-    row = db.execute(f"SELECT {_RUN} FROM runs WHERE id = :id{hold}", {"id": run_id}).fetchone()
-    if row is None:
-        raise OwnershipLost("the run was deleted")
-    return _run_in(row)
-
-
-@lru_cache(maxsize=256)
-def _config_in(text: str) -> TunerConfig:
-    return TunerConfig(**json.loads(text))
-
-
-def _labels_in(text: str) -> dict[str, str]:
-    labels = json.loads(text)
-    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
-        raise ValueError("labels are no JSON object of strings")
-    return labels
-
-
-def _run_in(row: Sequence[Any]) -> RunRow:
-    """Raises StoreDamaged."""
-    values: Mapping[str, Any] = dict(zip(TABLES["runs"], row, strict=False))
-    try:
-        read = RunRow(
-            labels=_labels_in(values["labels"]),
-            config=_config_in(values["config"]),
-            state=bytes(values["state"] or b""),
-            scale=floats_in(values["scale"]),
-            status=RunStatus(values["status"]),
-            interval=max(0, values["step_interval"]),  # version 0.1 stored negative ones where the clock was set back
-            stats=RunStats.from_text(values["vitals"]),
-            **{name: values[name] for name in _PLAIN},
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        told = f"projects/{values['project']}/runs/{values['run']} can't be read: its row is damaged ({type(error).__name__})"
-        raise StoreDamaged(f"{told}; `mechanicd store check` lists all damage, and a backup may still have it") from None
-    if len(read.scale) != len(read.config.scale_groups):
-        raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has another number of scales")
-    return read
-
-
-def _readable(rows: Iterable[Sequence[Any]]) -> Iterator[RunRow]:
-    """The runs of a list; one that is damaged is told of, and keeps no other from being seen."""
-    for row in rows:
-        try:
-            yield _run_in(row)
-        except StoreDamaged as error:
-            _chunks.tell(int(row[0]), 0, -2, str(error))
