@@ -169,7 +169,7 @@ def test_nobody_listens_is_told_without_the_password() -> None:
 
 @pytest.mark.parametrize("url", ["postgresql://host:port:x/", "postgresql://h/?nonsense=1"])
 def test_a_url_that_libpq_does_not_read_is_refused(url: str) -> None:
-    with pytest.raises(StoreError, match="PostgreSQL"):
+    with pytest.raises(StoreError, match=r"this URL can.t be read|libpq has no option"):
         open_any(url)
 
 
