@@ -40,6 +40,7 @@ def test_the_commands_are_these() -> None:
         "runs rename",
         "runs delete",
         "runs archive",
+        "runs close",
         "runs restore",
         "runs label",
         "store check",

@@ -251,6 +251,7 @@ def test_a_newer_session_of_the_same_process_fences_the_older(target: str, file:
     assert [(each.last, each.closed is not None) for each in history_of(file).openings] == [(11, False), (20, True)]
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX warns if other tests have imported it
 def test_a_forked_child_leaves_the_file_alone(target: str, file: Path) -> None:
     with open_bert(target) as session:
         session.step(some_reductions(1)[0])

@@ -121,6 +121,7 @@ def test_killed_on_a_full_disk_it_has_what_was_durable_and_gets_the_rest_again(
     assert [(record.step, record.scale[0]) for record in history(server.target, "full")] == oracle(3000)
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX warns if other tests have imported it
 def test_a_store_that_may_only_be_read_is_refused_at_the_start_and_stays_as_it_is(
     new_server: Callable[..., Any],
 ) -> None:

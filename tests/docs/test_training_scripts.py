@@ -67,7 +67,7 @@ def test_language_in_flax_killed_and_started_again_ends_where_the_uninterrupted_
     arguments = ["--target", server.target, "--run", base, "--checkpoint", str(tmp_path / "killed"), *steps]
     process = subprocess.Popen([sys.executable, str(LANGUAGE), *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    lines = [process.stdout.readline().rstrip("\n") for _ in range(1)]
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(2)]
     process.kill()
     process.wait()
     lines += reports(process.stdout.read())

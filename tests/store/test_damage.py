@@ -221,7 +221,9 @@ def test_an_outcome_of_a_newer_mechanicd_is_no_damage(made: Any) -> None:
     assert "42" in {row[2] for row in export_rows([unpack_columns(2, b"".join(packed(steps)))], TWO.scale_groups)}
 
 
-def test_every_reader_of_a_server_names_the_lost_steps_and_gives_the_others(new_server: Callable[..., Any]) -> None:
+def test_every_reader_of_a_server_names_the_lost_steps_and_gives_the_others(
+    new_server: Callable[..., Any], wait_for: Callable[..., bool]
+) -> None:
     server = new_server("--http", "127.0.0.1:0")
     store = open_store(server.store)
     training, other = Training(store, 1, TWO, "a"), Training(store, 2, TWO, "b")
@@ -261,9 +263,13 @@ def test_every_reader_of_a_server_names_the_lost_steps_and_gives_the_others(new_
                 return error.code, error.read()
 
     asked = json.dumps({"runs": ["projects/p/runs/d", "projects/p/runs/b"], "columns": 500}).encode()
-    status, answer = page("series", asked)
-    assert status == 200
-    assert [run["last_step"] for run in json.loads(answer)["runs"]] == [STEPS, STEPS]
+
+    def last_steps() -> list[int]:
+        status, answer = page("series", asked)
+        assert status == 200
+        return [run["last_step"] for run in json.loads(answer)["runs"]]
+
+    assert wait_for(lambda: last_steps() == [STEPS, STEPS]), "the page has heard of the fork"
     assert page("run?name=projects/p/runs/d")[0] == 200
     with pytest.raises(http.client.IncompleteRead):
         page("export?run=projects/p/runs/d&format=csv")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from mechanicd.client._opening import config_out as client_config_out
+from mechanicd.client._wire import config_out as client_config_out
 from mechanicd.runs import first_scale
 from mechanicd.service import Engine, _convert
 from mechanicd.store import SQLiteStore

@@ -112,7 +112,8 @@ class Given:
 def _placed(state_dict: Mapping[str, Any]) -> Iterator[Tensor]:
     """The first parameter's S in a state_dict, if it has one: a tensor that is made for it."""
     ours = state_dict.get(KEY)
-    entries = (ours["params"] if isinstance(ours, Mapping) else state_dict.get("state", {})).values()
+    kept = ours.get("params") if isinstance(ours, Mapping) else state_dict.get("state")  # older versions kept it elsewhere
+    entries = kept.values() if isinstance(kept, Mapping) else ()
     found = (entry[PLACED] for entry in entries if isinstance(entry, Mapping) and isinstance(entry.get(PLACED), Tensor))
     yield from islice(found, 1)
 

@@ -224,7 +224,7 @@ def _saved_steps(
     client: Client, name: str, branch: int, first: int, last: int | None, lost: list[MechanicdError]
 ) -> Iterator[StepColumns]:
     """Every step that can be read. Each range of others is added to `lost`, as the server's error."""
-    while last is None or first <= last:
+    while True:
         try:
             yield from _steps(client, name, branch, first, last)
             return
@@ -233,6 +233,8 @@ def _saved_steps(
                 raise
             lost.append(error)
             first = int(error.metadata["last_step"]) + 1
+            if last is not None and first > last:
+                return
 
 
 def _steps(client: Client, name: str, branch: int, first: int, last: int | None) -> Iterator[StepColumns]:
