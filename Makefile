@@ -15,10 +15,14 @@ FOREIGN := tests/contract/node/node_modules/.package-lock.json
 $(PAGE): $(shell find $(WEB) -name node_modules -prune -o -name screenshots -prune -o -type f -print) | $(VENV)/bin/python
 	@$(BIN)/python $(WEB)/build_page.py
 
-# Tests run in two processes; an idle one takes over tests from the other. WORKERS=0 runs them in pytest's own process, for a debugger.
-WORKERS ?= 2
+# Tests run in three processes, for many only wait; an idle one takes over tests from the others. WORKERS=0 runs them in pytest's own process, for a debugger.
+WORKERS ?= 3
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 QUICK   := $(wildcard tests/tuner tests/runs tests/contract tests/store) tests/torch/test_through_server.py
+
+SOAK    := tests/crash tests/cli/test_faults.py tests/client/test_network_faults.py tests/client/test_connections.py \
+	tests/client/test_elsewhere.py tests/*/test_interrupt.py tests/torch/test_optim_db.py tests/jax/test_optax_suite.py \
+	tests/integrations/test_huggingface.py tests/experiments tests/docs/test_training_scripts.py
 
 .PHONY: demo experiments quick test soak floors check format docs bench proto baseline clean help
 
@@ -39,8 +43,8 @@ quick: $(VENV)/dev.stamp  ## run the tests without a server and one with a real 
 test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES) $(FOREIGN)  ## run all tests (under 15 minutes on two cores)
 	$(PYTEST) $(ARGS)
 
-soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length (MECHANICD_SEED=n repeats one), torch's own optimizer tests, every BASE, then all experiments with --quick
-	MECHANICD_SOAK=1 $(BIN)/python -m pytest tests/crash tests/cli/test_faults.py tests/client/test_network_faults.py tests/client/test_connections.py tests/client/test_elsewhere.py tests/client/test_interrupt.py tests/torch/test_interrupt.py tests/jax/test_interrupt.py tests/torch/test_optim_db.py tests/jax/test_optax_suite.py tests/docs/test_training_scripts.py $(ARGS)
+soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length, what else takes long, torch's and optax's tests, every BASE, and all experiments with --quick (MECHANICD_SEED=n repeats a campaign)
+	MECHANICD_SOAK=1 $(BIN)/python -m pytest $(SOAK) $(ARGS)
 	$(BIN)/python -m tests.torch.bases
 	rm -rf .mechanicd/soak
 	$(BIN)/python -m experiments run all --quick --work .mechanicd/soak

@@ -76,10 +76,12 @@ class Training:
         return self.process.poll() == 0
 
 
-CAMPAIGNS = [("sqlite", victims, "plain") for victims in ("server", "trainers", "both")]
-CAMPAIGNS += [("postgres", victims, "plain") for victims in ("server", "trainers", "both", "postgres", "all")]
-CAMPAIGNS += [("sqlite", victims, "jax") for victims in (("server", "trainers", "both") if SOAK else ("both",))]
-CAMPAIGNS += [("postgres", "all", "jax")] if SOAK else []
+CAMPAIGNS = [("sqlite", "both", "plain"), ("postgres", "all", "plain")]
+if SOAK:
+    CAMPAIGNS += [("sqlite", victims, "plain") for victims in ("server", "trainers")]
+    CAMPAIGNS += [("postgres", victims, "plain") for victims in ("server", "trainers", "both", "postgres")]
+    CAMPAIGNS += [("sqlite", victims, "jax") for victims in ("server", "trainers", "both")]
+    CAMPAIGNS += [("postgres", "all", "jax")]
 KINDS = {"both": ["server", "trainers", "both at once"], "all": ["server", "trainers", "postgres", "both at once"]}
 
 

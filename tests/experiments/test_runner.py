@@ -56,6 +56,7 @@ def test_a_tiny_experiment_runs_end_to_end_through_a_server(
     assert (again.done, told) == (reached.total, [])
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_an_interrupted_run_that_continues_has_the_same_results(
     tiny: Experiment, new_setup: Callable[..., Setup], tmp_path: Path

@@ -80,6 +80,7 @@ def fine_tune(output: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(EXAMPLE), "--output", str(output), *short, *arguments]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_killed_fine_tuning_of_minilm_on_reuters_ends_where_it_would_have(
     server: Any, project: str, tmp_path: Path, history: Any
