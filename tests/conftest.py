@@ -21,6 +21,9 @@ from tests.support.servers import ServerProcess, wait_for  # noqa: E402
 if TYPE_CHECKING:
     from tests.support.postgres import PostgresProcess
 
+# Threads that wait for each other are slow where others work too: in this process and in every program that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 for name in ("COLUMNS", "LINES"):  # a worker of xdist has them, and programs would believe them rather than their terminal
     os.environ.pop(name, None)
 
