@@ -68,7 +68,8 @@ def test_it_counts_what_happened(told: Any, new_http: New, new_trainer: New, pro
     def counted() -> bool:
         nonlocal now
         now = samples(http)
-        return grew("mechanicd_steps_total", "tuned") == 42 and ("mechanicd_run_step", project, "b") in now
+        ended = grew("mechanicd_runs", "finished") == 1  # the page reads steps and ends one after the other
+        return grew("mechanicd_steps_total", "tuned") == 42 and ("mechanicd_run_step", project, "b") in now and ended
 
     now = before
     assert wait_for(counted), now
