@@ -17,6 +17,7 @@ stubs.refresh()  # before anything imports them
 from mechanicd.client import connect  # noqa: E402  # before any grpc: it turns off fork handlers that crash programs started here
 from mechanicd.v1 import run_service_pb2  # noqa: E402
 from tests.support.servers import ServerProcess, wait_for  # noqa: E402
+from tests.support.soak import SOAK  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.support.postgres import PostgresProcess
@@ -33,7 +34,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what is for `make soak` alone."""
-    if os.environ.get("MECHANICD_SOAK") != "1":
+    if not SOAK:
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="a long one: make soak"))

@@ -1,7 +1,6 @@
 """A store in trouble: health, the page and the command line say so within seconds, and nothing is announced as durable."""
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -20,7 +19,6 @@ from mechanicd.client import Reductions, ServerUnavailable, open_run
 from mechanicd.store import SQLiteStore, check
 
 New = Callable[..., Any]
-SOAK = bool(os.environ.get("MECHANICD_SOAK"))
 SCALARS = Reductions(-1.0, 0.5, 1.0, 2.0)
 
 
@@ -150,7 +148,7 @@ def test_a_postgres_that_is_frozen_is_said_and_grace_is_kept(watched: New, new_p
     it.well_again()
 
 
-@pytest.mark.skipif(not SOAK, reason="up to a minute each; MECHANICD_SOAK=1 runs it")
+@pytest.mark.soak  # up to a minute each
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", [1.0, 5.0, 40.0], ids="{:g} s".format)
 def test_a_postgres_that_thaws_is_used_again_and_no_step_is_missing(

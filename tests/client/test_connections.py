@@ -1,6 +1,5 @@
 """Connections that are cut without a word, and servers that move: calls and watches get a new connection, no step is lost."""
 
-import os
 import socket
 import threading
 import time
@@ -14,8 +13,8 @@ from mechanicd.client import Reductions, ServerUnavailable, connect, open_run
 from mechanicd.v1 import run_service_pb2
 from tests.client import fault_proxy
 from tests.support.servers import ServerProcess, free_port
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 ONE = Reductions(-0.1, 0.0, 1.0, 4.0)
 LIST = run_service_pb2.ListRunsRequest(parent="projects/-")
 WATCH = run_service_pb2.WatchRunsRequest(parent="projects/-")
@@ -35,7 +34,7 @@ def test_after_a_call_that_nobody_answered_the_next_has_a_new_connection(fault: 
         assert proxy.accepted == 2
 
 
-@pytest.mark.skipif(not SOAK, reason="gRPC's keepalive takes half a minute: `make soak`")
+@pytest.mark.soak  # gRPC's keepalive takes half a minute
 def test_a_watch_that_is_cut_off_without_a_word_ends_within_half_a_minute_and_can_begin_again(server: Any) -> None:
     def watched(fault: str) -> None:
         with fault_proxy.FaultProxy(server.target, 0) as proxy, connect(proxy.target) as client:

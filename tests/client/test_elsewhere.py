@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.client.programs.train_elsewhere import FRAMEWORKS, train
+from tests.support.soak import SOAK
 
 ROOT = Path(__file__).parents[2]
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 PROGRAM = "tests.client.programs.train_elsewhere"
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from mechanicd.client import LocalSession, Reductions, TunerConfig, framework, open_run
 from tests.support.interrupts import At
+from tests.support.soak import SOAK
 
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-MOST = 400 if os.environ.get("MECHANICD_SOAK") == "1" else 25
+MOST = 400 if SOAK else 25
 pytestmark = pytest.mark.timeout(3600 if MOST > 100 else 120)
 STEPS = [Reductions(-1.0 - 0.1 * t, 0.5, 1.0 + t, 2.0) for t in range(6)]
 

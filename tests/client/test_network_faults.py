@@ -11,8 +11,8 @@ import pytest
 from mechanicd.client import Reductions, open_run
 from mechanicd.tuner import Tuner
 from tests.client import fault_proxy
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 DEADLINE = 0.3
 PATIENCE = 5.0  # a step that is given up at its deadline, on a machine that has other things to do
 

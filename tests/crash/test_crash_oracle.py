@@ -22,8 +22,8 @@ from mechanicd.tuner import Tuner
 from tests.crash import trainer
 from tests.crash.disturbances import KINDS as KINDS_BESIDE
 from tests.crash.disturbances import Disturbed
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)  # KILLS: how often something is killed
 DISTURBANCES = 9 if SOAK else 3
 BOUND_SECONDS = 400 if SOAK else 100

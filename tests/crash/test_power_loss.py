@@ -21,8 +21,8 @@ import pytest
 from mechanicd.client import Reductions, TunerState, open_run
 from mechanicd.store import SQLiteStore, check
 from mechanicd.tuner import Tuner
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 MOMENTS, CUTS = (100, 6) if SOAK else (15, 3)
 RUNS = 2
 AT_FULL_SPEED = 5000  # steps of each run: enough for its log to be moved into the main file now and then

@@ -18,8 +18,8 @@ from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
 from tests.crash.disturbances import KINDS, Disturbed
 from tests.support.envoy import EnvoyProcess
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 ROUNDS = 12 if SOAK else 3
 TRAINER = Path(__file__).with_name("trainer.py")
 

@@ -15,7 +15,6 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +26,7 @@ from optax import contrib
 
 from mechanicd.client import InvalidArgument
 from mechanicd.jax import mechanize, scale
+from tests.support.findings import Finding
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "bases.md"
 BEGIN: Final = "<!-- made by python -m tests.jax.bases -->\n"
@@ -38,23 +38,6 @@ OWN: Final = -1.0
 """Stands for the optimizer's own learning rate, where it has one."""
 
 Make = Callable[[float], Any]
-
-
-@dataclass
-class Finding:
-    """What became of it: right, refused (with the reason), untried or wrong, and why."""
-
-    name: str
-    verdict: str
-    why: str
-    losses: tuple[float, float, float] = (math.nan, math.nan, math.nan)
-    resumes: str = ""
-
-    def row(self) -> str:
-        """Its line of the table."""
-        start, alone, mechanized = self.losses
-        losses = "" if math.isnan(start) else f"{alone:.2g} · {mechanized:.2g}"
-        return f"| {self.name} | {self.verdict} | {losses} | {self.resumes} | {self.why} |"
 
 
 # ---- the problem

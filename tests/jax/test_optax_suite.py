@@ -5,13 +5,13 @@ Complex parameters have to be refused by name.
 """
 
 import functools
-import os
 import unittest
 from typing import Any
 
 import pytest
 
 from mechanicd.jax import mechanize
+from tests.support.soak import SOAK
 
 alias_test = pytest.importorskip("optax._src.alias_test", reason="this optax carries no tests")
 BEHAVIOURS = (
@@ -27,7 +27,7 @@ NAMES = [
     for name in unittest.defaultTestLoader.getTestCaseNames(alias_test.AliasTest)
     if name.rstrip("0123456789") in BEHAVIOURS and "lbfgs" not in name
 ]
-SAMPLE = NAMES if os.environ.get("MECHANICD_SOAK") else NAMES[::23]
+SAMPLE = NAMES if SOAK else NAMES[::23]
 
 
 @pytest.mark.parametrize("name", SAMPLE)

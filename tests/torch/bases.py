@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mechanicd.client import InvalidArgument
 from mechanicd.torch import mechanize
+from tests.support.findings import Finding
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "bases.md"
 PACKAGE: Final = "pytorch_optimizer"
@@ -56,23 +57,6 @@ class Case:
     biases: bool = True
     maximize: bool = False
     learns_as: str = ""
-
-
-@dataclass
-class Finding:
-    """What became of it: right, refused (with the reason), untried or wrong, and why."""
-
-    name: str
-    verdict: str
-    why: str
-    losses: tuple[float, float, float] = (math.nan, math.nan, math.nan)
-    resumes: str = ""
-
-    def row(self) -> str:
-        """Its line of the table."""
-        start, alone, mechanized = self.losses
-        losses = "" if math.isnan(start) else f"{alone:.2g} · {mechanized:.2g}"
-        return f"| {self.name} | {self.verdict} | {losses} | {self.resumes} | {self.why} |"
 
 
 # ---- the problem

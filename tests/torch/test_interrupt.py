@@ -20,8 +20,8 @@ import torch
 from mechanicd.client import SessionError
 from mechanicd.torch import mechanize
 from tests.support.interrupts import At
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("MECHANICD_SOAK") == "1"
 SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 STEPS, BEFORE = 6, 3
 THROUGH_SERVER = 400 if SOAK else 15

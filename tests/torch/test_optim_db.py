@@ -8,7 +8,6 @@ them. Run by `make soak`.
 import copy
 import io
 import itertools
-import os
 
 import pytest
 import torch
@@ -16,10 +15,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mechanicd.client import InvalidArgument
 from mechanicd.torch import mechanize
+from tests.support.soak import SOAK
 
-pytestmark = pytest.mark.skipif(os.environ.get("MECHANICD_SOAK") != "1", reason="torch's own tests: make soak")
+pytestmark = pytest.mark.soak  # torch's own tests
 
-if os.environ.get("MECHANICD_SOAK") == "1":
+if SOAK:
     pytest.importorskip("expecttest")
     from torch.testing._internal.common_optimizers import (
         OptimizerErrorEnum,
