@@ -236,3 +236,29 @@ def test_sixty_one_optimizers_that_nobody_closed(held: str, server: Any, project
             before = threads()
     ends(count)
     assert wait_for(lambda: threads() <= before)
+
+
+FREES_SLOWLY = """
+import time
+from mechanicd.client.framework import do_later
+
+class Buffer:
+    def __del__(self):
+        time.sleep(0.2)
+        print("freed")
+
+class Optimizer:
+    def __init__(self):
+        self.buffer = Buffer()
+
+    def settle(self):
+        pass
+
+do_later(Optimizer().settle)
+"""
+
+
+def test_what_a_dropped_optimizer_held_is_freed_before_python_ends() -> None:
+    """A thread that frees a tensor of a GPU while Python ends aborts the process."""
+    done = subprocess.run([sys.executable, "-c", FREES_SLOWLY], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "freed\n"), done.stderr
