@@ -5,7 +5,7 @@ mechanized BASE has closed, or is gone.
 """
 
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
@@ -27,7 +27,7 @@ class Driver(Protocol):
     stepping: bool
 
 
-_DRIVERS: Final[WeakKeyDictionary[Optimizer, WeakSet[Driver]]] = WeakKeyDictionary()
+_DRIVERS: Final[WeakKeyDictionary[Optimizer, list[ReferenceType[Driver]]]] = WeakKeyDictionary()
 
 
 def guard(base: Optimizer, driver: Driver) -> None:
@@ -36,14 +36,15 @@ def guard(base: Optimizer, driver: Driver) -> None:
         hooks: dict[int, Any] | None = getattr(optimizer, "_optimizer_step_pre_hooks", None)
         if hooks is None:  # a wrapper that has not initialized what it inherits
             continue
-        _DRIVERS.setdefault(optimizer, WeakSet()).add(driver)
+        known = _DRIVERS.setdefault(optimizer, [])
+        known[:] = [one for one in known if one() is not None] + [ref(driver)]
         if not any(hook is _refuse for hook in hooks.values()):
             optimizer.register_step_pre_hook(_refuse)
 
 
 @_disable_dynamo  # BASE's step may be compiled; this is no part of the graph
 def _refuse(optimizer: Optimizer, *_: Any) -> None:
-    drivers = [driver for driver in _DRIVERS.get(optimizer, ()) if not driver.run.closed]
+    drivers = [driver for one in _DRIVERS.get(optimizer, ()) if (driver := one()) is not None and not driver.run.closed]
     if drivers and not any(driver.stepping for driver in drivers):
         raise InvalidArgument(
             "BASE_STEPS_ITSELF",

@@ -111,16 +111,22 @@ def refuse_complex(param_groups: ParamGroups) -> None:
             )
 
 
-def refuse_sparse(param_groups: ParamGroups) -> None:
-    """Checks that all gradients are dense.
+def with_gradient(params: Sequence[Tensor]) -> list[Tensor]:
+    """Those that have a gradient.
 
     Raises:
-        InvalidArgument: SPARSE_GRADIENT.
+        InvalidArgument: SPARSE_GRADIENT; a gradient is not dense.
     """
-    for p in flat(param_groups):
-        if p.grad is not None and p.grad.layout is not torch.strided:
+    found = []
+    for p in params:
+        g = p.grad  # once: in a step of small tensors such accesses count
+        if g is None:
+            continue
+        if g.layout is not torch.strided:
             raise InvalidArgument(
                 "SPARSE_GRADIENT",
-                f"a parameter of shape {tuple(p.shape)} has a gradient of layout {p.grad.layout}; "
+                f"a parameter of shape {tuple(p.shape)} has a gradient of layout {g.layout}; "
                 "use dense gradients (sparse=False for an embedding)",
             )
+        found.append(p)
+    return found

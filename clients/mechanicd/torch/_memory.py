@@ -23,6 +23,7 @@ from torch import Tensor
 from mechanicd.torch import _reference
 
 Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+Places: TypeAlias = tuple[list[int], list[int], list[torch.Size]]
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Memory:
         form: shape, dtype and device of each, as of its last step.
         left: x as the last step left it, of parameters whose x_ref is kept: where that can't be computed again, because Δ is
             not kept; on the CPU, where that would take longer; and where x_ref has followed a change from outside.
-        places: id, address and shape of the parameters that were last found to fit; empty once one has been dropped.
+        places: ids, addresses and shapes of the parameters that were last found to fit; None once one has been dropped.
     """
 
     layout: str = "delta"
@@ -46,7 +47,7 @@ class Memory:
     placed: dict[Tensor, float] = field(default_factory=dict)
     form: dict[Tensor, Form] = field(default_factory=dict)
     left: dict[Tensor, Tensor] = field(default_factory=dict)
-    places: list[tuple[int, int, torch.Size]] = field(default_factory=list)
+    places: Places | None = None
 
     def join(self, p: Tensor, S: float) -> None:
         """Gives a new parameter its Δ = 0, and its x_ref if it keeps one."""
@@ -67,7 +68,7 @@ class Memory:
 
     def drop(self, p: Tensor) -> None:
         """Keeps nothing more of a parameter; if it takes part again, it joins with Δ = 0."""
-        self.places = []
+        self.places = None
         for kept in self._tables():
             kept.pop(p, None)
 

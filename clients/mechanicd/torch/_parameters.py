@@ -6,13 +6,14 @@ that out before the step's sums, so what is kept of them always fits what they a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.torch import _ascent, _changes, _groups, _overlap
-from mechanicd.torch._distributed import Shards
+from mechanicd.torch._distributed import Shards, local
 from mechanicd.torch._groups import ScaleGroups
 from mechanicd.torch._memory import Memory
 from mechanicd.torch._team import Team
@@ -56,7 +57,8 @@ class Parameters:
         self._scale_groups = scale_groups
         self._memory = memory
         self._ascends = _ascent.ascends_everywhere(base)
-        self._ids: list[int] = []
+        self._known: list[Tensor] = []
+        self._sharded = False
         self._named: dict[str, list[Tensor]] = {}
         self.shards = shards or Shards()
 
@@ -87,9 +89,10 @@ class Parameters:
         """
         param_groups = self._base.param_groups
         groups = _groups.members(self._scale_groups, param_groups)
-        _groups.refuse_sparse(param_groups)
+        with_gradient = [_groups.with_gradient(group) for group in groups]
         self._forget_those_that_left(groups, before_change)
-        with_gradient = [[self.shards.of(p, self._memory) for p in group if p.grad is not None] for group in groups]
+        if self._sharded:
+            with_gradient = [[self.shards.of(p, self._memory) for p in group] for group in with_gradient]
         news = self._follow_changes(with_gradient, before_change)
         # lr = 0: the user froze these parameters, and a new S must not move them.
         still = set(self.local([group for group in param_groups if _is_still(group)]))
@@ -113,8 +116,7 @@ class Parameters:
 
     def _forget_those_that_left(self, groups: list[list[Tensor]], before_change: Callable[[], None]) -> None:
         params = _groups.flat(self._base.param_groups)
-        ids = list(map(id, params))
-        if ids == self._ids:
+        if len(params) == len(self._known) and all(map(is_, params, self._known)):
             return
         _changes.refuse_meta(params)
         named = dict(zip(_groups.names(self._scale_groups, self._base.param_groups), groups, strict=True))
@@ -125,13 +127,14 @@ class Parameters:
             for p in gone:
                 self._memory.drop(p)
         self.shards.keep_only(params)
-        self._ids, self._named = ids, named
+        self._known, self._named = params, named
+        self._sharded = any(local(p) is not p for p in params)
 
     def _follow_changes(self, groups: list[list[Tensor]], before_change: Callable[[], None]) -> bool:
         """What is kept of a parameter follows its dtype and device; returns whether any parameter is new or has changed so."""
         memory, params = self._memory, [p for group in groups for p in group]
         # A form changes only with the shape or the address, which are quicker to compare.
-        places = [(id(p), p.data_ptr(), p.shape) for p in params]
+        places = list(map(id, params)), list(map(Tensor.data_ptr, params)), [p.shape for p in params]
         if places == memory.places:
             return False
         changed = [p for p in params if not memory.fits(p)]

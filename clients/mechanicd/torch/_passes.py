@@ -137,22 +137,23 @@ class Passes:
             [placed[p] for p in kept],
             [after[p] for p in kept],
         )
-        left = [p for p in self._saved if p in ref] if ref else []
-        _reference.apply_left(
-            left,
-            [self._saved[p] for p in left],
-            [ref[p] for p in left],
-            [delta[p] for p in left],
-            [after[p] for p in left],
-        )
-        anchored = self._anchored()
-        _reference.apply_ref(
-            anchored,
-            [ref[p] for p in anchored],
-            [delta[p] for p in anchored],
-            [placed[p] for p in anchored],
-            [after[p] for p in anchored],
-        )
+        if ref:
+            left = [p for p in self._saved if p in ref]
+            _reference.apply_left(
+                left,
+                [self._saved[p] for p in left],
+                [ref[p] for p in left],
+                [delta[p] for p in left],
+                [after[p] for p in left],
+            )
+            anchored = self._anchored()
+            _reference.apply_ref(
+                anchored,
+                [ref[p] for p in anchored],
+                [delta[p] for p in anchored],
+                [placed[p] for p in anchored],
+                [after[p] for p in anchored],
+            )
         placed.update(after)
         self._end()
 

@@ -264,8 +264,9 @@ class Stepper:
         saved: list[Tensor] = []
         take_average = _asgd.keep(self._base)
         try:
-            others = [] if replay is None else self.parameters.others(step.active)
-            saved = _reference.save(others)
+            if replay is not None:
+                others = self.parameters.others(step.active)
+                saved = _reference.save(others)
             result = self.run_base(base_step, replay)
         except BaseException:
             try:
@@ -273,8 +274,9 @@ class Stepper:
             finally:
                 self.finish_after_failure(tuner_step)  # it was begun, so it counts, and on a team the others wait for it
             raise
-        with self.intact:
-            _reference.restore(others, saved)
+        if others:
+            with self.intact:
+                _reference.restore(others, saved)
         # 4. S_{t+1}. If there is none, x_t is restored; Δ has not changed yet.
         try:
             scales = tuner_step.finish()

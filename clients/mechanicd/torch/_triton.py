@@ -19,9 +19,11 @@ from mechanicd.torch._memory import Memory
 CHUNK: Final = 8192
 """Elements per block. One program reduces a block; APPLY_PARTS of them apply it. Chosen on an H100 from 24 settings each."""
 REDUCE_BLOCK: Final = 2048
-REF_REDUCE_BLOCK: Final = 1024
-"""Where x_ref is kept: the hash needs registers. On an H200, reduce takes 298 µs for 124M bfloat16 parameters with it, 433 µs
-with 2048, and 254 µs without a hash."""
+REDUCE_WARPS: Final = 8
+REF_REDUCE_BLOCK: Final = 512
+REF_REDUCE_WARPS: Final = 4
+"""Where x_ref is kept, the hash needs registers: fewer elements at a time, and more programs at once. On an H200, reduce takes
+232 µs for 124M bfloat16 parameters like this, 288 µs with 1024 and 8 warps, and 249 µs with 2048, 8 warps and no hash."""
 APPLY_PARTS: Final = 2
 TOTAL_BLOCK: Final = 4096
 
@@ -58,6 +60,8 @@ class _Launch:
     Attributes:
         base_type: dtype of x_ref, or of x_t in `scratch`.
         ref: x_ref of each if it is kept; else None, and x_t goes to `scratch` while BASE runs, at its entry of `starts`.
+        contiguous: whether every Δ is.
+        delta_addresses, ref_addresses: they stay as long as the launch.
         placed: the S at which each was placed when the launch was planned.
         addresses: what `table` holds now.
         scales_host: S_t and S_{t+1} of each tensor, from the host; `scales_device`: from the tuner on the device.
@@ -72,6 +76,9 @@ class _Launch:
     params: list[Tensor] = field(default_factory=list)
     deltas: list[Tensor] = field(default_factory=list)
     ref: list[Tensor] | None = None
+    contiguous: bool = False
+    delta_addresses: list[int] = field(default_factory=list)
+    ref_addresses: list[int] = field(default_factory=list)
     placed: list[float] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
@@ -125,6 +132,9 @@ class Device:
         self._launches = list(launches.values())
         for launch in self._launches:
             self._map(launch)
+            launch.contiguous = all(D.is_contiguous() for D in launch.deltas)
+            launch.delta_addresses = [D.data_ptr() for D in launch.deltas]
+            launch.ref_addresses = [ref.data_ptr() for ref in launch.ref or ()]
         self.totals = torch.zeros(groups, 4, dtype=torch.float64, device=device)
         self.flag = torch.zeros((), dtype=torch.float32, device=device)
 
@@ -143,7 +153,7 @@ class Device:
                 g = p.grad
                 if g is None or g.dtype is not launch.g_type or p.dtype is not launch.x_type:
                     return False
-                if not (g.is_contiguous() and p.is_contiguous() and D.is_contiguous()) and not takes(p, D, g):
+                if not (launch.contiguous and g.is_contiguous() and p.is_contiguous()) and not takes(p, D, g):
                     return False
         return True
 
@@ -154,8 +164,9 @@ class Device:
             to_host: whether to start copying the sums to the host.
         """
         tables = [self._addresses(launch) for launch in self._launches]
-        if any(address % ALIGNMENT for table in tables for address in table):
-            return False
+        for launch, addresses in zip(self._launches, tables, strict=True):
+            if addresses != launch.addresses and any(address % ALIGNMENT for address in addresses):
+                return False
         with torch.cuda.device(self.device):
             self.totals.zero_()
             for number, (launch, addresses) in enumerate(zip(self._launches, tables, strict=True)):
@@ -165,10 +176,12 @@ class Device:
                 if launch.ref is not None and launch.seals is None:
                     self._seal(launch)
                 partial = torch.empty(4 * launch.blocks, dtype=torch.float64, device=self.device)
+                plain = launch.ref is None
                 _kernels.reduce_kernel[(launch.blocks,)](
                     launch.table, len(launch.params), *launch.maps, partial, launch.blocks, launch.seals, launch.sealed_at,
-                    X=_TYPES[launch.x_type], G=_TYPES[launch.g_type], R=_TYPES[launch.base_type], SAVE=launch.ref is None,
-                    BLOCK=REDUCE_BLOCK if launch.ref is None else REF_REDUCE_BLOCK, CHUNK=CHUNK, PARTS=APPLY_PARTS, num_warps=8,
+                    X=_TYPES[launch.x_type], G=_TYPES[launch.g_type], R=_TYPES[launch.base_type], SAVE=plain,
+                    BLOCK=REDUCE_BLOCK if plain else REF_REDUCE_BLOCK, CHUNK=CHUNK, PARTS=APPLY_PARTS,
+                    num_warps=REDUCE_WARPS if plain else REF_REDUCE_WARPS,
                 )  # fmt: skip
                 _kernels.total_kernel[(self.groups, 4)](
                     partial, launch.blocks, launch.group_start, self.totals, BLOCK=TOTAL_BLOCK, num_warps=8
@@ -267,9 +280,9 @@ class Device:
     def _addresses(self, launch: _Launch) -> list[int]:
         """The addresses of Δ, g, x and x_ref (or the scratch for x_t), one list after the other."""
         grads = [p.grad.data_ptr() for p in launch.params]  # type: ignore[union-attr]
-        addresses = [D.data_ptr() for D in launch.deltas] + grads + [p.data_ptr() for p in launch.params]
+        addresses = launch.delta_addresses + grads + list(map(Tensor.data_ptr, launch.params))
         if launch.ref is not None:
-            return addresses + [t.data_ptr() for t in launch.ref]
+            return addresses + launch.ref_addresses
         launch.scratch = torch.empty(launch.scratch_size, dtype=launch.x_type, device=self.device)
         first, width = launch.scratch.data_ptr(), launch.scratch.element_size()
         return addresses + [first + width * start for start in launch.starts]
