@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +114,20 @@ def test_a_run_goes_on_at_the_other_server_and_the_zombie_writes_nothing(
     seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng = random.Random(seed)
     jobs = [Job(target, f"job{index}", seed + index) for index in range(4)]
-    look = open_store(replicas[0].store, readonly=True)
-    for round_ in range(ROUNDS):
-        frozen = replicas[round_ % 2]
-        if round_ % 3 == 1:
-            rng.choice(networks).disturb(KINDS[round_ // 3 % len(KINDS)])
-        time.sleep(rng.uniform(0.3, 0.6))
-        frozen.freeze()
-        reached = [len(job.scales) for job in jobs]
-        # Every run's steps become durable though one server stands still.
-        for index, steps in enumerate(reached):
-            assert wait_for(lambda index=index, steps=steps: steps_of(look, f"job{index}") > steps, 30), f"seed {seed}"
-        frozen.thaw()
-    time.sleep(0.5)
-    total = sum(job.end() for job in jobs)
-    look.close()
+    with closing(open_store(replicas[0].store, readonly=True)) as look:
+        for round_ in range(ROUNDS):
+            frozen = replicas[round_ % 2]
+            if round_ % 3 == 1:
+                rng.choice(networks).disturb(KINDS[round_ // 3 % len(KINDS)])
+            time.sleep(rng.uniform(0.3, 0.6))
+            frozen.freeze()
+            reached = [len(job.scales) for job in jobs]
+            # Every run's steps become durable though one server stands still.
+            for index, steps in enumerate(reached):
+                assert wait_for(lambda index=index, steps=steps: steps_of(look, f"job{index}") > steps, 30), f"seed {seed}"
+            frozen.thaw()
+        time.sleep(0.5)
+        total = sum(job.end() for job in jobs)
     zombies = sum(server.log.read_text().count("another server took it over") for server in replicas)
     for server in replicas:
         assert server.stop() == 0
