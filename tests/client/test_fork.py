@@ -6,7 +6,6 @@ print it and their counts; MECHANICD_SEED repeats one.
 
 import json
 import os
-import random
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.soak import chosen_seed
 
 PROGRAMS = Path(__file__).with_name("programs")
 LIMIT = 200  # seconds; under 20 on an idle machine
@@ -53,7 +54,7 @@ class Program:
     def __init__(
         self, history: Callable[..., list[Any]], project: str, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+        self.seed = chosen_seed()
         self._history, self._project, self._folder, self._capsys = history, project, folder, capsys
         self._errors = folder / "stderr"
         (folder / "runs").mkdir()

@@ -1,7 +1,6 @@
 """A session's step that a signal interrupts at any line: it is taken whole or not at all, here and at the server."""
 
 import gc
-import os
 import random
 import signal
 import subprocess
@@ -15,9 +14,9 @@ import pytest
 
 from mechanicd.client import LocalSession, Reductions, TunerConfig, framework, open_run
 from tests.support.interrupts import At
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
-SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SEED = chosen_seed()
 MOST = 400 if SOAK else 25
 pytestmark = pytest.mark.timeout(3600 if MOST > 100 else 120)
 STEPS = [Reductions(-1.0 - 0.1 * t, 0.5, 1.0 + t, 2.0) for t in range(6)]

@@ -1,6 +1,5 @@
 """Whatever the network does, a step takes no longer than its deadline, and the history ends as the oracle's."""
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import pytest
 from mechanicd.client import Reductions, open_run
 from mechanicd.tuner import Tuner
 from tests.client import fault_proxy
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
 DEADLINE = 0.3
 PATIENCE = 5.0  # a step that is given up at its deadline, on a machine that has other things to do
@@ -21,7 +20,7 @@ PATIENCE = 5.0  # a step that is given up at its deadline, on a machine that has
 def test_training_goes_on_and_ends_with_the_oracles_history(
     fault: str, server: Any, project: str, history: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    seed = chosen_seed()
     rng = random.Random(seed)
     faults = list(fault_proxy.FAULTS) if fault == "one after the other" else [fault] * 3
     tuner, longest = Tuner(), 0.0

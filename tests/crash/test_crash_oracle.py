@@ -5,7 +5,6 @@ In between the server's clock is set, connections are dropped without a word, an
 Each campaign prints its seed and counts. MECHANICD_SOAK=1 (`make soak`) runs it at full length; MECHANICD_SEED repeats one.
 """
 
-import os
 import random
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from mechanicd.tuner import Tuner
 from tests.crash import trainer
 from tests.crash.disturbances import KINDS as KINDS_BESIDE
 from tests.crash.disturbances import Disturbed
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
 TRAINERS, STEPS, KILLS = (4, 6000, 24) if SOAK else (4, 1200, 6)  # KILLS: how often something is killed
 DISTURBANCES = 9 if SOAK else 3
@@ -97,7 +96,7 @@ def test_every_history_equals_the_oracle_bit_for_bit(
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    seed = chosen_seed()
     rng = random.Random(seed)
     postgres = request.getfixturevalue("new_postgres") if engine == "postgres" else None
     server = new_server(store=postgres.create_database("runs") if postgres else "")

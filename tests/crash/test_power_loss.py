@@ -6,7 +6,6 @@ than a copy can show; so each copy's write-ahead log is cut off at random places
 left must be an earlier state, whole. What SQLite has moved from the log into the main file was synced before, and is not cut.
 """
 
-import os
 import random
 import shutil
 import sqlite3
@@ -22,7 +21,7 @@ import pytest
 from mechanicd.client import Reductions, TunerState, open_run
 from mechanicd.store import SQLiteStore, check
 from mechanicd.tuner import Tuner
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
 MOMENTS, CUTS = (100, 6) if SOAK else (15, 3)
 RUNS = 2
@@ -105,7 +104,7 @@ def held(path: Path, trainers: list[Trainer]) -> list[int]:
 def test_the_files_of_any_moment_hold_every_step_announced_durable(
     new_server: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    seed = chosen_seed()
     rng = random.Random(seed)
     server = new_server("--flush-interval", "0.002").start()
     trainers = [Trainer(server.target, index, seed) for index in range(RUNS)]

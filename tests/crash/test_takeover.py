@@ -19,7 +19,7 @@ from mechanicd.store import check, open_store
 from mechanicd.tuner import Tuner
 from tests.crash.disturbances import KINDS, Disturbed
 from tests.support.envoy import EnvoyProcess
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
 ROUNDS = 12 if SOAK else 3
 TRAINER = Path(__file__).with_name("trainer.py")
@@ -111,7 +111,7 @@ def test_a_run_goes_on_at_the_other_server_and_the_zombie_writes_nothing(
     history: Callable[..., list[Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    seed = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    seed = chosen_seed()
     rng = random.Random(seed)
     jobs = [Job(target, f"job{index}", seed + index) for index in range(4)]
     with closing(open_store(replicas[0].store, readonly=True)) as look:
@@ -174,7 +174,7 @@ def test_a_trainer_that_has_a_successor_at_another_server_is_refused_by_name(rep
 
 def test_a_server_that_drains_hands_its_runs_to_the_other(replicas: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     """A rolling restart: each server in turn ends by SIGTERM and starts again, and no step is missing."""
-    seed = random.SystemRandom().randrange(1, 10**6)
+    seed = chosen_seed()
     target = ",".join(server.target for server in replicas)
     jobs = [Job(target, f"roll{index}", seed + index) for index in range(4)]
     for server in replicas * 2:

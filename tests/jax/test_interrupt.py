@@ -17,9 +17,9 @@ import pytest
 from mechanicd.client import _deferred
 from mechanicd.jax import _report, mechanize
 from tests.support.interrupts import At
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
-SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SEED = chosen_seed()
 BEFORE = 3
 pytestmark = pytest.mark.timeout(3600 if SOAK else 120)
 CLIENT = os.path.dirname(_deferred.__file__)

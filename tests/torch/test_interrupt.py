@@ -6,7 +6,6 @@ sample, whose seed MECHANICD_SEED sets.
 """
 
 import copy
-import os
 import random
 import signal
 import time
@@ -20,9 +19,9 @@ import torch
 from mechanicd.client import SessionError
 from mechanicd.torch import mechanize
 from tests.support.interrupts import At
-from tests.support.soak import SOAK
+from tests.support.soak import SOAK, chosen_seed
 
-SEED = int(os.environ.get("MECHANICD_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SEED = chosen_seed()
 STEPS, BEFORE = 6, 3
 THROUGH_SERVER = 400 if SOAK else 15
 pytestmark = pytest.mark.timeout(3600 if SOAK else 120)
