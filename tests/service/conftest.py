@@ -1,9 +1,11 @@
 """The contract spoken directly, without the client: what it sends, what it gets, and a tuner of its own to compare with."""
 
+import asyncio
 import queue
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
+from tests.service.engine_bench import Bench, Play
 
 DEADLINE = 20.0
 SERVICES = [
@@ -225,3 +228,19 @@ def training(new_training: Callable[..., Training]) -> Training:
     made = new_training()
     made.open()
     return made
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., Bench]:
+    """Runs a coroutine on a bench inside an event loop, and stops the engine; gives the bench, to look at what it left."""
+
+    def run(act: Play, flush_interval: float = 0.001) -> Bench:
+        async def scene() -> Bench:
+            bench = Bench(tmp_path / "runs.db", flush_interval)
+            await act(bench)
+            await bench.engine.stop()
+            return bench
+
+        return asyncio.run(asyncio.wait_for(scene(), 30))
+
+    return run
