@@ -9,8 +9,9 @@ import pytest
 
 from mechanicd.runs import EventKind
 from mechanicd.service import _writer
+from mechanicd.service._run_service import RunService
 from mechanicd.store import StoreUnavailable
-from mechanicd.v1 import resources_pb2, tuner_service_pb2
+from mechanicd.v1 import resources_pb2, run_service_pb2, tuner_service_pb2
 from tests.service.engine_bench import NAME, SCALARS, Bench
 
 
@@ -174,6 +175,27 @@ def test_what_is_noted_while_the_store_fails_is_kept_once_when_it_works_again(pl
         assert (row.stats.tuned, row.stats.away) == (6, 0)
 
     assert len(play(act).stored()) == 6
+
+
+def test_a_long_history_is_replayed_while_others_train_and_their_steps_become_durable(play: Callable[..., Bench]) -> None:
+    made: dict[str, int] = {}
+
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.step(20_000)
+        await bench.flush()
+        fork = run_service_pb2.ForkRunRequest(source=NAME, after_step=19_999, name="projects/p/runs/fork")
+        forking = asyncio.create_task(RunService(bench.engine).fork_run(fork))
+        flushed = 0
+        while not forking.done():
+            bench.step()
+            await bench.flush()
+            flushed += 1
+        made.update(flushed=flushed, durable=(await forking).run.durable_step)
+
+    play(act)
+    assert made["durable"] == 19_999
+    assert made["flushed"] > 8, "not only before the replay and after it"
 
 
 @pytest.mark.parametrize(("size", "age", "folds"), [(10**9, 1e9, False), (100, 1e9, True), (10**9, 0.05, True)])

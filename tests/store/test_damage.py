@@ -1,5 +1,6 @@
 """Damaged bytes in a store: what is lost is named, what is not is still read, and no other run is harmed."""
 
+import asyncio
 import http.client
 import json
 import struct
@@ -203,6 +204,10 @@ def test_a_damaged_row_hides_no_other_run(change: str, made: Any) -> None:
     assert (f"projects/p/runs/{training.row.run}", "HISTORY_DAMAGED") in [(each.run, each.reason) for each in check(store)]
 
 
+async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 def test_scalars_that_no_tuner_takes_are_damage(made: Any) -> None:
     store, training, _ = made
     negative = struct.pack("<d", -1.0)
@@ -210,7 +215,7 @@ def test_scalars_that_no_tuner_takes_are_damage(made: Any) -> None:
     spoil(store, training.row, "records", lambda blob: blob[:at] + negative + blob[at + 8 :])
     assert "HISTORY_DAMAGED" in [finding.reason for finding in check(store)]
     with pytest.raises(StoreDamaged, match="step 1125 of the history can't be replayed"):
-        replayed(store, training.row, 2000)
+        asyncio.run(replayed(at_once, store, training.row, 2000))
 
 
 def test_an_outcome_of_a_newer_mechanicd_is_no_damage(made: Any) -> None:

@@ -417,7 +417,7 @@ class Engine:
         return created, True
 
     async def _replay(self, row: RunRow, after_step: int) -> TunerState:
-        state = await self.writer.call(replayed, self.store, row, after_step)
+        state = await replayed(self.writer.call, self.store, row, after_step)
         if state is None:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",

@@ -174,7 +174,7 @@ class Lineage:
             )
         if after_step == row.last_step:
             return TunerState.from_bytes(row.state, row.config)
-        state = await self._call(replayed, self._store, row, after_step)
+        state = await replayed(self._call, self._store, row, after_step)
         if state is None:
             raise ServiceError(
                 "RESUME_STEP_UNKNOWN",
