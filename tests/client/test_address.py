@@ -12,7 +12,8 @@ PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy
 @pytest.mark.parametrize(
     "target",
     [
-        ",", "http://127.0.0.1:50051", "HTTPS://host:50051", "grpc://host:50051", "tcp://h:1", "host", "127.0.0.1", ":50051",
+        ",", "http://127.0.0.1:50051", "https://host", "https://unix:/m.sock", "https://host:50051/api", "grpc://host:50051",
+        "tcp://h:1", "host", "127.0.0.1", ":50051",
         "host:", "host:port", "host:0", "host:99999", "host:65536", "host:-1", "host:5٣", "::1", "::1:50051", "fe80::1:50051",
         "host/path:50051", "user@host:50051", "a b:50051", "unix:", "dns:///", "good:50051,bad", "127.0.0.1:8080/",
     ],
@@ -93,7 +94,7 @@ def test_a_host_behind_a_proxy_is_left_to_the_proxy_to_resolve(monkeypatch: pyte
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert Targets("mechanicd.example:50051").addresses() == ["mechanicd.example:50051"]
+    assert list(map(str, Targets("mechanicd.example:50051").addresses())) == ["mechanicd.example:50051"]
 
 
 def test_a_host_that_no_proxy_names_is_reached_without_one_whatever_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +104,20 @@ def test_a_host_that_no_proxy_names_is_reached_without_one_whatever_its_address(
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "mechanicd.example")
     targets = Targets("mechanicd.example:50051,192.0.2.2:50051")
-    assert targets.addresses() == ["192.0.2.1:50051", "192.0.2.2:50051"]
+    assert list(map(str, targets.addresses())) == ["192.0.2.1:50051", "192.0.2.2:50051"]
     assert [targets.transport(address).proxied for address in targets.addresses()] == [False, True]
-    renewed = targets.renewed(targets.transport("192.0.2.1:50051"))
+    renewed = targets.renewed(targets.transport(targets.addresses()[0]))
     assert (renewed.target, renewed.proxied) == ("192.0.2.1:50051", False)
     targets.close()
+
+
+def test_a_certificate_is_checked_against_the_name_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechanicd.client._targets import Targets
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("192.0.2.1", 50051))])
+    addresses = Targets("HTTPS://mechanicd.example:50051/, plain.example:50051, https://192.0.2.7:50051").addresses()
+    assert [(str(address), address.name) for address in addresses] == [
+        ("https://192.0.2.1:50051", "mechanicd.example"),
+        ("192.0.2.1:50051", ""),
+        ("https://192.0.2.7:50051", "192.0.2.7"),
+    ]

@@ -1,15 +1,32 @@
-"""A server's address as users write it: whether it is one, and whether an HTTP proxy may stand before it."""
+"""A server's address as users write it: whether it is one, whether with TLS, and whether an HTTP proxy may stand before it."""
 
 import ipaddress
 import re
 import urllib.request
-from typing import Final
+from typing import Final, NamedTuple
 
 from mechanicd.client import _spool_target
 from mechanicd.client._arguments import without_passwords
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.v1 import names
 
+
+class Address(NamedTuple):
+    """Where one server is.
+
+    Attributes:
+        at: `HOST:PORT`, `unix:PATH`, or another name of gRPC's.
+        name: with TLS, the host that the server's certificate must name; "": no TLS.
+    """
+
+    at: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{_TLS if self.name else ''}{self.at}"
+
+
+_TLS: Final = "https://"
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 _GRPC_URLS: Final = ("dns", "xds", "unix")
 _GRPC_NAMES: Final = ("dns:", "xds:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:")
@@ -21,8 +38,8 @@ def parse(target: str) -> list[str]:
     """The addresses that a target names.
 
     Args:
-        target: `HOST:PORT`, `unix:PATH`, another name of gRPC's (`dns:///…`), or several of them joined by commas; or
-            `file:///FOLDER` alone.
+        target: `HOST:PORT`, `https://HOST:PORT` for TLS, `unix:PATH`, another name of gRPC's (`dns:///…`), or several of them
+            joined by commas; or `file:///FOLDER` alone.
 
     Raises:
         InvalidArgument: INVALID_TARGET.
@@ -37,7 +54,17 @@ def parse(target: str) -> list[str]:
         raise _invalid(target, "names no server")
     for each in given:
         _check(each)
-    return given
+    return [f"{_TLS}{bare(each)}" if secure(each) else each for each in given]
+
+
+def secure(given: str) -> bool:
+    """Whether an address as the user gave it asks for TLS."""
+    return given[: len(_TLS)].lower() == _TLS
+
+
+def bare(given: str) -> str:
+    """An address as the user gave it, without `https://`."""
+    return given[len(_TLS) :].removesuffix("/") if secure(given) else given
 
 
 def split(address: str) -> tuple[str, int] | None:
@@ -51,7 +78,7 @@ def split(address: str) -> tuple[str, int] | None:
 def may_proxy(address: str) -> bool:
     """Whether the environment puts an HTTP proxy before an address as the user gave it: never before this machine, nor before
     what NO_PROXY names, nor where there is no host."""
-    parts = split(address)
+    parts = split(bare(address))
     return parts is not None and _before(parts[0])
 
 
@@ -78,24 +105,27 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 def _check(address: str) -> None:
     if not names.is_text(address):
         raise _invalid(address, "is not Unicode text")
+    given, address = address, bare(address)
+    if secure(given) and address.startswith(_GRPC_NAMES):
+        raise _invalid(given, "asks for TLS at a name of gRPC's", "write https://HOST:PORT, or a unix: socket without TLS")
     url = _URL.fullmatch(address)
     if url is not None and url[1].lower() not in _GRPC_URLS:
         raise _invalid(
-            address, f"begins with {url[1]}://", "write the address that `mechanicd serve` prints for gRPC, without it"
+            given, f"begins with {url[1]}://", "write the address that `mechanicd serve` prints for gRPC, without it"
         )
     if address.startswith(_GRPC_NAMES):
         if not address.partition(":")[2].strip("/"):
-            raise _invalid(address, "ends where the name should follow")
+            raise _invalid(given, "ends where the name should follow")
         return
     host, colon, port = address.rpartition(":")
     if not colon or not host:
-        raise _invalid(address, "has no port" if not colon else "has no host")
+        raise _invalid(given, "has no port" if not colon else "has no host")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise _invalid(address, "has several colons", "put an IPv6 address in brackets, as in [::1]:50051")
+        raise _invalid(given, "has several colons", "put an IPv6 address in brackets, as in [::1]:50051")
     if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
-        raise _invalid(address, f"has the port {port!r}", "a port is a number from 1 to 65535")
+        raise _invalid(given, f"has the port {port!r}", "a port is a number from 1 to 65535")
     if re.search(r"[\s/@?#]", host) or not _can_be_resolved(host):
-        raise _invalid(address, f"has the host {host!r}")
+        raise _invalid(given, f"has the host {host!r}")
 
 
 def _can_be_resolved(host: str) -> bool:
@@ -108,7 +138,10 @@ def _can_be_resolved(host: str) -> bool:
 
 
 def _invalid(target: object, what: str, advice: str = "") -> InvalidArgument:
-    expected = "expected HOST:PORT such as 127.0.0.1:50051, unix:PATH, or several joined by commas; or file:///FOLDER"
+    expected = (
+        "expected HOST:PORT such as 127.0.0.1:50051, https://HOST:PORT for TLS, unix:PATH, or several joined by commas; or "
+        "file:///FOLDER"
+    )
     shown = without_passwords(repr(target))
     if "@" in shown:  # a part of it may be one of a password
         what = "has an @"

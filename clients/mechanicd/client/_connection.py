@@ -28,8 +28,9 @@ from typing import Final
 
 from mechanicd.client._backlog import Backlog, Taken
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed, SessionFenced, StepConflict
+from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable, SessionClosed, SessionFenced, StepConflict
 from mechanicd.client._opening import CALL_SECONDS, Opener
+from mechanicd.client._targets import needs_new_connection
 from mechanicd.client._transport import Link, step_error
 from mechanicd.v1 import tuner_service_pb2
 
@@ -216,15 +217,18 @@ class Connection:
     # --- the reconnect thread ----------------------------------------------------------------------------------------
 
     def _reconnect(self) -> None:
-        attempt = 0
+        attempt, distrust = 0, ""
         while not self._over.wait(random.uniform(0.0, min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**attempt))):
             attempt = min(attempt + 1, 10)
-            self.opener.route.advance()
             try:
+                self.opener.route.advance()
                 last_step = self._reopen()
                 replayed = self._replay(self.opener.route.transport.link(self.opener.route.metadata), last_step)
             except ServerUnavailable as error:
-                if error.reason == "DEADLINE_EXCEEDED":  # frozen, or cut off without a word: only a new connection can tell
+                if isinstance(error, NotTrusted) and error.reason != distrust:
+                    distrust = error.reason
+                    log.error("%s: %s", self.opener.name, str(error))
+                if needs_new_connection(error):
                     self.opener.route.renew()
                 continue
             except MechanicdError as error:

@@ -10,6 +10,7 @@
     ├── ConfigMismatch         the run exists with another config
     ├── ResumeError            the run cannot resume from where it was asked to
     ├── ServerUnavailable      no answer before the deadline, or no server at all
+    │   └── NotTrusted         who the server is can't be told: its certificate, or the files to check it by
     ├── NotImplementedByServer the server is older than this client
     └── PackageMissing         a framework that an adapter needs is not installed (also an ImportError)
 
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidArgument",
     "MechanicdError",
     "NotImplementedByServer",
+    "NotTrusted",
     "PackageMissing",
     "ResumeError",
     "ServerUnavailable",
@@ -64,6 +66,13 @@ class ResumeError(MechanicdError):
 
 class ServerUnavailable(MechanicdError):
     """The server did not answer before the deadline, or there is none."""
+
+
+class NotTrusted(ServerUnavailable):
+    """This client can't tell who the server is: its certificate is not valid here, or the files to check it by can't be read.
+
+    Raised where a run is opened, whatever `on_outage` says. In the middle of a training it is an outage like any other.
+    """
 
 
 class NotImplementedByServer(MechanicdError):

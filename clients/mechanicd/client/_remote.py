@@ -25,7 +25,7 @@ from mechanicd.client import _arguments, _close_time, _closing
 from mechanicd.client._backlog import Backlog
 from mechanicd.client._connection import Connected, Connection, Ended, Refused, verify
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
+from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable, SessionClosed
 from mechanicd.client._leftovers import do_later
 from mechanicd.client._opening import CALL_SECONDS, Opener, Start
 from mechanicd.client._session import OnOutage, Session
@@ -76,8 +76,8 @@ def open_session(
         spill: a folder for the steps of an outage that are too many for the memory; None drops the oldest.
 
     Raises:
-        MechanicdError: what the server refuses. ServerUnavailable if it is unreachable and `on_outage` is "raise", or if only
-            the server knows where to start.
+        MechanicdError: what the server refuses. NotTrusted if its certificate is not valid. ServerUnavailable if it is
+            unreachable and `on_outage` is "raise", or if only the server knows where to start.
     """
     opener = Opener(
         route,
@@ -96,7 +96,7 @@ def open_session(
         opened = opener.open_anywhere(start)
     except ServerUnavailable as error:
         known = TunerState.initial(config) if start == 0 else start
-        if on_outage == "raise" or not isinstance(known, TunerState):
+        if on_outage == "raise" or isinstance(error, NotTrusted) or not isinstance(known, TunerState):
             raise
         state, missed = known, error
     else:

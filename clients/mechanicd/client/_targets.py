@@ -4,6 +4,7 @@ Every replica over one store can serve every run, so a session that loses its se
 the servers by a hash of their names, and a run always tries the same one first.
 """
 
+import contextlib
 import ipaddress
 import socket
 import threading
@@ -11,8 +12,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from mechanicd.client import _address
-from mechanicd.client._errors import ServerUnavailable
+from mechanicd.client import _address, _credentials
+from mechanicd.client._address import Address
+from mechanicd.client._errors import NotTrusted, ServerUnavailable
 from mechanicd.client._transport import Transport
 
 
@@ -20,34 +22,39 @@ class Targets:
     """The servers that a target names, with one channel to each that is used.
 
     Args:
-        target: `HOST:PORT`, `unix:PATH`, or several of them joined by commas. A host name stands for all its addresses.
+        target: `HOST:PORT`, `https://HOST:PORT`, `unix:PATH`, or several of them joined by commas. A host name stands for all
+            its addresses.
 
     Raises:
         InvalidArgument: INVALID_TARGET.
+        NotTrusted: TLS_FILE_UNUSABLE.
     """
 
     def __init__(self, target: str) -> None:
         self.given = _address.parse(target)
-        self._open: dict[str, Transport] = {}
+        if any(map(_address.secure, self.given)):
+            _credentials.read()  # what is wrong with the files is said before there is anything to lose
+        self._open: dict[Address, Transport] = {}
         self._lock = threading.Lock()
 
-    def addresses(self) -> list[str]:
+    def addresses(self) -> list[Address]:
         """Every address, in the order given; host names are resolved again each time."""
-        found: list[str] = []
+        found: list[Address] = []
         for target in self.given:
             found += [address for address in _resolved(target) if address not in found]
         return found
 
-    def transport(self, address: str) -> Transport:
+    def transport(self, address: Address) -> Transport:
         """The channel to an address."""
         with self._lock:
             if address not in self._open:
                 self._open[address] = self._connect(address)
             return self._open[address]
 
-    def _connect(self, address: str) -> Transport:
+    def _connect(self, address: Address) -> Transport:
         # A host that was resolved here is not behind a proxy, whatever NO_PROXY says of its address.
-        return Transport(address, proxied=address in self.given and _address.may_proxy(address))
+        given = str(address)
+        return Transport(address, proxied=given in self.given and _address.may_proxy(given))
 
     def renewed(self, stale: Transport) -> Transport:
         """A channel with a connection of its own, to where `stale` leads; for the next calls of others too.
@@ -56,9 +63,10 @@ class Targets:
         keeps it; it is gone with its last user.
         """
         with self._lock:
-            if self._open.get(stale.target) is stale:
-                self._open[stale.target] = self._connect(stale.target)
-            return self._open.get(stale.target, stale)
+            if self._open.get(stale.address) is stale:
+                with contextlib.suppress(NotTrusted):  # the files are read again; the old channel may do until they are back
+                    self._open[stale.address] = self._connect(stale.address)
+            return self._open.get(stale.address, stale)
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
         """Makes one unary call, to the first server that answers.
@@ -90,12 +98,12 @@ class Targets:
             else:
                 return
 
-    def _call(self, address: str, method: str, request: Any, timeout: float) -> Any:
+    def _call(self, address: Address, method: str, request: Any, timeout: float) -> Any:
         transport = self.transport(address)
         try:
             return transport.call(method, request, timeout)
         except ServerUnavailable as error:
-            if error.reason == "DEADLINE_EXCEEDED":  # frozen, or cut off without a word: only a new connection can tell
+            if needs_new_connection(error):
                 self.renewed(transport)
             raise
 
@@ -109,6 +117,12 @@ class Targets:
         with self._lock:
             for transport in self._open.values():
                 transport.close()
+
+
+def needs_new_connection(error: ServerUnavailable) -> bool:
+    """Whether the same channel may fail for ever: the server is frozen or was cut off without a word, and only a new connection
+    can tell; or the files have changed by which servers are trusted."""
+    return error.reason == "DEADLINE_EXCEEDED" or isinstance(error, NotTrusted)
 
 
 class Route:
@@ -142,27 +156,32 @@ class Route:
         """Moves to the next server; stays if there is only one."""
         addresses = self._targets.addresses()
         try:
-            following = addresses.index(self.transport.target) + 1
+            following = addresses.index(self.transport.address) + 1
         except ValueError:  # it is not among the name's addresses any more
             following = 0
         self.transport = self._targets.transport(addresses[following % len(addresses)])
 
 
-def _resolved(target: str) -> list[str]:
+def _resolved(given: str) -> list[Address]:
     """`HOST:PORT` with each of the host's addresses. Unchanged: what is no host name, and a name that a proxy will resolve."""
+    target = _address.bare(given)
     parts = _address.split(target)
-    if parts is None or parts[0] == "localhost" or _address.may_proxy(target):
-        return [target]
+    if parts is None:
+        return [Address(target)]
     host, port = parts
+    name = host if _address.secure(given) else ""
+    if host == "localhost" or _address.may_proxy(given):
+        return [Address(target, name)]
     try:
         ipaddress.ip_address(host)
     except ValueError:
         pass
     else:
-        return [target]
+        return [Address(target, name)]
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
-        return [target]  # gRPC's own error will say what is wrong
+        return [Address(target, name)]  # gRPC's own error will say what is wrong
     addresses = [address[0] for *_, address in found]
-    return list(dict.fromkeys(f"[{each}]:{port}" if ":" in str(each) else f"{each}:{port}" for each in addresses))
+    each_at = dict.fromkeys(f"[{each}]:{port}" if ":" in str(each) else f"{each}:{port}" for each in addresses)
+    return [Address(at, name) for at in each_at]

@@ -13,8 +13,10 @@ from typing import Any, Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from mechanicd.client import _credentials
+from mechanicd.client._address import Address
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import MechanicdError, NotImplementedByServer, ServerUnavailable, from_reason
+from mechanicd.client._errors import MechanicdError, NotImplementedByServer, NotTrusted, ServerUnavailable, from_reason
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 _OPTIONS: Final = [
@@ -116,17 +118,25 @@ class Transport:
     """A channel to one server.
 
     Args:
-        target: `HOST:PORT`, `unix:PATH`, or any other name that gRPC resolves.
+        address: where the server is, and whether it speaks TLS.
         proxied: whether the HTTP proxy of the environment may stand before it.
 
     Attributes:
+        target: the address as text, for errors.
         ahead: how many ns the server's clock is ahead of this machine's; None as long as it has not said so.
     """
 
-    def __init__(self, target: str, proxied: bool = False) -> None:
-        self.target, self.proxied = target, proxied
+    def __init__(self, address: Address, proxied: bool = False) -> None:
+        self.address, self.target, self.proxied = address, str(address), proxied
         self.ahead: int | None = None
-        self._channel = grpc.insecure_channel(target, options=[*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))])
+        options: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))]
+        if address.name:
+            # The certificate is checked against the name that the user gave, though the name was resolved here.
+            options += [("grpc.ssl_target_name_override", address.name), ("grpc.default_authority", address.name)]
+            credentials = grpc.ssl_channel_credentials(*_credentials.read())
+            self._channel = grpc.secure_channel(address.at, credentials, options=options)
+        else:
+            self._channel = grpc.insecure_channel(address.at, options=options)
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
 
@@ -207,15 +217,44 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
             "DEADLINE_EXCEEDED", f"{target} did not answer in time; it may be overloaded or cut off from the network"
         )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return ServerUnavailable(
+        return _distrust(target, details) or ServerUnavailable(
             "SERVER_UNREACHABLE",
             f"no mechanicd answers at {target} ({details.splitlines()[0] if details else code.name.lower()}); "
-            "start one with `mechanicd serve`, or check the address",
+            f"start one with `mechanicd serve`, or check the address{_hint(target, details)}",
         )
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method; upgrade it: {details}")
     # A training must survive whatever else went wrong, so it counts as an outage.
     return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {details}")
+
+
+def _distrust(target: str, details: str) -> NotTrusted | None:
+    """What a failed TLS handshake says, by the words of gRPC's TLS library."""
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        why = details.partition("CERTIFICATE_VERIFY_FAILED: ")[2].partition(":")[0].strip() or "not valid"
+        advice = f"let {_credentials.CA} name a PEM file with the authority that signed it, or renew it"
+        return NotTrusted("CERTIFICATE_NOT_TRUSTED", f"the certificate of {target} can't be trusted ({why}); {advice}")
+    if "Hostname Verification" in details:
+        return NotTrusted(
+            "CERTIFICATE_NOT_TRUSTED",
+            f"the certificate of {target} is for another name; use a name that it holds as the host, or give the server one "
+            "for this name",
+        )
+    if "WRONG_VERSION_NUMBER" in details:
+        return NotTrusted(
+            "TLS_NOT_SPOKEN",
+            f"{target} does not speak TLS; start it with --tls-cert and --tls-key, or write its address without https://",
+        )
+    return None
+
+
+def _hint(target: str, details: str) -> str:
+    """What else a connection that is closed at once may mean."""
+    if "Socket closed" not in details and "Connection reset" not in details:
+        return ""
+    if target.startswith("https://"):
+        return f". It may ask for a certificate of yours: {_credentials.CERTIFICATE} and {_credentials.KEY}"
+    return f". It may speak TLS: https://{target}"
 
 
 def step_error(error: tuner_service_pb2.StepError) -> MechanicdError:

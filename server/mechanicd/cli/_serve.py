@@ -52,7 +52,24 @@ if TYPE_CHECKING:
     metavar="URL",
     help="POST JSON here when a run starts to need attention, and again when it no longer does.",
 )
-@click.option("--insecure", is_flag=True, help="Allow addresses that other machines can reach; there is no TLS and no login.")
+@click.option(
+    "--tls-cert",
+    metavar="FILE",
+    help="Speak TLS, on gRPC and the page: the server's certificate, PEM, with those between it and its authority. Read again "
+    "when it changes.",
+)
+@click.option("--tls-key", metavar="FILE", help="The certificate's private key, PEM, without a passphrase.")
+@click.option(
+    "--tls-client-ca",
+    metavar="FILE",
+    help="Let in only clients with a certificate of these authorities, PEM: trainers, tools, and browsers.",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Allow addresses that other machines can reach, though nobody has to show who they are: whoever reaches them can "
+    "read, change and delete every run.",
+)
 @click.option(
     "--flush-interval",
     type=FiniteRange(0.0, 10.0),
@@ -110,6 +127,9 @@ def serve(
     store_url: str,
     metrics_per_run: bool,
     webhook: str,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
     insecure: bool,
     flush_interval: float,
     durability: Literal["group", "step"],
@@ -125,6 +145,8 @@ def serve(
         raise click.BadParameter("expected an http:// or https:// URL with a host and no user name", param_hint="--webhook")
     if webhook and http == "off":
         raise click.UsageError("the webhook runs in the page's process: remove --http off, or remove --webhook")
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
+        raise click.UsageError("TLS needs both --tls-cert and --tls-key")
     try:
         importlib.import_module("fcntl")
     except ModuleNotFoundError:
@@ -141,6 +163,7 @@ def serve(
     from mechanicd.service import Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
     from mechanicd.store import StoreError, open_store, without_password
+    from mechanicd.tls import TlsError, TlsFiles
 
     log_to_stderr(log_level.upper())
 
@@ -154,9 +177,11 @@ def serve(
             logging.getLogger("mechanicd").warning("stdout can't be written (%s); serving all the same", error.strerror)
             forget(sys.stdout)
 
+    tls = TlsFiles(tls_cert, tls_key, tls_client_ca or "") if tls_cert and tls_key else None
     config = ServerConfig(
         grpc=addresses,
         insecure=insecure,
+        tls=tls,
         flush_interval=flush_interval,
         durability=durability,
         grace=grace,
@@ -165,9 +190,11 @@ def serve(
     )
     try:
         for address in addresses:
-            check_address(address, insecure)
+            check_address(address, config.open_to_others)
         if http not in (None, "off"):
-            check_address(http, insecure, unix=False)
+            check_address(http, config.open_to_others, unix=False)
+        if tls is not None:
+            tls.read()
         store = open_store(store_url)
         told = PageConfig(
             store=store_url,
@@ -177,10 +204,11 @@ def serve(
             webhook=webhook,
             started=store.clock.now(),
             clock=store.clock.offset,
+            tls=tls,
         )
         page = _page(http, told)
         _run(serve_(config, store, on_ready, page.beside if page else None))
-    except (ServeError, StoreError, PageError) as error:
+    except (ServeError, StoreError, PageError, TlsError) as error:
         fail(error.reason, str(error), as_json)
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 
@@ -19,8 +20,10 @@ import uvloop
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
 from mechanicd.logs import log_to_stderr
+from mechanicd.tls import TlsError, TlsFiles
 
 _LONGEST_LINE = 2**24
+_RENEW_SECONDS = 1.0
 _NICE = 5
 """If there are few cores, the trainers' steps have priority over the curves."""
 
@@ -42,21 +45,39 @@ async def _main(listening: socket.socket) -> None:
     config = PageConfig.from_line(first)
     logging.getLogger("mechanicd").setLevel(config.log_level)
     child = Child(config)
-    server = _Server(
-        uvicorn.Config(
-            make_app(child),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=1,
-        )
+    settings = uvicorn.Config(
+        make_app(child),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
+    renewing = None
+    if config.tls is not None:
+        settings.load()
+        settings.ssl = config.tls.context()
+        renewing = asyncio.create_task(_renew(config.tls, settings.ssl))
+    server = _Server(settings)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, setattr, server, "should_exit", True)
     listener = asyncio.create_task(_listen(reader, child, server))
     async with child:
         await server.serve(sockets=[listening])
     listener.cancel()
+    if renewing is not None:
+        renewing.cancel()
+
+
+async def _renew(files: TlsFiles, context: ssl.SSLContext) -> None:
+    """New handshakes use a new certificate. The server's own process says in the log which one it took, and why not."""
+    stamps = files.stamps()
+    while True:
+        await asyncio.sleep(_RENEW_SECONDS)
+        if files.stamps() != stamps:
+            stamps = files.stamps()
+            with contextlib.suppress(TlsError):
+                files.read()  # first: a context that has read half of it would be unusable
+                files.load(context)
 
 
 async def _listen(reader: asyncio.StreamReader, child: Child, server: uvicorn.Server) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from mechanicd.runs import Silence
+from mechanicd.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class PageConfig:
         told: the alerts that the webhook has already sent: (run, kind).
         started: the start of the server, ns since 1970, by the store's clock.
         clock: that clock's offset (`Clock.offset`).
+        tls: the files of the certificate; None: no TLS.
     """
 
     store: str
@@ -34,6 +36,7 @@ class PageConfig:
     told: tuple[tuple[str, str], ...] = ()
     started: int = 0
     clock: int | None = None
+    tls: TlsFiles | None = None
 
     def to_line(self) -> bytes:
         """The configuration as one line of JSON."""
@@ -44,6 +47,7 @@ class PageConfig:
         """The inverse of `to_line`."""
         given = json.loads(line)
         given["silence"] = Silence(**given["silence"])
+        given["tls"] = given["tls"] and TlsFiles(**given["tls"])
         given["grpc"] = tuple(given["grpc"])
         given["told"] = tuple(map(tuple, given["told"]))
         return cls(**given)

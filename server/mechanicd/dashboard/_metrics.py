@@ -88,6 +88,9 @@ def _of_server(counts: Mapping[str, Any], age: float) -> Iterator[Metric]:
         ("mechanicd_counts_age_seconds", "Time since the server last reported its counts; it does so once a second.", age),
     ):
         yield GaugeMetricFamily(name, help_, value=value)
+    if (expires := counts.get("certificate_expires")) is not None:
+        name = "mechanicd_certificate_expires_timestamp_seconds"
+        yield GaugeMetricFamily(name, "The end of the certificate's validity.", value=expires)
 
 
 def _of_runs(items: Iterable[Item]) -> Iterator[Metric]:

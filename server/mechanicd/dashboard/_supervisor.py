@@ -62,7 +62,7 @@ class Page:
         bound, port, *_ = self._socket.getsockname()
         self._config = replace(config, guarded=ipaddress.ip_address(bound).is_loopback)
         host = address.rpartition(":")[0]
-        self.url = f"http://{host}:{port}"
+        self.url = f"{'http' if config.tls is None else 'https'}://{host}:{port}"
         self._process: asyncio.subprocess.Process | None = None
 
     def close(self) -> None:

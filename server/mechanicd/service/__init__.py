@@ -13,7 +13,8 @@
 
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
-from mechanicd.service._server import ServeError, ServerConfig, check_address, serve
+from mechanicd.service._listening import ServeError, check_address
+from mechanicd.service._server import ServerConfig, serve
 from mechanicd.service._writer import Retention
 
 __all__ = ["Engine", "Retention", "ServeError", "ServerConfig", "ServiceError", "check_address", "serve"]

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal
 
 import grpc
@@ -18,10 +17,12 @@ from mechanicd.runs import Silence
 from mechanicd.service._decoding import Decoding
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
+from mechanicd.service._listening import bind, check_address, credentials
 from mechanicd.service._run_service import RunService
 from mechanicd.service._writer import Retention
 from mechanicd.store import Store
-from mechanicd.v1 import names, run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
+from mechanicd.tls import Keeper, TlsFiles
+from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 log = logging.getLogger("mechanicd.service")
 
@@ -50,21 +51,14 @@ Companion = Callable[[Sequence[str], Callable[[], Mapping[str, Any]]], contextli
 this server's counters as plain JSON values. Its context returns the address that it listens on."""
 
 
-class ServeError(Exception):
-    """The server can't start as configured. `reason` is stable."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """How to serve.
 
     Attributes:
         grpc: addresses, `HOST:PORT` (port 0 takes a free one) or `unix:PATH`.
-        insecure: allow addresses that other machines can reach, although there is no TLS and no token.
+        insecure: allow addresses that other machines can reach, although nobody has to show who they are.
+        tls: the files of the certificate; None: no TLS.
         flush_interval: seconds within which a step is durable.
         durability: "group" answers a step at once and commits it within `flush_interval`; "step" answers once it is durable.
         grace: seconds that calls in flight get to finish after SIGTERM.
@@ -74,11 +68,17 @@ class ServerConfig:
 
     grpc: Sequence[str] = field(default=("127.0.0.1:50051",))
     insecure: bool = False
+    tls: TlsFiles | None = None
     flush_interval: float = 0.02
     durability: Literal["group", "step"] = "group"
     grace: float = 1.0
     retention: Retention = field(default_factory=Retention)
     silence: Silence = field(default_factory=Silence)
+
+    @property
+    def open_to_others(self) -> bool:
+        """Whether other machines may reach the server: all are trusted, or have to show certificates."""
+        return self.insecure or (self.tls is not None and bool(self.tls.client_ca))
 
 
 async def serve(
@@ -92,9 +92,11 @@ async def serve(
 
     Raises:
         ServeError: ADDRESS_NOT_LOOPBACK, MALFORMED_ADDRESS, PORT_IN_USE.
+        TlsError: TLS_FILE_UNUSABLE.
     """
     for address in config.grpc:
-        check_address(address, config.insecure)
+        check_address(address, config.open_to_others)
+    keeper = None if config.tls is None else Keeper(config.tls)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,12 +123,13 @@ async def serve(
         (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
         server,
     )
-    addresses = [_bind(server, address) for address in config.grpc]
+    secured = None if keeper is None else credentials(keeper)
+    addresses = [bind(server, address, secured) for address in config.grpc]
     engine.start()
     await server.start()
     await _set_health(health_servicer, True)
     async with contextlib.AsyncExitStack() as stack:
-        page = "" if beside is None else await stack.enter_async_context(beside(addresses, engine.counts))
+        page = "" if beside is None else await stack.enter_async_context(beside(addresses, partial(_counts, engine, keeper)))
         on_ready(addresses, page)
         await stopping.wait()
     log.info("draining: no new sessions; calls in flight get %.1f s", config.grace)
@@ -141,50 +144,11 @@ async def serve(
         log.info("stopped: every answered step is committed")
 
 
+def _counts(engine: Engine, keeper: Keeper | None) -> dict[str, Any]:
+    return {**engine.counts(), "certificate_expires": None if keeper is None else keeper.pair.expires.timestamp()}
+
+
 async def _set_health(servicer: HealthServicer, healthy: bool) -> None:
     status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
     for service in ("", *SERVICES):
         await servicer.set(service, status)
-
-
-def check_address(address: str, insecure: bool, unix: bool = True) -> None:
-    """Refuses a malformed address, and one that other machines can reach unless `insecure`.
-
-    Args:
-        unix: whether `unix:PATH` is allowed.
-
-    Raises:
-        ServeError: MALFORMED_ADDRESS or ADDRESS_NOT_LOOPBACK.
-    """
-    if not names.is_text(address):
-        raise ServeError("MALFORMED_ADDRESS", f"{address!r} is not Unicode text")
-    if unix and address.startswith("unix:"):
-        return
-    host, separator, port = address.rpartition(":")
-    if not separator or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or not host:
-        raise ServeError("MALFORMED_ADDRESS", f"{address!r}: expected HOST:PORT{' or unix:PATH' if unix else ''}")
-    if insecure or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ServeError(
-            "ADDRESS_NOT_LOOPBACK",
-            f"{address} can be reached from other machines, and there is no TLS and no token yet; "
-            "bind to 127.0.0.1, or pass --insecure if you trust everyone on the network",
-        )
-
-
-def _bind(server: grpc.aio.Server, address: str) -> str:
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if not port:
-        why = "its folder is missing or not writable" if address.startswith("unix:") else "another program is using the port"
-        raise ServeError("PORT_IN_USE", f"can't bind {address}: {why}; choose another address")
-    if address.startswith("unix:"):
-        return address
-    return f"{address.rpartition(':')[0]}:{port}"
