@@ -225,6 +225,7 @@ def test_retention_leaves_a_run_whose_trainer_is_there(
     """It evaluates for longer than --keep-days; only when its connection is gone for as long is it given up."""
     monkeypatch.setattr(_writer, "TEND_SECONDS", 0.01)
     monkeypatch.setattr(_writer, "RETAIN_SECONDS", 0.0)
+    monkeypatch.setattr(_writer, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(_writer, "SEEN_NS", 10**6)
 
     async def act() -> None:
@@ -313,5 +314,34 @@ def test_a_close_that_a_new_session_overtakes_leaves_the_new_one_alone(
         monkeypatch.setattr(bench.engine.writer, "release", overtaken)
         await bench.close(old)
         assert bench.engine.registry.get(new[0]) is bench.engine.registry.named(NAME)
+
+    runner.run(act())
+
+
+def test_a_server_that_was_away_for_longer_than_runs_are_kept_waits_for_their_trainers(
+    tmp_path: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_writer, "TEND_SECONDS", 0.01)
+    monkeypatch.setattr(_writer, "RETAIN_SECONDS", 0.0)
+    path, name = str(tmp_path / "away.db"), "projects/p/runs/long"
+
+    async def act() -> None:
+        before = Engine(SQLiteStore(path), 0.001)
+        before.start()
+        session = (await before.open_session(tuner_service_pb2.OpenSessionRequest(name=name))).session
+        await before.stop()
+        engine = Engine(store := SQLiteStore(path), 0.001, retention=Retention(keep_days=0.05 / 86_400))
+        engine.start()
+        await asyncio.sleep(0.3)
+        await engine.open_session(tuner_service_pb2.OpenSessionRequest(name=name, session=session))
+        engine.disconnected({session})
+        monkeypatch.setattr(_writer, "SETTLE_SECONDS", 0.0)
+        for _ in range(1000):
+            if not await engine.writer.call(store.list_runs, None, None, 10):
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("now that it has settled, retention applies")
+        await engine.stop()
 
     runner.run(act())

@@ -282,3 +282,17 @@ def test_a_server_that_could_not_start_leaves_the_store_to_the_next(places: dict
     store = open_store(url)
     assert list(store.list_runs(None, None, 1)) == []
     store.close()
+
+
+def test_pings_never_end_a_connection(server: Any) -> None:
+    """gRPC's clients ping to measure the bandwidth, more often than the server's own default allows."""
+    ping, goaway = 6, 7
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire, wire.makefile("rb") as answers:
+        wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
+        for count in (20, 1):  # one more, after whatever the server makes of twenty
+            wire.sendall(b"\0\0\x08\x06\0\0\0\0\0measured" * count)
+            while count:
+                head = answers.read(9)
+                body = answers.read(int.from_bytes(head[:3], "big"))
+                assert head[3] != goaway, body
+                count -= head[3] == ping

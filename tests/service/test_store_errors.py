@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mechanicd import store
 from mechanicd.service import Engine, ServiceError
@@ -37,18 +38,31 @@ def test_a_postgres_that_is_read_only_is_an_unavailable_store_and_training_goes_
     held.open()
     held.take(5)
     assert held.flush() == 5
+    beside = new_training("beside", at=server)  # two runs in a commit: neither counts as what the store rejects
+    beside.open()
     make_read_only(postgres, name, "on")
     for training, fields in [(held, {}), (other, {}), (held, {}), (other, {})]:  # the first finds its connection cut
         refused = training.wire.refused("OpenSession", name=training.name, config=training.config, **fields)
         assert (refused.code, refused.reason) == (14, "STORE_UNAVAILABLE")
         assert not SECRETS.search(refused.message), refused.message
         held.take(3)
+        beside.take(3)
+    health = health_pb2_grpc.HealthStub(held.wire.channel)
+
+    def status() -> int:
+        held.take()
+        beside.take()
+        return int(health.Check(health_pb2.HealthCheckRequest(), timeout=20).status)
+
+    assert wait_for(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert [status() for _ in range(50)] == [health_pb2.HealthCheckResponse.NOT_SERVING] * 50
     refused = held.wire.refused("Flush", session=held.session)
     assert (refused.reason, SECRETS.search(refused.message)) == ("STORE_UNAVAILABLE", None)
     assert held.wire.refused("DeleteRun", name=held.name, fence=True).reason == "STORE_UNAVAILABLE"
 
     make_read_only(postgres, name, "off")
-    assert wait_for(lambda: _flushed(held) == 17)
+    assert wait_for(lambda: _flushed(held) == held.state.step)
+    assert wait_for(lambda: _flushed(beside) == beside.state.step)
     other.open()
     other.take()
     assert server.stop() == 0

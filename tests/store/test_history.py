@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanicd.runs import RunRow, RunStatus, StepRow, pack
-from mechanicd.store import SERIES, Claim, Commit, Release, SQLiteStore, SQLStore, StoreNotWritable, check, copy
+from mechanicd.store import SERIES, Claim, Commit, Release, SQLiteStore, SQLStore, StoreNotWritable, _deletions, check, copy
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 CONFIG = TunerConfig()
@@ -469,3 +469,22 @@ def test_an_adopted_gap_is_worth_knowing_and_harmless(store: SQLStore) -> None:
     (finding,) = check(store)
     assert (finding.reason, finding.harmless) == ("HISTORY_HAS_GAPS", True)
     assert "10 of 25 steps" in finding.message
+
+
+def test_who_held_a_deleted_run_is_remembered(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, stays = (Training(store, seed) for seed in range(1, 4))
+    one.train(10)
+    sessions = [one.row.session]
+    one.claim(10)
+    sessions.append(one.row.session)
+    store.delete(one.row.id)
+    assert [store.deleted(session) for session in sessions] == [("p", one.row.run)] * 2
+    other.train(5)
+    stays.train(90)
+    retain_all(store, None, 50)
+    assert store.deleted(other.row.session) == ("p", other.row.run)
+    assert [store.deleted(session) for session in (stays.row.session, 2**62)] == [None, None]
+    monkeypatch.setattr(_deletions, "_KEPT", 2)
+    store.delete(stays.row.id)
+    known = [store.deleted(session) is not None for session in (*sessions, other.row.session, stays.row.session)]
+    assert known == [False, False, True, True], "the newest"

@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from mechanicd.client import Reductions, open_run
-from mechanicd.store import StorePooled, open_store
+from mechanicd.store import StorePooled, StoreUnavailable, open_store
 from tests.support import pooler
+from tests.support.servers import free_port
 
 needs_pgbouncer = pytest.mark.skipif(pooler.PGBOUNCER is None, reason="pgbouncer is not installed")
 
@@ -56,3 +57,19 @@ def test_pgbouncer_in_session_mode_serves(
         session.close()
         assert len(history(server.target, "r")) == 100
         assert server.stop() == 0
+
+
+@needs_pgbouncer
+def test_a_pooler_whose_mode_changes_under_a_store_is_refused_until_it_is_back(postgres: Any, tmp_path: Path) -> None:
+    url, port = postgres.lend_database(), free_port()
+    with pooler.pgbouncer(tmp_path, url, "session", 5, port) as through:
+        store = open_store(through)
+    with pooler.pgbouncer(tmp_path, url, "transaction", 5, port):
+        with pytest.raises(StoreUnavailable):
+            store.ping()  # the old connection
+        for _ in range(2):
+            with pytest.raises(StorePooled):
+                store.ping()
+    with pooler.pgbouncer(tmp_path, url, "session", 5, port):
+        store.ping()
+    store.close()

@@ -21,10 +21,10 @@ def _through(url: str, port: int) -> str:
 
 
 @contextmanager
-def pgbouncer(folder: Path, url: str, mode: str, size: int) -> Iterator[str]:
-    """The URL of the same database through a pgbouncer in this mode, with a pool of this size."""
+def pgbouncer(folder: Path, url: str, mode: str, size: int, port: int = 0) -> Iterator[str]:
+    """The URL of the same database through a pgbouncer in this mode, with a pool of this size; port 0 takes a free one."""
     assert PGBOUNCER is not None
-    port = free_port()
+    port = port or free_port()
     settings = folder / f"{mode}.ini"
     settings.write_text(
         f"[databases]\n* = host=127.0.0.1 port={urlsplit(url).port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"

@@ -137,8 +137,10 @@ def _change_all(change: Change, client: Client, names: Sequence[str], as_json: b
                 else:
                     done.append(name)
     except (ServerUnavailable, KeyboardInterrupt):
-        left = len(names) - len(done) - len(refused)
-        click.echo(f"{change.done} {_count(done)} before this; {left:,} are as they were", err=True)
+        tried = len(done) + len(refused)
+        left = max(0, len(names) - tried - 1)
+        also = f"; {names[tried]} may be {change.done}, too" if tried < len(names) else ""
+        click.echo(f"{change.done} {_count(done)} before this{also}; {left:,} are as they were", err=True)
         raise
     _report(change, done, refused, as_json)
 

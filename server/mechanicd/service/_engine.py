@@ -349,19 +349,25 @@ class Engine:
             name: the run that is expected, if known.
 
         Raises:
-            ServiceError: SESSION_UNKNOWN, SESSION_FENCED.
+            ServiceError: SESSION_UNKNOWN, SESSION_FENCED, RUN_DELETED.
         """
         possible = session <= _convert.MAX_INTEGER
         found = await self.writer.call(self.store.by_session, session) if possible else None
         if found is None:
-            raise self.registry.missing(session)
+            deleted = await self.writer.call(self.store.deleted, session) if possible else None
+            raise self.registry.missing(session, deleted and names.RunName(*deleted))
         row, begun = found
         now = names.RunName(row.project, row.run)
         if row.session == session and name in (None, now):
             return found
         if await self.writer.call(self.store.fenced_by_rename, session):
             raise self.registry.fenced(session, NewName.of(row.session, now), now)
-        if name not in (None, now):
+        if name is not None and name != now:
+            # Its run was renamed while no session held it. Only as long as no other run has the old name may its client go on
+            # to open that: it would take the other run from its trainer.
+            renamed = await self.writer.call(self.store.renamed, *name)
+            if renamed is None or renamed.id != row.id:
+                raise self.registry.fenced(session, NewName.of(row.session, now), now)
             raise unknown(session)
         if row.session or begun.open_time < row.open_time:
             # A newer session took the run. If that one has closed it since, the row no longer has its number (0), but this one

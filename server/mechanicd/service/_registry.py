@@ -208,11 +208,18 @@ class Registry:
             self._forget_some()
         return fenced(session, successor)
 
-    def missing(self, session: int) -> ServiceError:
-        """Why a session is refused that the store does not know: its run was deleted, or it never existed here."""
+    def missing(self, session: int, deleted: names.RunName | None) -> ServiceError:
+        """Why a session is refused that the store does not know: its run was deleted, or it never existed here.
+
+        Args:
+            deleted: the deleted run that it held, says the store.
+        """
         former = self._former.get(session)
         if former is not None and former.successor == _ELSEWHERE:  # it held a run here: that one is gone
             self._former[session] = _Former(_DELETED, former.name)
+        elif deleted is not None and former is None:
+            self._former[session] = _Former(_DELETED, deleted)
+            self._forget_some()
         return self.refusal(session)
 
     # --- inside ------------------------------------------------------------------------------------------------------

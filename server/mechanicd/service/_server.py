@@ -44,6 +44,8 @@ _OPTIONS: Final = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),  # newer versions of gRPC wait for a ping's answer by this one
     ("grpc.http2.max_pings_without_data", 0),
+    # No number of pings is too many: gRPC's clients also ping to measure the bandwidth, and would lose their connection for it.
+    ("grpc.http2.max_ping_strikes", 0),
 ]
 
 Companion = Callable[[Sequence[str], Callable[[], Mapping[str, Any]]], contextlib.AbstractAsyncContextManager[str]]

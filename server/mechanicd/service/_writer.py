@@ -18,7 +18,7 @@ from mechanicd.service._errors import ServiceError
 from mechanicd.service._memory import trim
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._store_thread import NoAnswer, StoreThread
-from mechanicd.store import Commit, Release, Store, StoreConflict, StoreDamaged, StoreError, StoreMoved, StoreUnavailable
+from mechanicd.store import Commit, Release, Store, StoreConflict, StoreDamaged, StoreError, StoreRejected
 
 log = logging.getLogger("mechanicd.service")
 T = TypeVar("T")
@@ -30,6 +30,9 @@ FOLD_SECONDS: Final = 30.0
 TEND_SECONDS: Final = 1.0
 CLOCK_SECONDS: Final = 60.0
 RETAIN_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 600.0
+"""So long after its start a server deletes no run for its age: it may have been away for longer than that, or its clock may
+have been set, and the run's trainer needs a moment to come back."""
 SEEN_NS: Final = 600 * 10**9
 """How often the row of a run without steps is told that its trainer is there."""
 _STOP_LOOK_SECONDS: Final = 0.05
@@ -95,7 +98,7 @@ class Writer:
         self.trouble = ""
         self._metrics = metrics or Metrics()
         self._retention = retention
-        self._retained = 0.0
+        self._retained, self._started = 0.0, monotonic()
         self._folded, self._folding = monotonic(), False
         self._stopping = False
         self._clock_set = False
@@ -258,7 +261,8 @@ class Writer:
     async def _retain(self, retention: Retention) -> bool:
         """One portion of what is too old; returns whether there may be more."""
         here = frozenset(run.row.id for run in self._held if not run.stats.away)
-        oldest = retention.oldest(self.store.clock.now())
+        settled = monotonic() - self._started >= SETTLE_SECONDS
+        oldest = retention.oldest(self.store.clock.now()) if settled else None
         return await self._thread.call(partial(self.store.retain, held=here), retention.keep_steps, oldest, patient=True)
 
     async def _commit(self) -> bool:
@@ -271,11 +275,12 @@ class Writer:
             try:
                 await self._commit_together(runs)
             except Exception as error:  # not only StoreError: whatever it is, the writer must keep running and report it
-                if len(runs) == 1 or isinstance(error, (StoreUnavailable, StoreMoved)):
+                if len(runs) == 1 or _of_all(error):
                     self._dirty.update(runs)
                     self._fail(error)
                     return False
-                await self._commit_alone(runs)
+                if not await self._commit_alone(runs):
+                    return False
         self._well()
         return True
 
@@ -309,17 +314,23 @@ class Writer:
             async with self._commit_lock:
                 await self._commit_alone(list(rejected))
 
-    async def _commit_alone(self, runs: list[ActiveRun]) -> None:
+    async def _commit_alone(self, runs: list[ActiveRun]) -> bool:
         """A transaction for each run, because one of them made the store reject all. That one keeps its steps in memory, and it
         is tried again alone, so that it holds up nobody else.
+
+        Returns:
+            Whether the store itself worked.
         """
+        works = True
         for run in runs:
             try:
                 await self._commit_together([run])
-            except (StoreUnavailable, StoreMoved) as error:
-                self._dirty.add(run)
-                self._fail(error)
             except Exception as error:
+                if _of_all(error):
+                    works = False
+                    self._dirty.add(run)
+                    self._fail(error)
+                    continue
                 if run not in self._rejected:
                     name = f"projects/{run.row.project}/runs/{run.row.run}"
                     log.error("%s: can't be stored, its steps stay in memory: %s", name, error, exc_info=_unexpected(error))
@@ -327,6 +338,7 @@ class Writer:
                 self._refuse_waiting(run)
             else:
                 self._rejected.discard(run)
+        return works
 
     def _keep(self, runs: list[ActiveRun], commits: list[Commit]) -> tuple[list[Commit], list[bool], set[int]]:
         """On the store's thread: computes the stats, and commits. Also returns the ids of runs that have no row any more."""
@@ -397,6 +409,11 @@ class Writer:
     def _unavailable(self) -> ServiceError:
         trouble = self.trouble or _TROUBLE
         return ServiceError("STORE_UNAVAILABLE", f"{trouble}; the steps are kept in memory, try again in a moment")
+
+
+def _of_all(error: Exception) -> bool:
+    """Whether no run can be stored, and not only one that the store rejects."""
+    return isinstance(error, StoreError) and not isinstance(error, (StoreRejected, StoreDamaged))
 
 
 def _unexpected(error: Exception) -> Exception | None:

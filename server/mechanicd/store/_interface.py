@@ -69,6 +69,9 @@ class Store(Protocol):
     def delete(self, run_id: int, expected_epoch: int | None = None) -> None:
         """Deletes a run and its history. Raises OwnershipLost if it has another epoch than expected (None: any)."""
 
+    def deleted(self, session: int) -> tuple[str, str] | None:
+        """The project and the name of the deleted run that this session held, or None."""
+
     def claim(self, claim: Claim) -> RunRow:
         """Gives the run to a new session. Raises OwnershipLost."""
 

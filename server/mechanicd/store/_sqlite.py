@@ -10,7 +10,7 @@ from pathlib import Path
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.store import _migrations
+from mechanicd.store import _deletions, _migrations
 from mechanicd.store._errors import (
     SchemaTooNew,
     SchemaTooOld,
@@ -210,6 +210,8 @@ class SQLiteStore(SQLStore):
                 _migrations.run_script(self._db, SCHEMA)
             elif version < _migrations.SCHEMA_VERSION:
                 _migrations.migrate(self._db, _SQLite(self._db), version, SCHEMA)
+            if self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (_deletions.TABLE,)).fetchone() is None:
+                _deletions.create(_SQLite(self._db), "INTEGER PRIMARY KEY")
             # This write also finds out now, rather than at the first step, whether the file is writable.
             self._db.execute(f"PRAGMA user_version = {_migrations.SCHEMA_VERSION}")
 

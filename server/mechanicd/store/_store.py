@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
-from mechanicd.store import _chunks, _history, _journal, _lineage, _rows, _summary
+from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _rows, _summary
 from mechanicd.store._chunks import Damage
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
@@ -193,7 +193,11 @@ class SQLStore(ABC):
         with self.transaction() as db:
             if expected_epoch is not None:
                 self._held(db, run_id, expected_epoch)
-            db.execute("DELETE FROM runs WHERE id = :id", {"id": run_id})
+            _deletions.delete(db, [run_id])
+
+    def deleted(self, session: int) -> tuple[str, str] | None:
+        with self.reading() as db:
+            return _deletions.held_by(db, session)
 
     # --- who holds a run ---------------------------------------------------------------------------------------------
 
@@ -360,7 +364,7 @@ class SQLStore(ABC):
                 ).fetchall()
                 gone = [row[0] for row in old if row[0] not in held and not _rows.has_trainer(row, oldest)][:most]
                 if gone:
-                    db.executemany("DELETE FROM runs WHERE id = :id", [{"id": id_} for id_ in gone])
+                    _deletions.delete(db, gone)
                 done += len(gone)
         return done > 0
 
