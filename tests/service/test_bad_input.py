@@ -197,15 +197,15 @@ def test_a_huge_request_is_refused_for_its_size_while_others_train(
 
 
 def test_a_huge_update_is_refused_for_its_size(session: Session, server: Any) -> None:
-    labels = {f"k{index}": "v" for index in range(300_000)}
+    labels = {f"k{index}": "v" for index in range(100_000)}
     request = run_service_pb2.UpdateRunRequest(run=resources_pb2.Run(name=session.name, labels=labels))
     request.update_mask.paths.append("labels")
     assert rejected(server, "UpdateRun", request).reason == "INVALID_LABELS"
-    request.update_mask.paths.extend(["labels"] * 300_000)
+    request.update_mask.paths.extend(["labels"] * 100_000)
     error = rejected(server, "UpdateRun", request)
     assert error.reason == "INVALID_UPDATE_MASK"
-    assert "300001 paths" in error.message
-    assert "300000 labels" in error.message
+    assert "100001 paths" in error.message
+    assert "100000 labels" in error.message
 
 
 def test_a_start_step_the_server_does_not_have(session: Session, server: Any, project: str) -> None:

@@ -112,6 +112,7 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "RUN_DELETED": SessionError,
     "RUN_RENAMED": ResumeError,
     "MALFORMED_REQUEST": InvalidArgument,
+    "REQUEST_TOO_LARGE": InvalidArgument,
     "STORE_DAMAGED": MechanicdError,
 }
 

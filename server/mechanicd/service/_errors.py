@@ -32,6 +32,7 @@ _CODES: Final[Mapping[str, int]] = {
     "INVALID_READ_MASK": code_pb2.INVALID_ARGUMENT,
     "RUN_DELETED": code_pb2.NOT_FOUND,
     "MALFORMED_REQUEST": code_pb2.INVALID_ARGUMENT,
+    "REQUEST_TOO_LARGE": code_pb2.RESOURCE_EXHAUSTED,
     "STORE_DAMAGED": code_pb2.DATA_LOSS,
     "RUN_RENAMED": code_pb2.NOT_FOUND,
 }

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.service import _convert
 from mechanicd.service._active_run import AlreadyTaken
-from mechanicd.service._decoding import Undecodable
+from mechanicd.service._decoding import ManySteps, Refused
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
 from mechanicd.service._registry import Unrecognized
@@ -23,8 +23,6 @@ from mechanicd.v1 import tuner_service_pb2 as tuner
 
 log = logging.getLogger("mechanicd.service")
 
-_AT_ONCE: Final = 256
-"""The most steps of one message that are taken without letting other calls run in between; a client sends 64."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 R = TypeVar("R")
 Context = Any
@@ -35,8 +33,8 @@ def _answer(handler: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any, 
 
     async def call(servicer: Any, request: Any, context: Context) -> R:
         try:
-            if request.__class__ is Undecodable:
-                raise request.refusal()
+            if request.__class__ is Refused:
+                raise request.error
             return await handler(servicer, request)
         except ServiceError as error:
             await _abort(context, error)
@@ -86,13 +84,17 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
             while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                 begun = perf_counter()
                 try:
-                    response, old = steps(request) if len(request.steps) <= _AT_ONCE else await self._in_parts(request)
+                    if request.__class__ is ManySteps:
+                        response, old = await self._in_parts(request)
+                        request = request.request
+                    else:
+                        response, old = steps(request)
                     took(perf_counter() - begun)
                     if old or self._settle:
                         await self._complete(request, response, old)
                 except Exception:
-                    if isinstance(request, Undecodable):
-                        await _abort(context, request.refusal())
+                    if isinstance(request, Refused):
+                        await _abort(context, request.error)
                     await _fail(context)
                 await write(response)
                 last = request
@@ -100,14 +102,14 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
             if last is not None:
                 self._engine.disconnected({step.session for step in last.steps})
 
-    async def _in_parts(self, request: tuner.StreamStepsRequest) -> tuple[tuner.StreamStepsResponse, list[int]]:
+    async def _in_parts(self, many: ManySteps) -> tuple[tuner.StreamStepsResponse, list[int]]:
         """`Engine.steps` for a message of very many steps: others take theirs in between."""
         whole, old = tuner.StreamStepsResponse(), list[int]()
-        for start in range(0, len(request.steps), _AT_ONCE):
-            part = tuner.StreamStepsRequest(steps=request.steps[start : start + _AT_ONCE])
+        for part in many.parts():
+            before = len(whole.results)
             response, later = self._engine.steps(part)
             whole.MergeFrom(response)
-            old += [start + index for index in later]
+            old += [before + index for index in later]
             await asyncio.sleep(0)
         return whole, old
 
@@ -151,8 +153,8 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     async def WatchRuns(self, request: run.WatchRunsRequest, context: Context) -> AsyncIterator[run.WatchRunsResponse]:
         """Sends the runs as they are now, and each run again whenever it changes."""
         try:
-            if isinstance(request, Undecodable):
-                raise request.refusal()
+            if isinstance(request, Refused):
+                raise request.error
             await context.send_initial_metadata(self._time())
             async for response in self._runs.watch_runs(request):
                 yield response

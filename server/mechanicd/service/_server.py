@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mechanicd.runs import Silence
+from mechanicd.service import _limits
 from mechanicd.service._decoding import Decoding
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
@@ -35,7 +36,7 @@ SERVICES: Final = (_TUNER.full_name, _RUNS.full_name)
 
 _OPTIONS: Final = [
     ("grpc.so_reuseport", 0),  # with it, a second server could bind the same port and would silently take half of the calls
-    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.max_receive_message_length", _limits.MOST_LARGE_BYTES),
     # Clients ping every 20 s, also between steps; gRPC's default takes that for an attack. And a client that is gone without a
     # word is found by the server's own pings.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),

@@ -1,0 +1,46 @@
+"""How large a request may be. docs/operations.md lists all limits."""
+
+from typing import Final
+
+MOST_BYTES: Final = 4 * 2**20
+"""Of a request, except those of `LARGE`."""
+MOST_LARGE_BYTES: Final = 64 * 2**20
+LARGE: Final = frozenset({"OpenSession", "StreamSteps"})
+"""What grows with the scale groups: a tuner's state, and the steps of an outage, which clients of 0.1 send in one message."""
+MOST_STEPS: Final = 1024
+"""Of one message; a client sends up to 256."""
+
+
+def has_more(data: bytes, most: int) -> bool:
+    """Whether an encoded message has more than `most` fields at its top level, found without decoding it.
+
+    Two bytes are enough for a field, and each becomes an object of a hundred: a message is counted before it is decoded.
+    Bytes that are no message have as many fields as come before what is wrong.
+    """
+    place, found, end = 0, 0, len(data)
+    while place < end and found <= most:
+        tag, place = _varint(data, place)
+        match tag & 7:
+            case 0:
+                _, place = _varint(data, place)
+            case 1:
+                place += 8
+            case 2:
+                length, place = _varint(data, place)
+                place += length
+            case 5:
+                place += 4
+            case _:
+                return False
+        found += 1
+    return found > most
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    for byte in data[place : place + 10]:
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+    return value, len(data)

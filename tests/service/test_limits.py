@@ -1,0 +1,99 @@
+"""The limits of docs/operations.md, each from outside: what is above it is refused by name, what is at it is answered, and the
+trainer beside it goes on."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from mechanicd.v1 import names
+from tests.docs.pages import DOCS
+from tests.service.conftest import refusal
+
+New = Callable[..., Any]
+
+
+def limit(what: str) -> int:
+    """The number of a limit as the documentation states it."""
+    found = re.search(rf"^\| {re.escape(what)}[^|]*\| ([0-9,]+)( MiB)? ", DOCS["docs/operations.md"], re.MULTILINE)
+    assert found is not None
+    return int(found[1].replace(",", "")) * (2**20 if found[2] else 1)
+
+
+def raw(wire: Any, method: str, data: bytes) -> list[bytes]:
+    """The answers to bytes that are sent as they are."""
+    if method == "StreamSteps":
+        return list(wire.channel.stream_stream(f"/mechanicd.v1.TunerService/{method}")(iter([data]), timeout=20))
+    service = "TunerService" if method == "Step" else "RunService"
+    return [wire.channel.unary_unary(f"/mechanicd.v1.{service}/{method}")(data, timeout=20)]
+
+
+def refused(wire: Any, method: str, data: bytes) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        raw(wire, method, data)
+    return refusal(caught.value)
+
+
+STEPS = {
+    "empty": b"\x0a\x00",
+    "of a number": b"\x0a\x02\x10\x01",
+    "after a field that nobody knows": b"\x92\x3e\x01x\x0a\x00",
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("count", [1, 2, 100, 1000])
+def test_a_message_of_too_many_steps_is_refused_before_any_is_taken(training: Any, step: bytes, count: int) -> None:
+    most = limit("steps in one message of `StreamSteps`")
+    data = step * (most + 1) * count
+    error = refused(training.wire, "StreamSteps", data)
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "REQUEST_TOO_LARGE")
+    assert error.metadata == {"allowed": str(most), "unit": "steps"}
+    assert "several messages" in error.message
+    training.take()
+
+
+def test_as_many_steps_as_a_message_may_have_are_taken_in_their_order(new_training: New) -> None:
+    most = limit("steps in one message of `StreamSteps`")
+    one, wide = new_training("one"), new_training("wide")
+    one.open()
+    wide.open()
+    stream = one.wire.stream()
+    requests, states = [], []
+    for training in (one, wide):
+        for step in range(1, most // 2 + 1):
+            reductions = training.reductions(step)
+            requests.append(training.request(reductions, step=step))
+            states.append((training, reductions))
+    for (training, reductions), result in zip(states, stream.take(*requests), strict=True):
+        training.expect(result, reductions)
+    stream.close()
+    assert (one.flush(), wide.flush()) == (most // 2, most // 2)
+
+
+@pytest.mark.parametrize("method", ["ListRuns", "GetRun", "Step", "SketchRuns", "UpdateRun"])
+def test_a_request_of_too_many_bytes_is_refused_by_name(training: Any, method: str) -> None:
+    most = limit("bytes of any other request")
+    error = refused(training.wire, method, b"\x92\x3e" + bytes([0x80 | most & 0x7F, *_rest(most)]) + b"x" * most)
+    assert error.reason == "REQUEST_TOO_LARGE"
+    assert error.metadata == {"allowed": str(most), "unit": "bytes"}
+    training.take()
+
+
+def _rest(length: int) -> list[int]:
+    length, found = length >> 7, []
+    while length > 0x7F:
+        found.append(0x80 | length & 0x7F)
+        length >>= 7
+    return [*found, length]
+
+
+def test_what_is_no_message_is_still_told_from_what_is_too_large(wire: Any) -> None:
+    assert refused(wire, "StreamSteps", b"\xff" * 100_000).reason == "MALFORMED_REQUEST"
+    assert refused(wire, "StreamSteps", b"\x0a\x00" * 900 + b"\x0a\xff\xff\x7f" + b"x" * 20_000).reason == "MALFORMED_REQUEST"
+
+
+def test_the_limits_of_names_and_labels_are_those_of_the_contract() -> None:
+    assert limit("labels of a run") == names.MAX_LABELS
