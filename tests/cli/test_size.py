@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from mechanicd.cli import _query, _text, _top
+from mechanicd.cli import _export, _query, _text, _top
 from mechanicd.client import Client, NotImplementedByServer
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
@@ -61,4 +61,4 @@ def test_a_server_of_an_older_version_is_asked_as_it_understands(train: New, run
 
         old = cast(Client, Old())
         assert _query.sketches_of(old, [name], 24) == _query.sketches_of(client, [name], 24)
-        assert list(_query._steps(old, name, 0, 1, None)) == list(_query._steps(client, name, 0, 1, None))
+        assert list(_export._steps(old, name, 0, 1, None)) == list(_export._steps(client, name, 0, 1, None))

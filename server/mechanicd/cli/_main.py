@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 try:
@@ -12,18 +13,26 @@ except ModuleNotFoundError:  # the base install is the client alone
 from mechanicd.cli._output import fail
 from mechanicd.cli._streams import any_streams
 
+_COMMANDS: Final = {
+    "demo": "mechanicd.demo:demo",
+    "import": "mechanicd.cli._import:import_",
+    "runs": "mechanicd.cli._runs:runs",
+    "serve": "mechanicd.cli._serve:serve",
+    "store": "mechanicd.cli._store:store",
+    "top": "mechanicd.cli._top:top",
+}
+
 
 class LazyGroup(click.Group):
-    """A group that imports a command only when it is used: `serve` needs neither torch nor a client."""
+    """A group that imports a command only when it is used: `serve` needs neither torch nor a client.
 
-    lazy: Final = {
-        "demo": "mechanicd.demo:demo",
-        "import": "mechanicd.cli._import:import_",
-        "runs": "mechanicd.cli._runs:runs",
-        "serve": "mechanicd.cli._serve:serve",
-        "store": "mechanicd.cli._store:store",
-        "top": "mechanicd.cli._runs:top",
-    }
+    Args:
+        lazy: `module:attribute` of each command, by its name.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.lazy = lazy
 
     def main(self, *args: Any, **settings: Any) -> Any:
         with any_streams():
@@ -40,7 +49,7 @@ class LazyGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
             missing = error.name or "a package"
-            message = f"`mechanicd {cmd_name}` needs {missing}, which is not installed; pip install 'mechanicd[demo]'"
+            message = f"`{ctx.command_path} {cmd_name}` needs {missing}, which is not installed; pip install 'mechanicd[demo]'"
 
             @click.command(cmd_name, help=f"Not available: {message}.", context_settings={"ignore_unknown_options": True})
             @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
@@ -51,7 +60,7 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mechanicd")
 def main() -> None:
     """MECHANIC, the learning-rate tuner, as a service: it computes the scale S of every run, and keeps each run's state.

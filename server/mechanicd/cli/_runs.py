@@ -1,21 +1,21 @@
 """`mechanicd runs …`: the group of commands over runs; they use the same gRPC contract as any client."""
 
+from typing import Final
+
 import click
 
-from mechanicd.cli import _change, _query
-from mechanicd.cli._top import top
+from mechanicd.cli._main import LazyGroup
 
-__all__ = ["runs", "top"]
+_COMMANDS: Final = {
+    **{name: f"mechanicd.cli._change:{name}" for name in ("archive", "close", "delete", "fork", "label", "rename", "restore")},
+    "export": "mechanicd.cli._export:export",
+    "list": "mechanicd.cli._query:list_",
+    "rewind": "mechanicd.cli._change:rewind",
+    "show": "mechanicd.cli._query:show",
+    "watch": "mechanicd.cli._query:watch",
+}
 
 
-@click.group()
+@click.group(cls=LazyGroup, lazy=_COMMANDS)
 def runs() -> None:
     """List, inspect and export runs, and change them."""
-
-
-for command in (
-    *(_query.list_, _query.show, _query.watch, _query.export),
-    *(_change.rewind, _change.fork, _change.rename, _change.close, _change.delete),
-    *(_change.archive, _change.restore, _change.label),
-):
-    runs.add_command(command)

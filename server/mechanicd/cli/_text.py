@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final
 
 from rich.cells import cell_len
@@ -75,15 +76,17 @@ def event_dict(event: resources_pb2.RunEvent) -> dict[str, Any]:
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """Positive values on a log scale in at most `width` columns. Each column shows its maximum, so no spike is hidden."""
-    width = min(width, len(values))
-    columns = [max(values[len(values) * i // width : len(values) * (i + 1) // width]) for i in range(width)]
+    values, count = list(values), len(values)
+    width = min(width, count)
+    bounds = [count * i // width for i in range(width + 1)] if width < count else []
+    columns = [max(values[begin:end]) for begin, end in pairwise(bounds)] if bounds else values
     logs = [math.log10(value) if value > 0 else None for value in columns]
     present = [value for value in logs if value is not None]
     if not present:
         return " " * width
-    low, span = min(present), max(present) - min(present) or 1.0
-    top = len(_SPARKS) - 1
-    return "".join(" " if value is None else _SPARKS[round((value - low) / span * top)] for value in logs)
+    low = min(present)
+    steps = (len(_SPARKS) - 1) / (max(present) - low or 1.0)
+    return "".join([" " if value is None else _SPARKS[round((value - low) * steps)] for value in logs])
 
 
 def lines(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = None, ahead: float = 0.0) -> list[str]:
@@ -97,7 +100,7 @@ def lines(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = 
     """
     now = datetime.now(UTC) + timedelta(seconds=ahead)
     rows = [_headings(sketches), *(_cells(run, sketches, now) for run in found)]
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     right = [heading in _RIGHT for heading in rows[0]]
     return ["  ".join(map(_padded, row, widths, right)).rstrip() for row in rows]
 
@@ -141,8 +144,12 @@ def _cells(run: resources_pb2.Run, sketches: dict[str, str] | None, now: datetim
 
 
 def _padded(cell: str, width: int, right: bool) -> str:
-    missing = " " * (width - cell_len(cell))
+    missing = " " * (width - _width(cell))
     return missing + cell if right else cell + missing
+
+
+def _width(cell: str) -> int:
+    return len(cell) if cell.isascii() else cell_len(cell)
 
 
 def kind(need: resources_pb2.Need) -> str:

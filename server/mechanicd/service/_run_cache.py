@@ -47,8 +47,8 @@ class RunCache:
     def judge(self, row: RunRow) -> Seen:
         """A run with its status and alerts as of now."""
         now = self._store.clock.now()
-        row = not_ahead(row, now)
-        return judged(row, now, self._silence), alerts(row, now, self._silence)
+        seen = judged(not_ahead(row, now), now, self._silence)
+        return seen, alerts(seen, now, self._silence)
 
     async def watch(self) -> dict[int, Seen]:
         """Every run by id, judged within the last second: cheap enough to call several times a second."""

@@ -201,7 +201,8 @@ def summary(
     whole = [_chunks.readable(groups, segment.records, segment.first_step, segment.last_step)[0] for segment in tail]
     if any(whole):
         parts.append(_summary.of_steps(groups, b"".join(whole), 1))
-    buckets = np.concatenate([np.empty(0, _summary.dtype(groups)), *parts])
+    parts = [part for part in parts if len(part)] or [level]
+    buckets = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if size > 1:
         buckets = _summary.merge(buckets, size)
     return buckets[(buckets["last_step"] >= first) & (buckets["first_step"] <= last)]
@@ -228,7 +229,8 @@ def _level(groups: int, rows: list[Any], stored: int, span: int) -> _summary.Buc
         return None
     level = np.frombuffer(b"".join(row[1] for row in rows), dtype)
     level = level[level["size"] == stored]
-    complete = len(np.unique((level["first_step"] - 1) // span)) == len(rows)
+    chunks = (level["first_step"] - 1) // span
+    complete = np.count_nonzero(chunks[1:] != chunks[:-1]) + min(len(level), 1) == len(rows)  # out of order it is not plausible
     return level if complete and _chunks.plausible(level, low, high) else None
 
 

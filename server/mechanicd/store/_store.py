@@ -406,28 +406,25 @@ class SQLStore(ABC):
         self._folding = None
         self._folded()
 
-    def _segments(self, db: Database, run_id: int, branch: int, *, fresh: bool = False) -> list[Segment]:
-        """The journal segments that count for a branch. Only the current history has any: a rewind folds first.
-
-        Args:
-            fresh: the journal index was already refreshed in this transaction.
-        """
+    def _segments(self, db: Database, run_id: int, branch: int) -> list[Segment]:
+        """The journal segments that count for a branch. Only the current history has any: a rewind folds first."""
         row = db.execute("SELECT epoch, folded_step FROM runs WHERE id = :id", {"id": run_id}).fetchone()
         if branch or row is None:
             return []
-        if not fresh:
-            self._journal.refresh(db)
+        self._journal.refresh(db)
         return _history.valid(self._journal.of(run_id), *row)
 
     def _summary(self, db: Database, request: SummaryRequest) -> _summary.Buckets:
         run, branch, first, last, most = request
         groups = len(run.config.scale_groups)
-        newest = db.execute(
-            "SELECT last_step FROM chunks WHERE run_id = :id AND branch = :branch ORDER BY number DESC LIMIT 1",
+        # One statement: a thousand runs are asked for at once. There is no row if the run has been deleted.
+        epoch, folded_step, newest = db.execute(
+            "SELECT epoch, folded_step, (SELECT last_step FROM chunks WHERE run_id = :id AND branch = :branch"
+            " ORDER BY number DESC LIMIT 1) FROM runs WHERE id = :id",
             {"id": run.id, "branch": branch},
-        ).fetchone()
-        journal = self._segments(db, run.id, branch, fresh=True)
-        end = journal[-1].last_step if journal else newest[0] if newest else 0
+        ).fetchone() or (0, 0, 0)
+        journal = [] if branch else _history.valid(self._journal.of(run.id), epoch, folded_step)
+        end = journal[-1].last_step if journal else newest or 0
         size = _summary.size_for(min(last, end) - first + 1, most)
         return _history.summary(db, run.id, groups, branch, first, last, size, journal)
 

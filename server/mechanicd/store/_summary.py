@@ -80,7 +80,12 @@ def merge(buckets: Buckets, size: int) -> Buckets:
     if not len(buckets):
         return buckets
     keys = (buckets["first_step"] - 1) // size
-    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    begins = keys[1:] != keys[:-1]
+    if begins.all():  # nothing to merge
+        merged = buckets.copy()
+        merged["size"] = size
+        return merged
+    starts = np.flatnonzero(np.concatenate(([True], begins)))
     ends = np.concatenate((starts[1:], [len(buckets)])) - 1
     merged = np.empty(len(starts), buckets.dtype)
     merged["size"] = size
