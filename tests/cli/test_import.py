@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd.cli import main
-from mechanicd.client import Reductions, TunerConfig, connect, open_run
+from mechanicd.client import Reductions, TunerConfig, _spool_format, _spool_session, connect, open_run
 from mechanicd.client import _spool_import as spool_import
 from mechanicd.client.spool import import_spool
 from mechanicd.v1 import resources_pb2, run_service_pb2
@@ -64,6 +66,10 @@ class World:
 
     def told(self, run: str, branch: int = 0) -> list[tuple[int, float]]:
         return told(self._history(self.target, run, self.project, branch=branch))
+
+    def times(self, run: str) -> list[int]:
+        """When each step was taken, ns since 1970."""
+        return [step.time.ToNanoseconds() for step in self._history(self.target, run, self.project)]
 
     def everything(self, run: str) -> Any:
         """All that an import might change."""
@@ -399,3 +405,43 @@ def test_a_name_that_no_spool_has_is_one_line(
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.endswith("[SPOOL_MISSING]\n")
     assert "\x1b" not in done.stderr
+
+
+def test_imported_steps_keep_the_times_at_which_they_were_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time_ns()
+    times = [10**18, 10**18 + 60 * 10**9, 10**18 + 30 * 10**9, now + 3600 * 10**9]  # set back once, and then far ahead
+    clock = iter(times)
+    monkeypatch.setattr(_spool_session, "time_ns", lambda: next(clock))
+    world.train("times", some_reductions(4))
+    world.bring("times")
+    kept = world.times("times")
+    assert kept[:3] == times[:3]
+    assert now <= kept[3] <= time.time_ns(), "no step is from the future"
+    run = world.get("times").run
+    assert run.step_time.ToNanoseconds() >= now, "the run's own time is that of the import"
+    assert world.bring("times").imported == 0
+
+
+@pytest.mark.parametrize("stamp", [None, Timestamp(seconds=-5), Timestamp(seconds=2**40), Timestamp(seconds=5, nanos=-1)])
+def test_a_file_without_usable_times_is_imported_with_the_time_of_the_import(world: World, stamp: Timestamp | None) -> None:
+    scales = world.train("old", some_reductions(5))
+    file = world.file("old")
+    with file.open("rb") as reader:
+        records = list(_spool_format.records(reader))
+    data = _spool_format.HEADER
+    for record in records:
+        message = record.message
+        if record.kind == _spool_format.STEP:
+            step = resources_pb2.StepRecord.FromString(message)
+            step.ClearField("time")
+            if stamp is not None:
+                step.time.CopyFrom(stamp)
+            message = step.SerializeToString()
+        elif record.kind == _spool_format.SYNCED:
+            continue
+        data += _spool_format.framed(len(data), record.kind, message)
+    file.write_bytes(data)
+    before = time.time_ns()
+    assert world.bring("old").imported == 5
+    assert world.told("old") == list(enumerate(scales, 1))
+    assert all(before <= each <= time.time_ns() for each in world.times("old"))

@@ -11,7 +11,7 @@
                 the message
 
     kind 1      OPENED: mechanicd.v1.OpenSessionRequest. A session begins, and says where.
-         2      STEP: mechanicd.v1.StepRecord, with S_{t+1}, without h and time.
+         2      STEP: mechanicd.v1.StepRecord, with S_{t+1} and the trainer's time (early files have none), without h.
          3      CLOSED: mechanicd.v1.CloseSessionRequest, without a session.
          4      SYNCED: its own offset as uint64. All that is before it was on the disk when it was written.
 

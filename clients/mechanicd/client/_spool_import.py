@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from mechanicd.client import _arguments, _spool_file, _spool_history, _spool_target
 from mechanicd.client._client import Client
 from mechanicd.client._connection import verify
@@ -336,4 +338,10 @@ def _request(session: int, step: resources_pb2.StepRecord) -> tuner_service_pb2.
         reductions=step.reductions,
         base_lr=step.base_lr if step.HasField("base_lr") else None,
         hold=step.outcome == resources_pb2.STEP_OUTCOME_HELD,
+        time_ns=_time_ns(step.time),
     )
+
+
+def _time_ns(time: Timestamp) -> int:
+    """In nanoseconds since 1970; 0 where the file has no time, as early ones, or one that is out of range."""
+    return time.seconds * 10**9 + time.nanos if 0 <= time.seconds < 2**33 and 0 <= time.nanos < 10**9 else 0

@@ -5,7 +5,10 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import time_ns
 from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd.client import _spool_format, _spool_history, _spool_target
 from mechanicd.client._deferred import deferred
@@ -195,8 +198,10 @@ class SpoolSession(Session):
         groups, base_lr, hold = self._begun
         outcome = _HELD if hold else _NON_FINITE if following.table is self._state.table else _TUNED
         g, x, gg, xx = zip(*groups, strict=True)
+        seconds, nanos = divmod(time_ns(), 10**9)
         record = resources_pb2.StepRecord(
             step=following.step,
+            time=Timestamp(seconds=seconds, nanos=nanos),
             outcome=outcome,
             reductions=resources_pb2.Reductions(delta_dot_g=g, delta_dot_x=x, g_norm_sq=gg, x_norm_sq=xx),
             scale=following.scale,

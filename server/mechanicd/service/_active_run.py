@@ -113,10 +113,12 @@ class ActiveRun:
             # A slow average in integers; a pause (an evaluation, a checkpoint) counts as eight intervals at most.
             self._interval = usual + ((min(gap, 8 * usual) - usual) >> 4) if usual else gap
         self._tick = tick
+        # A step of a spool file has the time at which it was taken; the run, as always, the time at which it arrived.
+        taken = min(request.time_ns, now) if request.time_ns > 0 else now
         lr = request.base_lr if request.HasField("base_lr") else None
         g, x, gg, xx = zip(*groups, strict=True)
         self._pending.append(
-            runs.pack(self._groups, StepRow(state.step, now, outcome, g, x, gg, xx, h, state.scale, lr)),
+            runs.pack(self._groups, StepRow(state.step, taken, outcome, g, x, gg, xx, h, state.scale, lr)),
         )
         result = StepResult(
             session=request.session,
