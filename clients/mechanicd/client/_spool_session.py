@@ -8,8 +8,6 @@ from pathlib import Path
 from time import time_ns
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from mechanicd.client import _spool_format, _spool_history, _spool_target
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed, SessionFenced
@@ -17,6 +15,7 @@ from mechanicd.client._leftovers import do_later
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.client._signals import Turn
 from mechanicd.client._spool_file import SpoolFile, unwritable
+from mechanicd.client._spool_step import StepWriter
 from mechanicd.client._wire import STATUS, config_out
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
@@ -111,6 +110,7 @@ class SpoolSession(Session):
         super().__init__(request.name, config, state)
         self._request = request
         self._file = file
+        self._writer = StepWriter(len(config.scale_groups))
         self._on_outage = on_outage
         self._pid = os.getpid()
         self._error: MechanicdError | None = None
@@ -197,18 +197,9 @@ class SpoolSession(Session):
     def _receive(self, following: TunerState, wait: bool) -> TunerState:
         groups, base_lr, hold = self._begun
         outcome = _HELD if hold else _NON_FINITE if following.table is self._state.table else _TUNED
-        g, x, gg, xx = zip(*groups, strict=True)
-        seconds, nanos = divmod(time_ns(), 10**9)
-        record = resources_pb2.StepRecord(
-            step=following.step,
-            time=Timestamp(seconds=seconds, nanos=nanos),
-            outcome=outcome,
-            reductions=resources_pb2.Reductions(delta_dot_g=g, delta_dot_x=x, g_norm_sq=gg, x_norm_sq=xx),
-            scale=following.scale,
-            base_lr=base_lr,
-        )
+        message = self._writer.message(following.step, outcome, groups, following.scale, base_lr, time_ns())
         if self._is_contiguous():
-            written = self._file.append(_spool_format.STEP, record.SerializeToString())
+            written = self._file.append(_spool_format.STEP, message)
         else:
             written = False
             self._lost += 1
