@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mechanicd.runs import RunStatus
+from mechanicd.service._errors import alias
 from mechanicd.store import Claim, OwnershipLost, SQLiteStore
 from mechanicd.tuner import Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
@@ -96,7 +97,7 @@ def test_a_run_that_another_server_took_is_let_go_by_name(play: Callable[..., Be
         assert (await bench.refused(bench.flush())).reason == "OWNERSHIP_LOST"
         returning = tuner_service_pb2.OpenSessionRequest(name=NAME, session=bench.session)
         fenced = await bench.refused(bench.engine.open_session(returning))
-        assert (fenced.reason, fenced.metadata["successor"]) == ("SESSION_FENCED", "4242")
+        assert (fenced.reason, fenced.metadata["successor"]) == ("SESSION_FENCED", alias(4242))
 
     bench = play(act)
     assert len(bench.stored()) == 5

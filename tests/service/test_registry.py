@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mechanicd.service import Engine, Retention, ServiceError, _registry, _writer
+from mechanicd.service._errors import alias
 from mechanicd.service._run_service import RunService
 from mechanicd.store import SQLiteStore
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
@@ -148,7 +149,7 @@ def test_a_fenced_session_is_told_so_with_the_holder_however_long_ago_it_was(
         for _ in range(takeovers):
             holder = await bench.open()
         (error,) = await bench.stream(old)
-        facts = {"session": str(old), "successor": str(holder)}
+        facts = {"session": str(old), "successor": alias(holder)}
         assert (error.reason, dict(error.metadata)) == (10, facts)
         for refused in (await bench.flush(old), await bench.reattach(old)):
             assert (refused.reason, refused.metadata) == ("SESSION_FENCED", facts)

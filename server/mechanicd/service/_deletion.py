@@ -5,7 +5,7 @@ from typing import Final
 
 from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
-from mechanicd.service._errors import ServiceError
+from mechanicd.service._errors import ServiceError, alias
 from mechanicd.service._lineage import held
 from mechanicd.store import OwnershipLost
 from mechanicd.v1 import run_service_pb2
@@ -34,7 +34,7 @@ async def delete(engine: Engine, request: run_service_pb2.DeleteRunRequest) -> N
                     "RUN_HELD",
                     f"{name} is held by a session, whose further steps would be recorded nowhere; stop its trainer first "
                     "(SIGTERM closes the session), or, if it is already dead, set `fence` (`mechanicd runs delete --fence`)",
-                    {"name": name, "session": row.session},
+                    {"name": name, "session": alias(row.session)},
                 )
             try:
                 # Conditional on the epoch just read: nobody took hold of the run since.

@@ -7,7 +7,7 @@ from typing import Final
 from mechanicd.runs import RunRow, RunStatus, Silence, judged
 from mechanicd.service import _convert, _events
 from mechanicd.service._engine import Engine
-from mechanicd.service._errors import ServiceError, every
+from mechanicd.service._errors import ServiceError, alias, every
 from mechanicd.service._lineage import held
 from mechanicd.store import Release
 from mechanicd.v1 import names, run_service_pb2
@@ -34,7 +34,7 @@ async def close(engine: Engine, request: run_service_pb2.CloseRunRequest, silenc
                     "RUN_HELD",
                     f"{name} is held by a session whose trainer is connected; stop it first (SIGTERM closes the session), or "
                     "set `fence` to stop it with an error at its next step",
-                    {"name": name, "session": row.session},
+                    {"name": name, "session": alias(row.session)},
                 )
             release = Release(
                 run_id=row.id,

@@ -1,5 +1,6 @@
 """The service's one error class, and how several refusals of one request become one; `_grpc` translates it to gRPC."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
@@ -60,6 +61,12 @@ class BadField(NamedTuple):
     field: str
     reason: str
     message: str
+
+
+def alias(session: int) -> str:
+    """A decimal number that tells another's session from others. The id itself never leaves the server: whoever knows it can
+    step, close and resume the session."""
+    return str(int.from_bytes(hashlib.sha256(f"mechanicd session {session}".encode()).digest()[:8]))
 
 
 class ServiceError(Exception):

@@ -8,7 +8,7 @@ from typing import Final
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
 from mechanicd.service import _convert
 from mechanicd.service._engine import Engine
-from mechanicd.service._errors import ServiceError, every
+from mechanicd.service._errors import ServiceError, alias, every
 from mechanicd.service._registry import NewName
 from mechanicd.service._replay import replayed
 from mechanicd.store import Fork, OwnershipLost, Rename, Rewind, RunExists
@@ -196,7 +196,7 @@ def _held(name: names.RunName, row: RunRow, why: str) -> ServiceError:
         "RUN_HELD",
         f"{name} is held by a session, which {why}; stop its trainer first (SIGTERM closes the session), or set `fence` if the "
         "trainer is already dead",
-        {"name": name, "session": row.session},
+        {"name": name, "session": alias(row.session)},
     )
 
 

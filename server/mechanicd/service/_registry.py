@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final, NamedTuple
 
 from mechanicd.service._active_run import ActiveRun
-from mechanicd.service._errors import ServiceError
+from mechanicd.service._errors import ServiceError, alias
 from mechanicd.service._metrics import Metrics
 from mechanicd.store import OwnershipLost
 from mechanicd.v1 import names
@@ -284,14 +284,14 @@ def fenced(session: int, successor: int) -> ServiceError:
             "SESSION_FENCED",
             f"this session's run was renamed to {successor.run}, and the session fenced; this process must stop: start it "
             "again under that name, from its checkpoint",
-            {"session": session, "successor": successor, "renamed_to": successor.run},
+            {"session": session, "successor": alias(successor), "renamed_to": successor.run},
         )
     return ServiceError(
         "SESSION_FENCED",
         "a newer session holds this run, because another process opened it; this process must stop, so that two never "
         "train the same run. Jobs that train runs of their own need names of their own, such as "
         "run='sweep/{slurm_array_task_id}' or run='sweep/{random}'",
-        {"session": session, "successor": successor},
+        {"session": session, "successor": alias(successor)},
     )
 
 

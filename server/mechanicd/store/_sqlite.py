@@ -1,5 +1,6 @@
 """The embedded engine: one SQLite file in WAL mode; every transaction is synced to disk before it counts."""
 
+import contextlib
 import importlib
 import os
 import sqlite3
@@ -125,6 +126,8 @@ class SQLiteStore(SQLStore):
             raise StoreNotWritable(f"{path}: there is no such file; name the database of a server")
         self._files: Files | None = None
         self._lock = _lock(path) if path != ":memory:" and not readonly else None
+        if self._lock is not None:
+            _create(path)
         try:
             source = f"{Path(path).absolute().as_uri()}?mode=ro" if readonly else path
             self._db = sqlite3.connect(source, uri=readonly, isolation_level=None, check_same_thread=False, timeout=5.0)
@@ -299,6 +302,13 @@ class _SQLite:
         if any(segments):
             self._db.execute("INSERT INTO journal (data) VALUES (?)", (b"".join(segments),))
         return moved
+
+
+def _create(path: str) -> None:
+    """Creates a database that only this user can read, if there is none: who knows a session's id can step it. SQLite gives its
+    other files the same permissions. Those of a database that exists are the administrator's."""
+    with contextlib.suppress(OSError):  # SQLite will say what is wrong
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _lock(path: str) -> Any:
