@@ -23,7 +23,7 @@ PUBLIC = {
         changes check copy open_store saved_records steady_ns without_password
     """,
     "mechanicd.client": """
-        Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer OnOutage PackageMissing
+        Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted OnOutage PackageMissing
         Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict TunerConfig
         TunerState connect make_config open_run scale_of
     """,
