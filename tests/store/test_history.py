@@ -488,3 +488,12 @@ def test_who_held_a_deleted_run_is_remembered(store: SQLStore, monkeypatch: pyte
     store.delete(stays.row.id)
     known = [store.deleted(session) is not None for session in (*sessions, other.row.session, stays.row.session)]
     assert known == [False, False, True, True], "the newest"
+
+
+def test_labels_that_many_runs_have_are_in_memory_once(store: SQLStore) -> None:
+    for seed in (1, 2):
+        store.set_labels(Training(store, seed).row.id, {"dataset name": "imagenet, 256 px"})
+    (one,), (other,) = (row.labels.items() for row in store.list_runs(None, None, 10))
+    assert one == other == ("dataset name", "imagenet, 256 px")
+    assert one[0] is other[0]
+    assert one[1] is other[1]

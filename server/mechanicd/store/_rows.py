@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from sys import intern
 from typing import Any, Final
 
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus
@@ -73,7 +74,7 @@ def _labels_in(text: str) -> dict[str, str]:
     labels = json.loads(text)
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels are no JSON object of strings")
-    return labels
+    return {intern(key): intern(value) for key, value in labels.items()}  # many runs have the same ones
 
 
 def run_in(row: Sequence[Any]) -> RunRow:
