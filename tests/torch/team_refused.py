@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -173,10 +174,72 @@ def all_but_rank_0() -> Outcome:
 
 
 def leaves() -> Outcome:
-    """The last rank leaves after four steps, and its process lives on."""
+    """The last rank leaves after four steps, and its process and its optimizer live on."""
     model = new_model()
     opt = optimizer(model.parameters(), rank_timeout=3.0)
+    _KEPT.append(opt)
     return train(model, opt, batches(), share=False, steps=4 if rank() == world() - 1 else 8)
+
+
+def drops() -> Outcome:
+    """The last rank's optimizer is gone after four steps, so nobody has to wait for it."""
+    model = new_model()
+    opt = optimizer(model.parameters(), rank_timeout=20.0)
+    return train(model, opt, batches(), share=False, steps=4 if rank() == world() - 1 else 8)
+
+
+def skips_under_ddp() -> Outcome:
+    """A rank leaves out a step, as for a loss that is not finite: its next gradients meet the other rank's sums."""
+    group = dist.new_group(timeout=timedelta(seconds=5))
+    model = DistributedDataParallel(new_model(), process_group=group)
+    return _skip(model, optimizer(model.parameters(), process_group=group, rank_timeout=1.0), lambda: None)
+
+
+def skips_before_own_collective() -> Outcome:
+    """A rank leaves out a step, and the ranks add up their losses after each."""
+    group = dist.new_group(timeout=timedelta(seconds=5))
+    model = new_model()
+    return _skip(
+        model,
+        optimizer(model.parameters(), process_group=group, rank_timeout=1.0),
+        lambda: dist.all_reduce(torch.zeros(1000), group=group),
+    )
+
+
+def shorter_loop() -> Outcome:
+    """A rank has fewer batches, and adds up its results of the evaluation."""
+    group = dist.new_group(timeout=timedelta(seconds=5))
+    model = new_model()
+    opt = optimizer(model.parameters(), process_group=group, rank_timeout=1.0)
+    _KEPT.append(opt)
+    found = _skip(model, opt, lambda: None, steps=STEPS if rank() == 0 else 4)
+    if rank() == 1:
+        try:
+            dist.all_reduce(torch.zeros(1000), group=group)
+        except RuntimeError:
+            found["then"] = "alone"
+    return found
+
+
+_KEPT: list[Any] = []
+
+
+def _skip(model: torch.nn.Module, opt: Any, after: Callable[[], object], steps: int = STEPS) -> Outcome:
+    """The last rank leaves out step 5. It waits for the other's gradients or losses until its group's time-out."""
+    data = batches()
+    for step in range(1, steps + 1):
+        x, y = next(data)
+        opt.zero_grad()
+        try:
+            torch.nn.functional.mse_loss(model(x), y).backward()
+            if step != 5 or rank() == 0:
+                opt.step()
+            after()
+        except MechanicdError as error:
+            return {"error": error.reason, "said": error.message, "at": step}
+        except RuntimeError:
+            return {"error": "of the trainer's own", "at": step}
+    return {}
 
 
 def dies() -> Outcome:

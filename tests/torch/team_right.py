@@ -74,6 +74,21 @@ def by_hand() -> Outcome:
     return train(model, optimizer(model.parameters()), batches(), averaged=True)
 
 
+def own_collectives() -> Outcome:
+    """The ranks add up a metric, one of them before its step and the other after."""
+    model = new_model()
+    opt, works = optimizer(model.parameters()), []
+
+    def before(step: int) -> None:
+        works[:] = [dist.all_reduce(torch.zeros(1000), async_op=True)] if rank() == 0 else []
+
+    def after(step: int) -> None:
+        for work in works or [dist.all_reduce(torch.zeros(1000), async_op=True)]:
+            work.wait()
+
+    return train(model, opt, batches(), averaged=True, before=before, after=after)
+
+
 def join_that_throws() -> Outcome:
     model = DistributedDataParallel(new_model())
     with model.join(throw_on_early_termination=True):

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.soak import SOAK
+
 SCRIPT = Path(__file__).with_name("team_arrangements.py")
 Ranks = list[dict[str, Any]]
 
@@ -57,6 +59,7 @@ def test_ranks_that_hold_replicas_shards_or_parts_find_the_s_of_one_process(tmp_
         "ddp",
         "ddp_mechanized_first",
         "by_hand",
+        "own_collectives",
         "unused_parameter",
         "fsdp",
         "hsdp",
@@ -159,7 +162,7 @@ def test_what_the_ranks_do_not_share_is_found_at_once_on_every_rank(tmp_path: Pa
 
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     """Not one of the waits is the group's own time-out, which is half an hour."""
-    found = run(3, tmp_path, "only_rank_0", "all_but_rank_0", "leaves", "grows_on_one_rank", "dies")
+    found = run(3, tmp_path, "only_rank_0", "all_but_rank_0", "leaves", "drops", "grows_on_one_rank", "dies")
     missing = {
         "only_rank_0": ([0], 1, "ranks 1, 2 did not come to the first step, or the first after a new scale group, within 2 s"),
         "all_but_rank_0": (
@@ -168,6 +171,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
             "rank 0 did not come to the first step, or the first after a new scale group, within 1 s",
         ),
         "leaves": ([0, 1], 5, "rank 2 did not come to step 5 within 3 s"),
+        "drops": ([0, 1], 5, "rank 2 did not come to step 5; a connection broke"),
         "dies": ([0, 1], 5, "rank 2 did not come to step 5; a connection broke"),
     }
     for name, (waiting, step, said) in missing.items():
@@ -177,3 +181,17 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
             assert here["said"].startswith(said)
     for rank in found["grows_on_one_rank"]:
         assert rank["error"] == "RANKS_MISSING"
+
+
+def test_a_skipped_step_does_not_meet_the_trainers_own_collectives(tmp_path: Path) -> None:
+    """In one process group gloo would end the process: sizes differ."""
+    names = ("skips_under_ddp", *(("skips_before_own_collective", "shorter_loop") if SOAK else ()))
+    found = run(2, tmp_path, *names)
+    for name in names:
+        here, other = found[name]
+        assert (here["error"], here["at"]) == ("RANKS_MISSING", 5), name
+        assert here["said"].startswith("rank 1 did not come to step 5 within 1 s"), name
+        assert other == ({"then": "alone"} if name == "shorter_loop" else {"error": "of the trainer's own", "at": AT[name]})
+
+
+AT = {"skips_under_ddp": 6, "skips_before_own_collective": 5}

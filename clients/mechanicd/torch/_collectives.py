@@ -1,12 +1,16 @@
 """Collectives of a few numbers that end in bounded time, with an error that names the ranks that did not come.
 
-A process group alone waits for as long as its time-out, often half an hour. With gloo each collective gets its own. With NCCL
-the wait is on the device, and its watchdog ends the process after the group's.
+A process group alone waits for as long as its time-out, often half an hour. With gloo each collective gets its own time-out,
+in connections of their own: in the user's group a rank that skips a step would bring DDP's gradients to our sums, and gloo ends
+a process where sizes differ. With NCCL both go through the user's group: a second communicator costs memory on the device, and
+where the kernels of two meet in another order on two ranks, they block each other. There the wait is on the device, and NCCL's
+watchdog ends the process after the group's time-out.
 """
 
 import contextlib
 import json
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
@@ -51,8 +55,12 @@ class Collectives:
         self._timeout = timeout
         self._there: Any = dist.group.WORLD if group is None else group
         self.rank, self.ranks = dist.get_rank(group), dist.get_process_group_ranks(self._there)
+        backend = str(dist.get_backend(group))
         # NCCL moves only GPU tensors.
-        self._nccl = "nccl" in str(dist.get_backend(group))
+        self._nccl = "nccl" in backend
+        self._gloo = not self._nccl and ("gloo" in backend or backend == "undefined") and dist.is_gloo_available()
+        self._own: list[Any] = []
+        weakref.finalize(self, self._own.clear)  # gloo's threads end before Python does
         self._device = torch.device("cuda", torch.cuda.current_device()) if self._nccl else torch.device("cpu")
         self._meetings = Meetings(group, timeout)
         self._count = 0
@@ -63,6 +71,28 @@ class Collectives:
         if not dist.is_initialized():
             return False
         return self._there is dist.group.WORLD if self._group is None else self._there in dist.distributed_c10d._world.pg_map
+
+    def connect(self) -> None:
+        """Connects the ranks by themselves, with gloo; once, after they have met.
+
+        This is no `new_group`, which all ranks of the default group have to call, and in the same order.
+
+        Raises:
+            SessionError: RANKS_MISSING.
+        """
+        if self._own or not self._gloo:
+            return
+        try:
+            store = self._meetings.private_store()
+            if store is not None:
+                timeout = timedelta(seconds=self._timeout)
+                self._own.append(dist.ProcessGroupGloo(store, self.rank, len(self.ranks), timeout))
+        except RuntimeError as error:
+            raise self._missing([], "the first step", f"; they can't be connected: {str(error).partition('. ')[0]}") from None
+
+    @property
+    def _connections(self) -> Any:
+        return self._own[0] if self._own else self._there
 
     def all_reduce(self, values: Sequence[float], step: int) -> list[float]:
         """The sums of so many float64 over the ranks, the same bits on all of them.
@@ -80,7 +110,7 @@ class Collectives:
             return _listed(message)
         options = dist.AllreduceOptions()  # whose default is a sum
         options.timeout = timedelta(seconds=self._timeout)
-        return self._wait(self._there.allreduce([message], options), message, f"step {step + 1}")
+        return self._wait(self._connections.allreduce([message], options), message, f"step {step + 1}")
 
     def broadcast(self, values: Sequence[float] | None, size: int) -> list[float]:
         """What the leader gives, so many float64; the others give None. Raises as `all_reduce`."""
@@ -93,7 +123,7 @@ class Collectives:
             return _listed(message)
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor, options.timeout = LEADER, 0, timedelta(seconds=self._timeout)
-        return self._wait(self._there.broadcast([message], options), message, "the end of a step")
+        return self._wait(self._connections.broadcast([message], options), message, "the end of a step")
 
     def meet(self, said: str, decide: Callable[[list[str]], tuple[str, bool]], where: str) -> dict[str, Any]:
         """The answer to what all ranks say; see `Meetings.hold`.

@@ -83,6 +83,11 @@ class Meetings:
         dist.all_gather_object(everything, said, group=self._group)
         return decide(everything)[0]
 
+    def private_store(self) -> Any:
+        """A store for these ranks alone, another one after each meeting; None if the group has none."""
+        store = self._store()
+        return None if store is None else dist.distributed_c10d.PrefixStore(self._key("connections"), store)
+
     def wait_for(self, place: str) -> None:
         """Notes that this rank waits at a place of the training; `missing_at` tells who does not."""
         self._store().set(self._key(f"waits/{self._rank}"), place)

@@ -138,6 +138,7 @@ class Team:
                 if not self._parts
                 else f"the ranks that hold parts of one model must share their settings: {_few(answer['differ'])}",
             )
+        self._collectives.connect()
         self.met = answer["met"]
         self._replicas = not self._parts and not any(hasattr(p, "device_mesh") for p in params)
         if self._parts:
