@@ -11,6 +11,7 @@ wherever it does so alone. Or it is refused by name before the first step.
 import inspect
 import io
 import math
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -73,6 +75,13 @@ def problem() -> tuple[Tensor, Tensor]:
     return x, torch.stack([x[:, 0] * x[:, 1], x[:, 2], x[:, 3].sin(), x[:, 4] - x[:, 5]], 1)
 
 
+def seed(number: int) -> None:
+    """Of every generator that an optimizer draws from: one of them takes numpy's."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+
+
 class Training:
     """One training; its steps use random numbers that depend on their number alone."""
 
@@ -80,7 +89,7 @@ class Training:
         self.case, self.done = case, 0
         self.sign = -1.0 if case.maximize else 1.0
         self.model = network(case.biases)
-        torch.manual_seed(0)
+        seed(0)
         base = case.make(self.model, lr)
         self.opt: Any = mechanize(base, s_init=S_INIT) if mechanized else base
         self.x, self.y = problem()
@@ -97,7 +106,7 @@ class Training:
 
     def run(self, steps: int) -> float:
         for _ in range(steps):
-            torch.manual_seed(self.done)
+            seed(self.done)
             if self.case.loop != "closure":
                 self.backward()
             if self.case.loop in ("closure", "sam"):
