@@ -275,6 +275,39 @@ def test_a_schedule_belongs_inside():
     assert after > 3 * inside
 
 
+def test_what_may_stand_after_mechanize_and_what_makes_s_run_away(digits):
+    """What docs/jax.md says of each; S after 200 steps, as a multiple of S alone."""
+
+    def S_of(*after):
+        return scale(digits.train(optax.chain(mechanize(optax.sgd(1.0), s_init=1e-4), *after), 200)[1])
+
+    alone = S_of()
+    assert S_of(optax.clip_by_global_norm(0.01)) > 30 * alone
+    assert 1.5 * alone < S_of(optax.scale(0.5)) < 2.5 * alone
+    assert 0.7 * alone < S_of(optax.ema(0.9)) < 1.4 * alone
+    assert S_of(optax.ema(0.99)) < 0.3 * alone
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        ("delta", "float32"),
+        pytest.param("delta+ref", "float32", marks=pytest.mark.soak),
+        pytest.param("delta", "bfloat16", marks=pytest.mark.soak),
+    ],
+)
+def test_schedule_free_goes_around(layout, dtype, digits):
+    """S is that of z: as large as alone. And x, its average, is as good as the weights alone."""
+    tx = mechanize(optax.sgd(1.0), s_init=1e-4, delta_layout=layout)
+    around = optax.contrib.schedule_free(tx, 1.0, b1=0.9, state_dtype=jnp.float32)
+    start = digits.params(getattr(jnp, dtype))
+    params, state, losses = digits.train(around, 300, start)
+    _, alone, _ = digits.train(tx, 300, start)
+    assert 0.7 * scale(alone) < scale(state) < 1.4 * scale(alone)
+    average = optax.contrib.schedule_free_eval_params(state, params)
+    assert float(digits.loss(average, digits.batch(299))) < 0.1 * losses[0]
+
+
 def test_random_keys_in_the_state_of_base_are_kept_where_a_step_does_not_count():
     """Also in a select, as on a GPU and on a mesh with explicit axes."""
     state, params = optax.noisy_sgd(1.0, key=0).init(jnp.ones(2)), jnp.ones(2)
