@@ -6,8 +6,10 @@ import json
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 from mechanicd.cli import main
 from mechanicd.runs import RunRow, StepOutcome, StepRow, export_rows, pack, record_layout, unpack_columns
 from mechanicd.service._replay import replayed
-from mechanicd.store import Store, StoreDamaged, check, open_store, saved_records
+from mechanicd.store import Store, StoreDamaged, check, copy, open_store, saved_records
 from tests.store.test_history import ALL, TWO, Training, fold_all
 
 WIDTH = record_layout(2).size
@@ -206,6 +208,62 @@ def test_a_damaged_row_hides_no_other_run(change: str, made: Any) -> None:
 
 async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
+
+
+@pytest.mark.parametrize("epoch", [2, 2**41])
+def test_a_check_ends_whatever_the_number_of_rewinds(epoch: int, made: Any) -> None:
+    store, training, other = made
+    training.claim(2900)
+    training.train(5)
+    fold_all(store)
+    assert store.branches(training.row) == [1]
+    assert [finding for finding in check(store) if not finding.harmless] == []
+    name = f"projects/p/runs/{training.row.run}"
+    for rewinds in (2**40, -1, 0):  # a flipped bit
+        with store.transaction() as db:
+            db.execute(
+                "UPDATE runs SET rewinds = :rewinds, epoch = :epoch WHERE id = :id",
+                {"rewinds": rewinds, "epoch": epoch, "id": training.row.id},
+            )
+        found = {(finding.run, finding.reason) for finding in check(store) if not finding.harmless}
+        damaged = not 0 <= rewinds <= epoch
+        seen = [row.id for row in store.list_runs(None, None, 10)]
+        assert seen == ([other.row.id] if damaged else [training.row.id, other.row.id])
+        if damaged:
+            assert found == {(name, "HISTORY_DAMAGED")}
+        elif rewinds == 0:
+            assert (name, "HISTORY_DISORDERED") in found
+
+
+class Disordered:
+    """A store, or a database, whose index leads back to where a reader was before."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def list_runs(self, *_: Any) -> Any:
+        return self._inner.list_runs(None, None, 2)
+
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        with self._inner.reading() as db:
+            yield Disordered(db)
+
+    def execute(self, statement: str, parameters: Any = MappingProxyType({})) -> Any:
+        return self._inner.execute(statement, {**parameters} | ({"after": -1} if "after" in parameters else {}))
+
+
+def test_an_index_that_leads_back_ends_a_check_and_a_backup(made: Any, tmp_path: Path) -> None:
+    disordered: Any = Disordered(made[0])
+    assert "DATABASE_DAMAGED" in [finding.reason for finding in check(disordered)]
+    target: Any = open_store(f"sqlite:///{tmp_path}/copy.db")
+    with pytest.raises(StoreDamaged, match="out of order"):
+        copy(disordered, target)
+    assert target.list_runs(None, None, 10) == []
+    target.close()
 
 
 def test_scalars_that_no_tuner_takes_are_damage(made: Any) -> None:

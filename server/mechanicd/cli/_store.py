@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from mechanicd import store as stores
 from mechanicd.cli._output import confirm, fail, json_option
 from mechanicd.cli._ranges import DAYS, STEP
-from mechanicd.runs import RunRow
 from mechanicd.service import Retention
 from mechanicd.store import StoreError
 
@@ -40,7 +39,7 @@ def check(url: str, as_json: bool) -> None:
     """Read every run and recompute each of its steps. A server may be running. Exits with 1 if anything is wrong."""
     with _opened(url, as_json, readonly=True) as opened, _progress("runs", as_json) as progress:
         findings = list(stores.check(opened, progress))
-        runs = sum(1 for _ in _runs(opened))
+        runs = sum(1 for _ in stores.every_run(opened))
     wrong = [finding for finding in findings if not finding.harmless]
     if as_json:
         click.echo(json.dumps({"runs": runs, "ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -68,7 +67,7 @@ def backup(url: str, to: str, as_json: bool) -> None:
         _progress("rows", as_json) as progress,
     ):
         rows = stores.copy(source, target, progress)
-        runs = sum(1 for _ in _runs(target))
+        runs = sum(1 for _ in stores.every_run(target))
     shown = stores.without_password(target_url)
     click.echo(json.dumps({"to": shown, "runs": runs, "rows": rows}) if as_json else f"{runs} runs copied to {shown}")
 
@@ -85,23 +84,16 @@ def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool,
     if giving_up and not yes:
         confirm("This deletes older steps or runs for good. Continue?", as_json)
     with _opened(url, as_json) as opened:
-        before = sum(1 for _ in _runs(opened))
+        before = sum(1 for _ in stores.every_run(opened))
         while opened.fold():
             pass
         oldest = Retention(keep_steps, keep_days).oldest(opened.clock.now())
         while giving_up and opened.retain(keep_steps, oldest):
             pass
         opened.vacuum()
-        after = sum(1 for _ in _runs(opened))
+        after = sum(1 for _ in stores.every_run(opened))
     report = {"runs": after, "runs_deleted": before - after}
     click.echo(json.dumps(report) if as_json else f"{after} runs kept, {before - after} deleted")
-
-
-def _runs(opened: stores.Store) -> Iterator[RunRow]:
-    after = None
-    while page := opened.list_runs(None, after, 1000):
-        yield from page
-        after = (page[-1].project, page[-1].run)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Curves:
     def branches(self, store: Store, run: RunRow) -> list[dict[str, int]]:
         """The run's current history, and the steps abandoned by each rewind."""
         found = []
-        for branch in range(run.rewinds + 1):
+        for branch in (0, *store.branches(run)):
             self._learn(store, [run], branch)
             span = self._span(run, branch)
             if span.last or not branch:

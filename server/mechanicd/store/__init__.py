@@ -28,7 +28,7 @@ from mechanicd.store._errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from mechanicd.store._interface import Store, changes, saved_records
+from mechanicd.store._interface import Store, changes, every_run, saved_records
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._open import open_store
@@ -71,6 +71,7 @@ __all__ = [
     "changes",
     "check",
     "copy",
+    "every_run",
     "open_store",
     "saved_records",
     "steady_ns",

@@ -10,7 +10,7 @@ import numpy as np
 from mechanicd.runs import RunRow, StepOutcome, StepRow, pack, unpack
 from mechanicd.store import _summary
 from mechanicd.store._errors import StoreDamaged
-from mechanicd.store._interface import Store, saved_records
+from mechanicd.store._interface import Store, every_run, saved_records
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerState
 
 _PAGE = 10_000
@@ -47,9 +47,7 @@ def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_
         for run, reason, text in store.damage():
             damaged.add(run)
             yield Finding(run, reason, text)
-        rows: list[RunRow] = []
-        while page := store.list_runs(None, (rows[-1].project, rows[-1].run) if rows else None, 1000):
-            rows += page
+        rows = list(every_run(store))
         for done, row in enumerate(rows):
             progress(done, len(rows))
             yield from _check_run(store, row, f"projects/{row.project}/runs/{row.run}" not in damaged)
@@ -103,7 +101,9 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
     if missing:
         yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not stored exactly", harmless=True)
     yield from _check_zooms(store, row, 0, name)
-    for branch in range(1, row.rewinds + 1):
+    for branch in store.branches(row):  # not 1…rewinds: that number may be damaged, too
+        if branch > row.rewinds:
+            yield Finding(name, "HISTORY_DISORDERED", f"there are steps of branch {branch}, but {row.rewinds} rewinds")
         for page in _pages(store, row, branch):
             if any(after.step <= before.step for before, after in pairwise(page)):
                 yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} are out of order near step {page[0].step}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mechanicd.store._errors import StoreNotWritable
+from mechanicd.store._errors import StoreDamaged, StoreNotWritable
 from mechanicd.store._sql import TABLES, Database, insert
 from mechanicd.store._store import SQLStore
 
@@ -62,5 +62,7 @@ def _rows(db: Database, table: str) -> Iterator[dict[str, Any]]:
         f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > :after ORDER BY {key} LIMIT 500", {"after": after}
     ).fetchall():
         for row in rows:
+            if row[columns.index(key)] <= after:
+                raise StoreDamaged(f"the table {table} is damaged: it is out of order; restore a backup")
             yield dict(zip(columns, row, strict=True))
-        after = rows[-1][columns.index(key)]
+            after = row[columns.index(key)]

@@ -132,6 +132,9 @@ class Store(Protocol):
             held: ids of runs that are held now, as the caller knows.
         """
 
+    def branches(self, run: RunRow) -> list[int]:
+        """The branches of abandoned steps that a run has, in order. A rewind to a step without any after it leaves none."""
+
     def damage(self) -> list[tuple[str, str, str]]:
         """What can't be read any more: the full name of the run, or ""; a reason of `check`; and words."""
 
@@ -156,6 +159,20 @@ def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[
     pulse = store.pulse()
     changed = [id_ for id_, revision in pulse.items() if known.get(id_) != revision]
     return list(store.rows(changed, states=False)) if changed else [], [id_ for id_ in known if id_ not in pulse]
+
+
+def every_run(store: Store) -> Iterator[RunRow]:
+    """All runs in the order of (project, run).
+
+    Raises:
+        StoreDamaged: the index has them in another order, so that they would never come to an end.
+    """
+    after: tuple[str, str] | None = None
+    while page := store.list_runs(None, after, 1000):
+        yield from page
+        before, after = after, (page[-1].project, page[-1].run)
+        if before is not None and after <= before:
+            raise StoreDamaged("the index of the runs is damaged: it is out of order; restore a backup")
 
 
 def saved_records(store: Store, run: RunRow, branch: int, first: int, last: int, limit: int) -> Iterator[bytes]:

@@ -94,6 +94,8 @@ def run_in(row: Sequence[Any]) -> RunRow:
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
         told = f"projects/{values['project']}/runs/{values['run']} can't be read: its row is damaged ({type(error).__name__})"
         raise StoreDamaged(f"{told}; `mechanicd store check` lists all damage, and a backup may still have it") from None
+    if not 0 <= read.rewinds <= read.epoch:  # each rewind begins an epoch; clients count on it
+        raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has {read.rewinds} rewinds")
     if len(read.scale) != len(read.config.scale_groups):
         raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has another number of scales")
     return read

@@ -322,6 +322,13 @@ class SQLStore(ABC):
             self._journal.refresh(db)
             return [self._summary(db, request) for request in requests]
 
+    def branches(self, run: RunRow) -> list[int]:
+        with self.reading() as db:
+            found = db.execute(
+                "SELECT DISTINCT branch FROM chunks WHERE run_id = :id AND branch > 0 ORDER BY branch", {"id": run.id}
+            ).fetchall()
+            return [int(branch) for (branch,) in found]
+
     def fold(self, most_runs: int = 16) -> bool:
         if self._folding is None:
             if not self._folding_alone():
