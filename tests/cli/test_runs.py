@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mechanicd.client import open_run
+from mechanicd.store import open_store
 from mechanicd.tuner import Tuner, TunerState
 
 New = Callable[..., Any]
@@ -420,16 +423,36 @@ def test_watch_in_json_has_an_object_a_line(train: New, runs: New, watch: New, p
     assert strict(process.stdout.readline()) == {"gone": name}
 
 
-def test_watch_ends_with_an_error_when_the_server_does(new_server: New, train: New) -> None:
+def test_watch_waits_for_a_server_that_is_away_and_tells_only_what_has_changed(new_server: New) -> None:
     server = new_server("--grace", "0").start()
+    for name in ("kept", "deleted"):
+        open_run(server.target, name, start=0).close()
     command = [sys.executable, "-m", "mechanicd.cli", "runs", "watch", "--target", server.target, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        probe = subprocess.run([*command[:4], "list", *command[5:]], capture_output=True, text=True, timeout=60, check=True)
-        assert strict(probe.stdout) == []
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert {strict(process.stdout.readline())["name"] for _ in range(2)} == {
+            "projects/default/runs/kept",
+            "projects/default/runs/deleted",
+        }
         server.kill()
+        assert re.fullmatch(r"no mechanicd answers at .*\[SERVER_UNREACHABLE\]; waiting for it\n", process.stderr.readline())
+        with closing(open_store(server.store)) as store:
+            deleted = store.get("default", "deleted")
+            assert deleted is not None
+            store.delete(deleted.id)
+        server.start()
+        open_run(server.target, "new", start=0).close()
+        assert process.stderr.readline() == "the server answers again\n"
+        lines = [strict(process.stdout.readline()) for _ in range(2)]
+        while lines[-1].get("status") not in (None, "finished"):
+            lines.append(strict(process.stdout.readline()))
+        told = {line.get("name") or line["gone"] for line in lines}
+        assert told == {"projects/default/runs/new", "projects/default/runs/deleted"}
+        process.send_signal(2)
         rest, said = process.communicate(timeout=30)
-    assert (process.returncode, rest) == (1, "")
-    assert strict(said)["error"]["reason"] == "SERVER_UNREACHABLE"
+    assert (process.returncode, said) == (0, "")
+    assert "runs/kept" not in rest
 
 
 # --- the environment -----------------------------------------------------------------------------------------------------

@@ -141,10 +141,15 @@ def test_a_filter_keeps_what_it_names_and_a_wrong_one_is_told(train: New, here: 
     assert "[INVALID_FILTER]" in done.stderr
 
 
-def test_a_server_that_ends_ends_it_with_the_reason(new_server: New, terminal: New) -> None:
+def test_top_says_that_its_server_is_away_and_goes_on_when_it_is_back(new_server: New, terminal: New) -> None:
     server = new_server("--grace", "0").start()
     screen = terminal("--target", server.target)
     assert screen.wait_for("0 runs")
-    server.stop()
-    assert screen.wait_for(r"\[SERVER_UNREACHABLE\]"), screen.text
-    assert screen.process.wait(timeout=20) == 1
+    screen.text = ""
+    server.kill()
+    assert screen.wait_for("the server does not answer"), screen.text
+    screen.text = ""
+    server.start()
+    assert screen.wait_for("0 runs"), screen.text
+    screen.press("q")
+    assert screen.process.wait(timeout=20) == 0

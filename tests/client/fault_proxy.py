@@ -37,7 +37,8 @@ class FaultProxy:
             answered, old ones stall. slow drip: a few bytes at a time. forgotten: a NAT has forgotten the connections of now;
             they swallow all bytes for ever, without an end, and new ones work. deaf, mute: of each connection that carries
             bytes meanwhile, one direction swallows all for ever: what the trainer says, or what it is told. slow reader: the
-            trainer's bytes are taken so slowly that its socket fills.
+            trainer's bytes are taken so slowly that its socket fills. Not among FAULTS, for what comes meanwhile, and for ever:
+            no greeting: a connection is taken and never answered. A number: something else answers in HTTP/2, with this status.
     """
 
     def __init__(self, upstream: str, seed: int) -> None:
@@ -65,7 +66,7 @@ class FaultProxy:
         self.fault = fault
         if fault == "forgotten":
             self._generation += 1
-        if fault == "reset":
+        if fault == "reset" or fault == "no greeting" or (fault or "").isdecimal():
             with self._lock:
                 pairs, self._pairs = self._pairs, []
             for pair in pairs:
@@ -101,6 +102,14 @@ class FaultProxy:
                 with self._lock:
                     self._pairs.append((client, None))
                 continue
+            if self.fault == "no greeting":
+                with self._lock:
+                    self._pairs.append((client, None))
+                continue
+            if (self.fault or "").isdecimal():
+                self._threads.append(threading.Thread(target=self._answer, args=(client, self.fault), daemon=True))
+                self._threads[-1].start()
+                continue
             if self.fault == "reset":
                 _reset(client)
                 continue
@@ -115,6 +124,28 @@ class FaultProxy:
                 thread = threading.Thread(target=self._carry, args=(source, sink, downwards), daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def _answer(self, client: socket.socket, status: str) -> None:
+        """HTTP/2 of a server that knows no gRPC: each request gets the status."""
+        client.settimeout(0.05)
+        data, at = b"", 24  # after the client's preface
+        with contextlib.suppress(OSError):
+            client.sendall(_frame(4, 0, 0))
+            while not self._ended.is_set():
+                try:
+                    data += (got := client.recv(65536))
+                except TimeoutError:
+                    continue
+                if not got:
+                    break
+                while len(data) >= at + 9 and len(data) >= (end := at + 9 + int.from_bytes(data[at : at + 3])):
+                    kind, flags, stream = data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9])
+                    if kind == 1:  # HEADERS
+                        client.sendall(_frame(1, 5, stream, b"\x00\x07:status\x03" + status.encode()))
+                    elif kind in (4, 6) and not flags & 1:  # SETTINGS, PING
+                        client.sendall(_frame(kind, 1, 0, data[at + 9 : end] if kind == 6 else b""))
+                    at = end
+        client.close()
 
     def _carry(self, source: socket.socket, sink: socket.socket, downwards: bool) -> None:
         generation, swallows = self._generation, False
@@ -154,6 +185,10 @@ class FaultProxy:
         for side in (source, sink):
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
 def _reset(side: socket.socket) -> None:

@@ -8,13 +8,13 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mechanicd.client import _address, _arguments, _close_time, _exit, _leftovers, _run_name, _signals, _spool_target
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import InvalidArgument, SessionClosed
+from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
 from mechanicd.client._session import OnOutage, Session, check_outage_policy
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import names
@@ -176,13 +176,21 @@ class Client:
         """
         return self._targets.call(method, request, timeout)
 
-    def watch(self, request: Any) -> Iterator[Any]:
-        """Streams RunService.WatchRuns until the caller stops.
+    def watch(self, request: Any, lost: "Callable[[MechanicdError | None], None] | None" = None) -> Iterator[Any]:
+        """Streams RunService.WatchRuns until the caller stops. An outage after the first answer does not end it.
+
+        After an outage come the runs that have changed, and the names of those that are gone. Silence is noticed after 30 s.
+
+        Args:
+            request: a WatchRunsRequest.
+            lost: called with the error when the server is lost, and with None when it is back; None logs both.
 
         Raises:
-            MechanicdError: as `call`.
+            MechanicdError: what the server refuses. ServerUnavailable if there was none at the start, or after `close()`.
         """
-        return self._targets.watch(request)
+        from mechanicd.client._watching import watch
+
+        return watch(self._targets, request, lost)
 
     @property
     def clock_ahead(self) -> float:

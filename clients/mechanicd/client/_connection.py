@@ -30,7 +30,6 @@ from mechanicd.client._backlog import Backlog, Taken
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable, SessionClosed, SessionFenced, StepConflict
 from mechanicd.client._opening import CALL_SECONDS, Opener
-from mechanicd.client._targets import needs_new_connection
 from mechanicd.client._transport import Link, step_error
 from mechanicd.v1 import tuner_service_pb2
 
@@ -94,6 +93,7 @@ class Connection:
 
     def __init__(self, opener: Opener, backlog: Backlog, link: Link | None, meanwhile: str) -> None:
         self.opener = opener
+        opener.begun = True
         self.backlog = backlog
         self.lock = threading.RLock()
         self._meanwhile = meanwhile
@@ -228,8 +228,7 @@ class Connection:
                 if isinstance(error, NotTrusted) and error.reason != distrust:
                     distrust = error.reason
                     log.error("%s: %s", self.opener.name, str(error))
-                if needs_new_connection(error):
-                    self.opener.route.renew()
+                self.opener.route.renew(error)
                 continue
             except MechanicdError as error:
                 if isinstance(error, SessionFenced):

@@ -4,7 +4,7 @@ import logging
 import secrets
 from typing import Any, Final
 
-from mechanicd.client._errors import ServerUnavailable
+from mechanicd.client._errors import NotImplementedByServer, ServerUnavailable
 from mechanicd.client._targets import Route
 from mechanicd.tuner import TunerState
 from mechanicd.v1 import tuner_service_pb2
@@ -25,12 +25,14 @@ class Opener:
         name: `projects/{project}/runs/{run}`.
         route: where the run's calls go.
         session: the session's id; 0 before the server has given one.
+        begun: whether the training has begun. From then on, an answer of something that is no mechanicd is an outage.
     """
 
     def __init__(self, route: Route, request: tuner_service_pb2.OpenSessionRequest) -> None:
         self.name: str = request.name
         self.route = route
         self.session = 0
+        self.begun = False
         self._request = request
         # By these, the server knows a repeated or late call for one of this trainer's own.
         self._request.trainer = secrets.randbits(62) + 1
@@ -82,4 +84,9 @@ class Opener:
         Raises:
             MechanicdError: what the server refuses, or ServerUnavailable.
         """
-        return self.route.transport.call(method, request, timeout, self.route.metadata)
+        try:
+            return self.route.transport.call(method, request, timeout, self.route.metadata)
+        except NotImplementedByServer as error:
+            if not self.begun:
+                raise
+            raise ServerUnavailable("RPC_FAILED", error.message) from None

@@ -191,8 +191,8 @@ class RemoteSession(Session):
                     continue
                 if self._on_outage == "raise" and not insist:
                     raise
-                if insist and error.reason == "DEADLINE_EXCEEDED":
-                    opener.route.renew()  # there may be no time for a second try of a dead connection
+                if insist:
+                    opener.route.renew(error)  # there may be no time for a second try of a dead connection
                 self._connection.lose(error)
                 continue
             except MechanicdError as error:

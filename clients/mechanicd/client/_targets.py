@@ -8,14 +8,19 @@ import contextlib
 import ipaddress
 import socket
 import threading
+import time
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from mechanicd.client import _address, _credentials
 from mechanicd.client._address import Address
-from mechanicd.client._errors import NotTrusted, ServerUnavailable
+from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable
 from mechanicd.client._transport import Transport
+
+_CHANNEL_SECONDS: Final = 5.0
+"""A channel is kept so long through errors."""
+_OF_CONNECTION: Final = ("SERVER_UNREACHABLE", "RPC_FAILED", "NOT_IMPLEMENTED")
+"""Reasons that no mechanicd gives: another connection may lead to one."""
 
 
 class Targets:
@@ -24,6 +29,9 @@ class Targets:
     Args:
         target: `HOST:PORT`, `https://HOST:PORT`, `unix:PATH`, or several of them joined by commas. A host name stands for all
             its addresses.
+
+    Attributes:
+        closed: whether `close` was called.
 
     Raises:
         InvalidArgument: INVALID_TARGET.
@@ -36,6 +44,7 @@ class Targets:
             _credentials.read()  # what is wrong with the files is said before there is anything to lose
         self._open: dict[Address, Transport] = {}
         self._lock = threading.Lock()
+        self.closed = False
 
     def addresses(self) -> list[Address]:
         """Every address, in the order given; host names are resolved again each time."""
@@ -56,14 +65,18 @@ class Targets:
         given = str(address)
         return Transport(address, proxied=given in self.given and _address.may_proxy(given))
 
-    def renewed(self, stale: Transport) -> Transport:
-        """A channel with a connection of its own, to where `stale` leads; for the next calls of others too.
+    def renewed(self, stale: Transport, error: MechanicdError) -> Transport:
+        """A channel with a connection of its own, to where `stale` leads, if the error may be one of its connection.
 
-        A connection that a NAT or a load balancer has dropped silently looks open for many minutes. Whoever still uses `stale`
-        keeps it; it is gone with its last user.
+        The next calls of others take it, too. A connection that a NAT or a load balancer has dropped silently looks open for
+        many minutes: so it is where nobody answered. And one may lead to what is no server any more, or wait for a greeting
+        that never comes, while new ones reach the server: so a channel is never kept for long through errors. Or the files have
+        changed by which servers are trusted. Whoever still uses `stale` keeps it; it is gone with its last user.
         """
+        at_once = error.reason == "DEADLINE_EXCEEDED" or isinstance(error, NotTrusted)
+        old = at_once or (error.reason in _OF_CONNECTION and time.monotonic() - stale.made > _CHANNEL_SECONDS)
         with self._lock:
-            if self._open.get(stale.address) is stale:
+            if old and not self.closed and self._open.get(stale.address) is stale:
                 with contextlib.suppress(NotTrusted):  # the files are read again; the old channel may do until they are back
                     self._open[stale.address] = self._connect(stale.address)
             return self._open.get(stale.address, stale)
@@ -82,29 +95,12 @@ class Targets:
                 continue
         return self._call(last, method, request, timeout)
 
-    def watch(self, request: Any) -> Iterator[Any]:
-        """RunService.WatchRuns of the first server that answers."""
-        addresses = self.addresses()
-        for address in addresses:
-            transport, answered = self.transport(address), False
-            try:
-                for response in transport.watch(request):
-                    answered = True
-                    yield response
-            except ServerUnavailable:
-                self.renewed(transport)
-                if answered or address == addresses[-1]:
-                    raise
-            else:
-                return
-
     def _call(self, address: Address, method: str, request: Any, timeout: float) -> Any:
         transport = self.transport(address)
         try:
             return transport.call(method, request, timeout)
         except ServerUnavailable as error:
-            if needs_new_connection(error):
-                self.renewed(transport)
+            self.renewed(transport, error)
             raise
 
     @property
@@ -115,14 +111,9 @@ class Targets:
     def close(self) -> None:
         """Closes every channel."""
         with self._lock:
+            self.closed = True
             for transport in self._open.values():
                 transport.close()
-
-
-def needs_new_connection(error: ServerUnavailable) -> bool:
-    """Whether the same channel may fail for ever: the server is frozen or was cut off without a word, and only a new connection
-    can tell; or the files have changed by which servers are trusted."""
-    return error.reason == "DEADLINE_EXCEEDED" or isinstance(error, NotTrusted)
 
 
 class Route:
@@ -148,9 +139,9 @@ class Route:
         """How many servers there are to try."""
         return len(self._targets.addresses())
 
-    def renew(self) -> None:
-        """Takes a new connection to the same server."""
-        self.transport = self._targets.renewed(self.transport)
+    def renew(self, error: MechanicdError) -> None:
+        """After an error, takes a new connection to the same server if that may help."""
+        self.transport = self._targets.renewed(self.transport, error)
 
     def advance(self) -> None:
         """Moves to the next server; stays if there is only one."""

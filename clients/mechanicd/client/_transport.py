@@ -23,6 +23,8 @@ _OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Despite its name, how long gRPC waits for a connection that is taken and says nothing; the default is 20 s.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     # A new channel gets a new connection. By default, gRPC hands it the old one of the same address, which may be dead.
     ("grpc.use_local_subchannel_pool", 1),
     # A connection that was dropped silently is found within 30 s, also by `watch` and while the trainer takes no steps.
@@ -111,6 +113,8 @@ class Link:
             end: MechanicdError = ServerUnavailable("SERVER_UNREACHABLE", f"{self._target} ended the stream")
         except grpc.RpcError as error:
             end = translate(error, self._target)
+            if isinstance(end, NotImplementedByServer):  # it has opened the session: now something else answers in its place
+                end = ServerUnavailable("RPC_FAILED", end.message)
         self._results.put(end)
 
 
@@ -124,10 +128,12 @@ class Transport:
     Attributes:
         target: the address as text, for errors.
         ahead: how many ns the server's clock is ahead of this machine's; None as long as it has not said so.
+        made: when the channel was made (time.monotonic).
     """
 
     def __init__(self, address: Address, proxied: bool = False) -> None:
         self.address, self.target, self.proxied = address, str(address), proxied
+        self.made = time.monotonic()
         self.ahead: int | None = None
         options: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))]
         if address.name:
@@ -165,8 +171,8 @@ class Transport:
                 return result
         except grpc.RpcError as error:
             raise translate(error, self.target) from None
-        except ValueError as error:  # grpc's way of saying that close() was called
-            raise ServerUnavailable("CHANNEL_CLOSED", f"this process closed the connection to {self.target}: {error}") from None
+        except ValueError as error:
+            raise self._closed(error) from None
 
     def watch(self, request: Any) -> Iterator[Any]:
         """RunService.WatchRuns, until the caller stops.
@@ -174,7 +180,11 @@ class Transport:
         Raises:
             MechanicdError: as `call`.
         """
-        call = self._runs.WatchRuns(request)
+        try:
+            with deferred:
+                call = self._runs.WatchRuns(request)
+        except ValueError as error:
+            raise self._closed(error) from None
         try:
             for response in call:
                 if self.ahead is None:
@@ -184,6 +194,10 @@ class Transport:
             raise translate(error, self.target) from None
         finally:
             call.cancel()
+
+    def _closed(self, error: ValueError) -> ServerUnavailable:
+        """What grpc's ValueError says: `close` was called."""
+        return ServerUnavailable("CHANNEL_CLOSED", f"this process closed the connection to {self.target}: {error}")
 
     def _hear(self, call: Any) -> None:
         for key, value in call.initial_metadata() or ():

@@ -106,17 +106,23 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
 @json_option
 @_options.reports_errors
 def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None:
-    """Print the runs, and each one again whenever it changes, until Ctrl-C."""
+    """Print the runs, and each one again whenever it changes, until Ctrl-C. An outage of the server does not end it."""
     request = run_service_pb2.WatchRunsRequest(parent=_options.parent_of(project), filter=filter_)
     with connect(target) as client:
         try:
-            for response in client.watch(request):
+            for response in client.watch(request, lost_server):
                 for run in response.runs:
                     click.echo(json.dumps(_text.run_dict(run)) if as_json else _change(run))
                 for name in response.gone:
                     click.echo(json.dumps({"gone": name}) if as_json else f"{name}  {_why_gone(client, name)}")
         except KeyboardInterrupt:
             return
+
+
+def lost_server(error: MechanicdError | None) -> None:
+    """Says on stderr that a watch has lost its server, or, without an error, that it goes on."""
+    told = "the server answers again" if error is None else f"{printable(error.message)} [{error.reason}]; waiting for it"
+    click.echo(told, err=True)
 
 
 def console() -> Console:

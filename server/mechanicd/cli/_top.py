@@ -38,10 +38,16 @@ _LEAST_WIDTHS: Final = {
 
 
 class _Fleet:
-    """The runs as last reported by the server; a background thread keeps them current."""
+    """The runs as last reported by the server; a background thread keeps them current.
 
-    def __init__(self, client: Client, request: run_service_pb2.WatchRunsRequest) -> None:
+    Attributes:
+        lost: why the server can't be heard now; None while it can.
+    """
+
+    def __init__(self, client: Client, request: run_service_pb2.WatchRunsRequest, live: bool) -> None:
         self.error: MechanicdError | None = None
+        self.lost: MechanicdError | None = None
+        self._live = live
         self._runs: dict[str, resources_pb2.Run] = {}
         self._lock = threading.Lock()
         self._first = threading.Event()
@@ -49,7 +55,7 @@ class _Fleet:
 
     def _follow(self, client: Client, request: run_service_pb2.WatchRunsRequest) -> None:
         try:
-            for response in client.watch(request):
+            for response in client.watch(request, self._lose):
                 with self._lock:
                     for name in response.gone:  # first: a run may have taken the name of another one
                         self._runs.pop(name, None)
@@ -60,6 +66,11 @@ class _Fleet:
             self.error = error
         finally:
             self._first.set()
+
+    def _lose(self, error: MechanicdError | None) -> None:
+        self.lost = error
+        if not self._live:
+            _query.lost_server(error)
 
     def runs(self) -> list[resources_pb2.Run]:
         """A snapshot of all runs. Blocks until the server's first answer.
@@ -81,10 +92,10 @@ class _Sketches:
         self._client = client
         self._made: dict[str, tuple[int, str]] = {}
 
-    def of(self, runs: list[resources_pb2.Run]) -> dict[str, str]:
-        """Sparklines by run name."""
+    def of(self, runs: list[resources_pb2.Run], *, fetch: bool = True) -> dict[str, str]:
+        """Sparklines by run name; without fetching, those that are known."""
         stale = {}
-        for run in runs:
+        for run in runs if fetch else ():
             drawn = self._made.get(run.name, (-1, ""))[0]
             if not drawn <= run.durable_step <= drawn + drawn // (2 * _SKETCH_WIDTH):
                 stale[run.name] = run.durable_step
@@ -118,11 +129,12 @@ def top(target: str, project: str | None, filter_: str, sort: str, interval: flo
     """
     request = run_service_pb2.WatchRunsRequest(parent=_options.parent_of(project), filter=filter_)
     with connect(target) as client:
-        fleet = _Fleet(client, request)
+        live = not (as_json or once) and sys.stdout.isatty()
+        fleet = _Fleet(client, request, live)
         try:
             if as_json:
                 _print_json(fleet, sort, interval, once)
-            elif once or not sys.stdout.isatty():
+            elif not live:
                 found = _text.ordered(fleet.runs(), sort)
                 sketches = _Sketches(client).of(found[:_SKETCHED_RUNS])
                 click.echo("\n".join([_tallies(found), f"by {sort}", "", *_text.lines(found, sketches, client.clock_ahead)]))
@@ -150,7 +162,9 @@ def _live(fleet: _Fleet, client: Client, sort: str, interval: float) -> None:
             room = max(1, console.height - _CHROME)
             first = max(0, min(first, len(found) - room))
             shown = found[first : first + room]
-            live.update(_screen(shown, sketches.of(shown), sort, found, client.clock_ahead), refresh=True)
+            lost = fleet.lost is not None
+            drawn = sketches.of(shown, fetch=not lost)
+            live.update(_screen(shown, drawn, sort, found, client.clock_ahead, lost=lost), refresh=True)
             end = time.monotonic() + interval
             while (left := end - time.monotonic()) > 0:
                 pressed = key(left)
@@ -165,7 +179,13 @@ def _live(fleet: _Fleet, client: Client, sort: str, interval: float) -> None:
 
 
 def _screen(
-    shown: list[resources_pb2.Run], sketches: dict[str, str], sort: str, found: list[resources_pb2.Run], ahead: float
+    shown: list[resources_pb2.Run],
+    sketches: dict[str, str],
+    sort: str,
+    found: list[resources_pb2.Run],
+    ahead: float,
+    *,
+    lost: bool,
 ) -> Group:
     table = _text.table(shown, sketches, ahead)
     for column in table.columns:
@@ -173,6 +193,8 @@ def _screen(
         column.min_width = _LEAST_WIDTHS.get(str(column.header), 1)
     needy = any(run.needs for run in found)
     heading = Text(_tallies(found), style="bold yellow" if needy else "bold")
+    if lost:
+        heading = Text("the server does not answer; these are its runs as last heard", style="bold red")
     return Group(heading, Text(f"by {sort}   q quit   s sort   ↑↓ move", style="dim"), Text(""), table)
 
 
