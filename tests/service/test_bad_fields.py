@@ -173,8 +173,8 @@ def test_queries_and_changes_name_every_bad_field(wire: Any, training: Any) -> N
         assert wire.refused(method, **fields).fields == expected, method
 
 
-def test_a_state_that_no_message_holds_is_refused_at_once(wire: Any, project: str) -> None:
-    config = {"betas": [0.9 + i / 1000 for i in range(64)], "scale_groups": [str(i) for i in range(16_385)]}
+def test_a_state_that_is_too_large_to_commit_is_refused_at_once(wire: Any, project: str) -> None:
+    config = {"betas": [0.9 + i / 1000 for i in range(64)], "scale_groups": [str(i) for i in range(8_193)]}
     refused = wire.refused("OpenSession", name=f"projects/{project}/runs/r", config=config)
     assert (refused.reason, refused.fields) == ("INVALID_CONFIG", ["config.betas", "config.scale_groups"])
-    assert "1,048,576" in refused.message
+    assert "524,288" in refused.message

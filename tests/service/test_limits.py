@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
+from mechanicd.service import _convert
+from mechanicd.tuner import TunerConfig
 from mechanicd.v1 import names
 from tests.docs.pages import DOCS
 from tests.service.conftest import refusal
@@ -15,11 +17,17 @@ from tests.service.conftest import refusal
 New = Callable[..., Any]
 
 
-def limit(what: str) -> int:
-    """The number of a limit as the documentation states it."""
-    found = re.search(rf"^\| {re.escape(what)}[^|]*\| ([0-9,]+)( MiB)? ", DOCS["docs/operations.md"], re.MULTILINE)
+def limits(what: str) -> list[int]:
+    """The numbers of a row of the documentation's table."""
+    found = re.search(rf"^\| {re.escape(what)}[^|]*\| ([^|]+) \|", DOCS["docs/operations.md"], re.MULTILINE)
     assert found is not None
-    return int(found[1].replace(",", "")) * (2**20 if found[2] else 1)
+    numbers = re.findall(r"([0-9,]+)( MiB)?", found[1])
+    return [int(number.replace(",", "")) * (2**20 if unit else 1) for number, unit in numbers]
+
+
+def limit(what: str) -> int:
+    """The first of them."""
+    return limits(what)[0]
 
 
 def raw(wire: Any, method: str, data: bytes) -> list[bytes]:
@@ -93,6 +101,12 @@ def _rest(length: int) -> list[int]:
 def test_what_is_no_message_is_still_told_from_what_is_too_large(wire: Any) -> None:
     assert refused(wire, "StreamSteps", b"\xff" * 100_000).reason == "MALFORMED_REQUEST"
     assert refused(wire, "StreamSteps", b"\x0a\x00" * 900 + b"\x0a\xff\xff\x7f" + b"x" * 20_000).reason == "MALFORMED_REQUEST"
+
+
+def test_the_most_scale_groups_fit_with_the_default_betas() -> None:
+    groups, _, cells = limits("scale groups · betas of a run · their product")
+    assert len(TunerConfig(scale_groups=[str(i) for i in range(groups)]).scale_groups) == groups
+    assert groups * len(TunerConfig().betas) <= cells == _convert.MOST_CELLS
 
 
 def test_the_limits_of_names_and_labels_are_those_of_the_contract() -> None:

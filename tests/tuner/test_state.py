@@ -1,6 +1,7 @@
 """The state as bytes, as pickle, and what is refused."""
 
 import copy
+import math
 import pickle
 import struct
 import zlib
@@ -180,3 +181,13 @@ def test_a_grown_state_keeps_the_old_groups_and_begins_the_new_ones(convention, 
     assert grown.rows == (begin.rows[0], *state.rows, begin.rows[-1])
     assert grown.scale == (begin.scale[0], *state.scale, begin.scale[-1])
     assert TunerState.from_bytes(grown.to_bytes(), larger) == grown
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_scalar_of_many_groups_that_is_not_finite_holds_the_step(value: float) -> None:
+    tuner = Tuner(TunerConfig(scale_groups=tuple(str(i) for i in range(40))))
+    good = [Reductions(-1.0, 0.5, 1.0, 2.0)] * 40
+    assert tuner.init().to_bytes() == TunerState.from_rows(0, tuner.init().rows).to_bytes()
+    state = tuner.update(tuner.init(), good)
+    after = tuner.update(state, [*good[:39], good[0]._replace(delta_dot_x=value)])
+    assert (after.step, after.rows) == (2, state.rows)

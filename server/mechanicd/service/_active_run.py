@@ -37,6 +37,7 @@ class ActiveRun:
 
     __slots__ = (
         "_clock",
+        "_committing",
         "_committing_after",
         "_events",
         "_first_scale",
@@ -70,6 +71,7 @@ class ActiveRun:
         self._groups = len(row.config.scale_groups)
         self._pending: list[bytes] = []
         self._committing_after = row.last_step
+        self._committing = self.state
         self._step_time = row.step_time
         self._interval = row.interval
         self._tick = 0
@@ -181,13 +183,14 @@ class ActiveRun:
         records, self._pending, self._touched = b"".join(self._pending), [], False
         events, self._events = tuple(self._events), []
         after, self._committing_after = self._committing_after, self.state.step
+        self._committing = self.state
         return Commit(
             run_id=self.row.id,
             epoch=self.row.epoch,
             session=self.row.session,
             after_step=after,
             last_step=self.state.step,
-            state=self.state.to_bytes(),
+            state=b"",
             scale=self.state.scale,
             step_time=self._step_time,
             interval=self._interval,
@@ -197,8 +200,10 @@ class ActiveRun:
         )
 
     def sealed(self, commit: Commit) -> Commit:
-        """The commit with the stats after its steps. Reads only what never changes, so any thread may call it."""
-        return replace(commit, stats=commit.stats.after(self._groups, self._first_scale, commit.records))
+        """The commit with the tuner's state and the stats after its steps. Reads only what never changes while the commit is in
+        flight, so any thread may call it."""
+        stats = commit.stats.after(self._groups, self._first_scale, commit.records)
+        return replace(commit, state=self._committing.to_bytes(), stats=stats)
 
     def committed(self, commit: Commit) -> None:
         """The commit is durable."""

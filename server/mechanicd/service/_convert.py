@@ -25,8 +25,9 @@ STATUS_OUT: Final = {
 MAX_INTEGER: Final = 2**62
 """The largest step or session accepted from a client: stores keep signed 64-bit integers, and steps count up from here."""
 MAX_COMMAND: Final = 4096
-MOST_CELLS: Final = 2**20
-"""The most betas times scale groups: 40 bytes each make a state of 40 MiB, and a message, names and all, holds 64 MiB."""
+MOST_CELLS: Final = 2**19
+"""The most betas times scale groups: 40 bytes each make a state of 20 MiB, which is written at each commit. It leaves room for
+as many scale groups as a run may have, with the default betas."""
 MOST_PATHS: Final = 128
 """The most paths of a read mask: more than any response has fields."""
 CLOSING_STATUS: Final = {
@@ -54,8 +55,8 @@ def config_in(message: resources_pb2.TunerConfig) -> TunerConfig:
     betas, groups = len(config.betas), len(config.scale_groups)
     if betas * groups > MOST_CELLS:
         told = (
-            f"{betas} betas times {groups} scale groups is more than {MOST_CELLS:,}: the tuner's state would not fit into a "
-            "message; use fewer betas or larger groups"
+            f"{betas} betas times {groups} scale groups is more than {MOST_CELLS:,}: the tuner's state, which is "
+            "written at each commit, would be too large; use fewer betas or larger groups"
         )
         bad = [BadField(field, "INVALID_CONFIG", told) for field in ("config.betas", "config.scale_groups")]
         raise ServiceError("INVALID_CONFIG", told, bad_fields=bad)

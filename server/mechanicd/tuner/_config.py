@@ -91,6 +91,9 @@ def _floats(field: str, values: object) -> tuple[float, ...]:
 
 def _names(values: object) -> tuple[str, ...]:
     names = _listed("scale_groups", values, "names", MAX_SCALE_GROUPS)
+    texts = all(type(name) is str and 0 < len(name) <= MAX_GROUP_NAME for name in names)
+    if texts and len(set(names)) == len(names) and _is_unicode("".join(names)):  # as it nearly always is
+        return names
     seen = set[str]()
     for name in names:
         if not isinstance(name, str) or not name or len(name) > MAX_GROUP_NAME:

@@ -5,6 +5,7 @@ and Σ s must be added in order; numpy works along the groups.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ class Table(NamedTuple):
 def from_rows(rows: Sequence[Row]) -> Table:
     """Stacks the rows of G groups."""
     return _frozen(np.array([row[field] for row in rows], dtype=np.float64).T for field in range(len(Row._fields)))
+
+
+def repeated(row: Row, groups: int) -> Table:
+    """The same row for each of G groups."""
+    return _frozen(np.repeat(np.array(field, dtype=np.float64)[:, np.newaxis], groups, axis=1) for field in row)
 
 
 def to_rows(table: Table) -> tuple[Row, ...]:
@@ -59,9 +65,12 @@ def scale(s: Array) -> Array:
     return total
 
 
-def h(config: Settings, S: Array, reductions: Sequence[Reductions]) -> Array:
-    """h per group, shape (G,)."""
-    delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = np.array(reductions, dtype=np.float64).T
+def h(config: Settings, S: Array, reductions: Sequence[Reductions]) -> Array | None:
+    """h per group, shape (G,); None where a scalar is NaN or infinite."""
+    values = np.fromiter(chain.from_iterable(reductions), np.float64, len(S) * len(Reductions._fields))
+    if not np.isfinite(values).all():
+        return None
+    delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = np.ascontiguousarray(values.reshape(len(S), -1).T)
     decay = config.s_decay * S * np.sqrt(g_norm_sq) * delta_dot_x / (np.sqrt(x_norm_sq) + config.eps)
     return _within(-H_MAX, delta_dot_g + decay, H_MAX)
 

@@ -61,7 +61,15 @@ class TunerState:
     @classmethod
     def initial(cls, config: TunerConfig) -> Self:
         """The state before the first step."""
-        return cls.from_rows(0, (CONVENTIONS[config.convention].initial_row(config),) * len(config.scale_groups))
+        row, groups = CONVENTIONS[config.convention].initial_row(config), len(config.scale_groups)
+        if groups >= NUMPY_FROM:
+            try:
+                from mechanicd.tuner import _rules_numpy
+            except ModuleNotFoundError:
+                pass
+            else:
+                return cls(0, (scale(row.s),) * groups, _rules_numpy.repeated(row, groups))
+        return cls.from_rows(0, (row,) * groups)
 
     @classmethod
     def from_rows(cls, step: int, rows: tuple[Row, ...]) -> Self:

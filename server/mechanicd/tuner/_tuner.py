@@ -58,10 +58,10 @@ class Tuner:
 
     def h(self, state: TunerState, groups: Sequence[Reductions]) -> tuple[float, ...] | None:
         """h_t per scale group, or None where a scalar is NaN or infinite, and the step must be held."""
-        for group in groups:
-            if not group.is_finite():
-                return None
         if isinstance(state.table[0], Row):
+            for group in groups:
+                if not group.is_finite():
+                    return None
             return tuple(
                 [_rules.h(self.config, S, group) for S, group in zip(state.scale, groups, strict=True)],
             )
@@ -70,7 +70,8 @@ class Tuner:
         from mechanicd.tuner import _rules_numpy
 
         with np.errstate(over="ignore", under="ignore"):
-            return tuple(_rules_numpy.h(self.config, np.array(state.scale), groups).tolist())
+            found = _rules_numpy.h(self.config, np.array(state.scale), groups)
+            return None if found is None else tuple(found.tolist())
 
     def advance(self, state: TunerState, h: Sequence[float]) -> TunerState:
         """The state after a step with h_t, one finite float per scale group (Algorithm 1, lines 11–16)."""
