@@ -203,7 +203,7 @@ def summary(
         parts.append(_summary.of_steps(groups, b"".join(whole), 1))
     parts = [part for part in parts if len(part)] or [level]
     buckets = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if size > 1:
+    if size > 1 and (buckets is not level or size != stored):  # a level by itself is as it was asked for
         buckets = _summary.merge(buckets, size)
     return buckets[(buckets["last_step"] >= first) & (buckets["first_step"] <= last)]
 

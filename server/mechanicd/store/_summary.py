@@ -44,6 +44,7 @@ def dtype(groups: int) -> "np.dtype[Any]":
     )
 
 
+@lru_cache(maxsize=256)
 def chunk_steps(groups: int) -> int:
     """How many steps a chunk spans: 1,024, or fewer for runs with more than about 20 scale groups."""
     size = FINEST
