@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mechanicd.client import InvalidArgument, _address, connect
+from mechanicd.client import InvalidArgument, ServerUnavailable, _address, connect
 from mechanicd.torch import mechanize
 
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy")
@@ -106,7 +106,9 @@ def test_a_host_that_no_proxy_names_is_reached_without_one_whatever_its_address(
     targets = Targets("mechanicd.example:50051,192.0.2.2:50051")
     assert list(map(str, targets.addresses())) == ["192.0.2.1:50051", "192.0.2.2:50051"]
     assert [targets.transport(address).proxied for address in targets.addresses()] == [False, True]
-    renewed = targets.renewed(targets.transport(targets.addresses()[0]))
+    first = targets.transport(targets.addresses()[0])
+    renewed = targets.renewed(first, ServerUnavailable("DEADLINE_EXCEEDED", "nobody answered"))
+    assert renewed is not first
     assert (renewed.target, renewed.proxied) == ("192.0.2.1:50051", False)
     targets.close()
 

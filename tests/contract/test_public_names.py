@@ -20,7 +20,7 @@ PUBLIC = {
         SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
         SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved StoreNotPortable
         StoreNotWritable StorePackageMissing StorePooled StoreRejected StoreUnavailable SummaryRequest
-        changes check copy open_store saved_records steady_ns without_password
+        changes check copy every_run open_store saved_records steady_ns without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted OnOutage
