@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import stubs
+from tests.support import stubs, warm
 
 stubs.refresh()  # before anything imports them
 from mechanicd.client import connect  # noqa: E402  # before any grpc: it turns off fork handlers that crash programs started here
@@ -38,6 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="a long one: make soak"))
+
+
+def pytest_sessionfinish() -> None:
+    warm.close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from mechanicd.client import Reductions, open_run
 from tests.docs.pages import COMMANDS, EXAMPLES, PROGRAMS, ROOT, Command
+from tests.support.warm import warm
 
 TORCH, JAX = (
     next(example.text for example in PROGRAMS if example.page == page and "import mechanize" in example.text)
@@ -84,15 +85,8 @@ def test_the_warm_start_replaces_the_optimizer_of_the_first_example(
 def run_program(text: str, server: Any, project: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program = folder / "example.py"
     program.write_text(text.replace("127.0.0.1:50051", server.target).replace(SPOOL, f"{folder}/spool"))
-    return subprocess.run(
-        [sys.executable, "-W", "error", program],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "MECHANICD_PROJECT": project},
-    )
+    python = warm("mechanicd.jax" if "jax" in text else "mechanicd.torch", options=("-W", "error"))
+    return python.start(str(program), folder=folder, environment={"MECHANICD_PROJECT": project}).end()
 
 
 # ---- commands

@@ -1,9 +1,6 @@
 """Inside `shard_map` and `pmap` S is that of one device, or the step is refused by name: it never differs between devices."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 
 from mechanicd.client import InvalidArgument
 from mechanicd.jax import mechanize
+from tests.support.warm import warm
 
 SCRIPT = Path(__file__).with_name("training_by_axes.py")
 Found = dict[str, Any]
@@ -19,13 +17,8 @@ Found = dict[str, Any]
 
 def run(*words: str, **environment: str) -> Found:
     """S of each training, or the reason it was refused for."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", **environment},
-    )
+    program = warm("mechanicd.jax").start(str(SCRIPT), *words, folder=SCRIPT.parent, environment=environment)
+    done = program.end(300)
     assert done.returncode == 0, done.stderr
     lines = map(json.loads, done.stdout.splitlines())
     return {line["name"]: line.get("reason") or line["scales"] for line in lines}

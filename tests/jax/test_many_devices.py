@@ -1,14 +1,13 @@
 """Parameters and batch split among 8 devices, or among two processes: one request a step, and S the same everywhere."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.support.warm import warm
 
 SCRIPT = Path(__file__).with_name("training_on_devices.py")
 
@@ -19,18 +18,12 @@ def train(processes: int, devices: int, target: str, on_outage: str, project: st
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     out = folder / on_outage
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), *map(str, (processes, index, devices, port)), target, on_outage, str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "MECHANICD_PROJECT": project},
-        )
-        for index in range(processes)
-    ]
-    said = [process.communicate(timeout=110)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n".join(said)
+    running = []
+    for index in range(processes):
+        words = map(str, (SCRIPT, processes, index, devices, port, target, on_outage, out))
+        running.append(warm("mechanicd.jax").start(*words, folder=folder, environment={"MECHANICD_PROJECT": project}))
+    ended = [program.end(110) for program in running]
+    assert [one.returncode for one in ended] == [0] * processes, "\n".join(one.stdout + one.stderr for one in ended)
     return [np.load(f"{out}.{index}.npz") for index in range(processes)]
 
 

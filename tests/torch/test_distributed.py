@@ -1,10 +1,7 @@
 """Two processes train one model: S is the same on both and that of one process; one run at the server, one step a step."""
 
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 from mechanicd.torch import mechanize
+from tests.support.warm import warm
 
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
@@ -21,20 +19,14 @@ def train(kind: str, world: int, target: str, run: str, project: str, folder: Pa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "MECHANICD_PROJECT": project, "OMP_NUM_THREADS": "1"}
     out = folder / f"{kind}{world}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), kind, str(rank), str(world), str(port), target, run, str(out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**environment, "RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]
-    said = [process.communicate(timeout=110)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(said)
+    python = warm("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.optim", "mechanicd.torch")
+    programs = []
+    for rank in range(world):
+        words = map(str, (SCRIPT, kind, rank, world, port, target, run, out))
+        programs.append(python.start(*words, folder=folder, environment={"MECHANICD_PROJECT": project, "RANK": str(rank)}))
+    ended = [program.end(110) for program in programs]
+    assert [rank.returncode for rank in ended] == [0] * world, "\n".join(rank.stdout + rank.stderr for rank in ended)
     return [torch.load(f"{out}.{rank}", weights_only=True) for rank in range(world)]
 
 

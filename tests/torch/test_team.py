@@ -4,16 +4,14 @@ No arrangement hangs. Each test runs several arrangements of `team_arrangements.
 """
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.soak import SOAK
+from tests.support.warm import warm
 
 SCRIPT = Path(__file__).with_name("team_arrangements.py")
 Ranks = list[dict[str, Any]]
@@ -25,22 +23,11 @@ def run(world: int, folder: Path, *names: str) -> dict[str, Ranks]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     out = folder / f"found{world}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(world), str(port), str(out), *names],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=100)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(said)
+    python = warm("torch.distributed.fsdp", "torch.distributed.tensor.parallel", "mechanicd.torch")
+    words = (str(world), str(port), str(out), *names)
+    programs = [python.start(str(SCRIPT), str(rank), *words, folder=folder) for rank in range(world)]
+    ended = [program.end() for program in programs]
+    assert [rank.returncode for rank in ended] == [0] * world, "\n".join(rank.stdout + rank.stderr for rank in ended)
     found = [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(world)]
     return {name: [rank.get(name, {}) for rank in found] for name in names}
 
