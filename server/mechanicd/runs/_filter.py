@@ -32,6 +32,8 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_FRAME: Final = re.compile("projects/|/runs|runs/")
+"""What each full name has, beside the words that people chose."""
 _SHOWN: Final = 300
 _TEXT_FIELDS: Final = {"name", "status"}
 _NUMBER_FIELDS: Final = {"step", "scale"}
@@ -75,6 +77,8 @@ class Comparison(NamedTuple):
 
     def _text(self, row: RunRow) -> str | None:
         if self.field == "name":
+            if self.operator == ":" and not _FRAME.search(self.value):
+                return f"{row.project}/{row.run}"  # nobody who looks for "run" means all runs
             return str(names.RunName(row.project, row.run))
         if self.field == "status":
             return row.status.upper()
