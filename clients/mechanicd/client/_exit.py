@@ -35,14 +35,23 @@ def failure() -> str | None:
     if _program is None:
         return None
     if _program in _stack():  # multiprocessing's exit functions, or somebody runs the exit functions by hand
-        error = sys.exception()
-        return _of_code(error.code) if isinstance(error, SystemExit) else None if error is None else error_text(error)
+        return failure_of(sys.exception())
     if dis.opname[_program.f_code.co_code[_program.f_lasti]] in _RETURNS:
         return None
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if isinstance(error, BaseException) and _ended_by(error.__traceback__, _program):
         return error_text(error)
     return _heard[0] if _heard else _of_code(_code(_program))
+
+
+def failure_of(error: BaseException | None) -> str | None:
+    """Why a block that this exception left has failed, for people; None if it has not.
+
+    `sys.exit(0)` is a success here, too, and so is the end of a generator that nobody reads on.
+    """
+    if isinstance(error, SystemExit):
+        return _of_code(error.code)
+    return None if error is None or isinstance(error, GeneratorExit) else error_text(error)
 
 
 def watch(close: Callable[[], None], thread_failed: Callable[[int, str], None]) -> None:

@@ -191,10 +191,8 @@ class Session(ABC):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.close("failed", _arguments.error_text(error))
+        failed = _exit.failure_of(error)
+        self.close(None if failed is None else "failed", failed or "")
 
     def _close_leftover(self) -> None:
         """After garbage collection, on another thread."""

@@ -18,6 +18,7 @@ from mechanicd.client._arguments import error_text
 from mechanicd.client._client import close_sessions
 from mechanicd.client._deferred import deferred, exposed, postponed
 from mechanicd.client._errors import InvalidArgument, PackageMissing
+from mechanicd.client._exit import failure_of
 from mechanicd.client._leftovers import do_later
 from mechanicd.client._run import Run
 from mechanicd.client._session import ON_OUTAGE, OnOutage, only_scale
@@ -47,6 +48,7 @@ __all__ = [
     "do_later",
     "error_text",
     "exposed",
+    "failure_of",
     "only_scale",
     "postponed",
     "require_package",

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from mechanicd.client import InvalidArgument
-from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status, error_text
+from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status, failure_of
 from mechanicd.jax import _axes, _bases, _outside, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
@@ -117,10 +117,8 @@ class Mechanized(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.close("failed", error_text(error))
+        failed = failure_of(error)
+        self.close(None if failed is None else "failed", failed or "")
 
 
 def transform(

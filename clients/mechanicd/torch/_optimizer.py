@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable
-from mechanicd.client.framework import DeltaLayout, Run, check_cap, check_flag, check_status, deferred, error_text
+from mechanicd.client.framework import DeltaLayout, Run, check_cap, check_flag, check_status, deferred, failure_of
 from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
 from mechanicd.torch._groups import ScaleGroups
@@ -259,10 +259,8 @@ class Mechanized(DelegatingOptimizer):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.close("failed", error_text(error))
+        failed = failure_of(error)
+        self.close(None if failed is None else "failed", failed or "")
 
     def _settled(self) -> TunerState:
         """The tuner's state after the last step, on whatever device it was taken."""
