@@ -131,6 +131,10 @@ def test_vacuum_refuses_what_is_no_number_of_days(days: str, tmp_path: Path) -> 
         (("watch", "--filter", NOT_UTF_8), "INVALID_FILTER"),
         (("show", f"projects/{NOT_UTF_8}/runs/a"), "MALFORMED_NAME"),
         (("fork", "a", f"projects/p/runs/{NOT_UTF_8}"), "MALFORMED_NAME"),
+        (("delete", "a", NOT_UTF_8, "--yes"), "MALFORMED_NAME"),
+        (("label", "a", f"{NOT_UTF_8}=1"), "INVALID_LABELS"),
+        (("label", "a", f"note={NOT_UTF_8}"), "INVALID_LABELS"),
+        (("label", "a", "--remove", NOT_UTF_8), "INVALID_LABELS"),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])

@@ -53,6 +53,22 @@ def test_a_dry_run_names_what_it_would_take_and_takes_nothing(three: list[str], 
     assert (left(), left("labels.batch = 8")) == (["a", "b", "c"], ["a", "b"])
 
 
+def test_a_dry_run_foresees_what_would_be_refused(three: list[str], train: New, runs: New, left: New) -> None:
+    train("held", 3)
+    done = runs("delete", "a", "no", "held", "--dry-run")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        1,
+        [f"would delete {three[0]}", "1 run would be deleted; 2 would be refused; nothing was changed"],
+    )
+    assert [line[line.index("[") :] for line in done.stderr.splitlines()] == ["[RUN_NOT_FOUND]", "[RUN_HELD]"]
+    shown = json.loads(runs("delete", "--filter", "step = 3", "--dry-run", "--json").stdout)
+    assert (shown["deleted"], [each["reason"] for each in shown["refused"]]) == ([three[0]], ["RUN_HELD"])
+    for arguments in (["delete", "held", "--fence"], ["archive", "held"], ["label", "held", "x=1"]):
+        assert runs(*arguments, "--dry-run").returncode == 0, arguments
+    assert runs("restore", "no", "--dry-run").stderr.endswith("[RUN_NOT_FOUND]\n")
+    assert left() == ["a", "b", "c", "held"]
+
+
 def test_many_runs_are_deleted_only_after_a_yes(three: list[str], runs: New, left: New, server: Any, project: str) -> None:
     command = [sys.executable, "-m", "mechanicd.cli", "runs", "delete", "--target", server.target, "--project", project, *BATCH]
     done = subprocess.run(command, input="n\n", capture_output=True, text=True, timeout=60, check=False)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +12,7 @@ import click
 from mechanicd.cli import _options
 from mechanicd.cli._output import EXIT_FAILED, confirm, json_option
 from mechanicd.client import Client, MechanicdError, ServerUnavailable, connect
+from mechanicd.v1 import resources_pb2
 
 _NAMED: Final = 3
 """So many of the chosen runs are named in a question."""
@@ -48,6 +49,7 @@ class Change:
         call: changes one run, by its full name. Raises MechanicdError.
         ask_one: whether to ask before one run that was named, too.
         what: what is lost, for the question.
+        check: whether `call` would take the run as it is. Raises MechanicdError where it would not.
         shown: what --json prints after one run that was named; None: its name, under `done`.
     """
 
@@ -56,6 +58,7 @@ class Change:
     call: Callable[[Client, str], Any]
     ask_one: bool = False
     what: str = ""
+    check: Callable[[resources_pb2.Run], None] = lambda run: None
     shown: Callable[[Any], Any] | None = None
 
 
@@ -80,12 +83,13 @@ def run(
         raise click.UsageError("name the runs, or choose them with --filter EXPRESSION; not both")
     with connect(target) as client:
         if filter_:
-            names = [found.name for found in _options.all_runs(client, project, filter_)]
+            found = {run.name: run for run in _options.all_runs(client, project, filter_)}
+            names = list(found)
         else:
-            names = list(dict.fromkeys(_options.full_name(project or "default", each) for each in runs))
+            found, names = {}, list(dict.fromkeys(_options.full_name(project or "default", each) for each in runs))
         one = len(names) == 1 and not filter_
         if dry_run:
-            _list(change, names, as_json)
+            _list(change, *_foreseen(change, client, names, found), as_json)
         elif not names:
             _report(change, [], [], as_json)
         else:
@@ -105,13 +109,43 @@ def _question(change: Change, names: Sequence[str]) -> str:
     return f"{change.verb.capitalize()} {len(names):,} runs{lost}: {', '.join(names[:_NAMED])}{more}?"
 
 
-def _list(change: Change, names: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"dry_run": True, change.done: list(names)}))
-        return
+def _foreseen(
+    change: Change, client: Client, names: Sequence[str], found: Mapping[str, resources_pb2.Run]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Which runs would be changed, and which refused, as far as the runs themselves tell."""
+    taken, refused = list[str](), list[dict[str, Any]]()
     for name in names:
-        click.echo(f"would {change.verb} {name}")
-    click.echo(f"{_count(names)} would be {change.done}; nothing was changed")
+        try:
+            change.check(found[name] if name in found else _options.get_run(client, name))
+        except ServerUnavailable:
+            raise
+        except MechanicdError as error:
+            refused.append(_refusal(name, error))
+        else:
+            taken.append(name)
+    return taken, refused
+
+
+def _refusal(name: str, error: MechanicdError) -> dict[str, Any]:
+    return {"name": name, "reason": error.reason, "message": error.message}
+
+
+def _list(change: Change, names: Sequence[str], refused: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"dry_run": True, change.done: list(names), **({"refused": list(refused)} if refused else {})}))
+    else:
+        for name in names:
+            click.echo(f"would {change.verb} {name}")
+        _say(refused)
+        would = f"; {len(refused):,} would be refused" if refused else ""
+        click.echo(f"{_count(names)} would be {change.done}{would}; nothing was changed")
+    if refused:
+        sys.exit(EXIT_FAILED)
+
+
+def _say(refused: Sequence[dict[str, Any]]) -> None:
+    for error in refused:
+        click.echo(f"error: {error['name']}: {error['message']} [{error['reason']}]", err=True)
 
 
 def _change_one(change: Change, client: Client, name: str, as_json: bool) -> None:
@@ -133,7 +167,7 @@ def _change_all(change: Change, client: Client, names: Sequence[str], as_json: b
                 except ServerUnavailable:
                     raise
                 except MechanicdError as error:
-                    refused.append({"name": name, "reason": error.reason, "message": error.message})
+                    refused.append(_refusal(name, error))
                 else:
                     done.append(name)
     except (ServerUnavailable, KeyboardInterrupt):
@@ -154,8 +188,7 @@ def _report(change: Change, done: Sequence[str], refused: Sequence[dict[str, Any
     else:
         for name in done:
             click.echo(f"{change.done} {name}")
-        for error in refused:
-            click.echo(f"error: {error['name']}: {error['message']} [{error['reason']}]", err=True)
+        _say(refused)
         click.echo(f"{change.done} {_count(done)}" + (f"; {len(refused):,} refused" if refused else ""))
     if refused:
         sys.exit(EXIT_FAILED)

@@ -12,7 +12,7 @@ from google.protobuf import field_mask_pb2
 from mechanicd.cli import _bulk, _options, _text
 from mechanicd.cli._output import confirm, json_option
 from mechanicd.cli._ranges import STEP
-from mechanicd.client import Client, connect
+from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 
@@ -138,7 +138,11 @@ def delete(
     def call(client: Client, name: str) -> Any:
         return client.call("DeleteRun", run_service_pb2.DeleteRunRequest(name=name, fence=fence), 60.0)
 
-    change = _bulk.Change(verb="delete", done="deleted", call=call, ask_one=True, what="whole history")
+    def check(run: resources_pb2.Run) -> None:
+        if not fence and run.status in (resources_pb2.RUN_STATUS_RUNNING, resources_pb2.RUN_STATUS_SILENT):
+            raise MechanicdError("RUN_HELD", "a session holds this run; stop its trainer first, or pass --fence if it is gone")
+
+    change = _bulk.Change(verb="delete", done="deleted", call=call, ask_one=True, what="whole history", check=check)
     _bulk.run(change, target, project, runs, filter_, dry_run, yes, as_json)
 
 

@@ -28,19 +28,23 @@ def import_(target: str, paths: tuple[str, ...], run: str | None, as_json: bool)
 
     An import that was interrupted goes on where it stopped. A run that exists with other content is never changed.
     """
-    files = list(dict.fromkeys(file for path in paths for file in spool_files(path)))
+    files, done = dict[Path, None](), list[dict[str, Any]]()
+    for path in paths:
+        try:
+            files |= dict.fromkeys(spool_files(path))
+        except MechanicdError as error:
+            if len(paths) == 1:
+                raise
+            done.append(_refused(path, error, as_json))
     if run is not None and len(files) != 1:
         raise click.UsageError(f"--as is for one file, but there are {len(files)}.")
-    done, failed = list[dict[str, Any]](), False
     with connect(target) as client:
         for file in files:
             try:
                 with _bar(file, wanted=not as_json) as progress:
                     imported = import_spool(client, file, run, progress)
             except MechanicdError as error:
-                failed = True
-                report(error.reason, error.message, as_json)
-                done.append({"file": str(file), "error": {"reason": error.reason, "message": error.message}})
+                done.append(_refused(str(file), error, as_json))
                 if isinstance(error, ServerUnavailable):
                     break
             else:
@@ -49,7 +53,7 @@ def import_(target: str, paths: tuple[str, ...], run: str | None, as_json: bool)
                     click.echo(_line(imported))
     if as_json:
         click.echo(json.dumps(done, indent=2))
-    if failed:
+    if any("error" in each for each in done):
         sys.exit(EXIT_FAILED)
 
 
@@ -61,6 +65,12 @@ def _bar(file: Path, wanted: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
         task = bar.add_task(printable(file.name), total=None)
         yield lambda steps, of: bar.update(task, completed=steps, total=of)
+
+
+def _refused(path: str, error: MechanicdError, as_json: bool) -> dict[str, Any]:
+    """Reports it at once; returns what the list of --json has of it."""
+    report(error.reason, error.message, as_json)
+    return {"file": path, "error": {"reason": error.reason, "message": error.message}}
 
 
 def _dict(imported: Imported) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 _COMPLETION_SECONDS: Final = 1.0
-_NOT_UNICODE: Final = {"target": "INVALID_TARGET", "filter_": "INVALID_FILTER"}
+_NOT_UNICODE: Final = {
+    "target": "INVALID_TARGET",
+    "filter_": "INVALID_FILTER",
+    "runs_and_labels": "INVALID_LABELS",
+    "remove": "INVALID_LABELS",
+}
+_WORDS: Final = {"filter_": "filter", "runs": "run", "runs_and_labels": "run or label", "remove": "label key"}
 
 target_option = click.option(
     "--target",
@@ -74,9 +80,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         for option, value in kwargs.items():
-            if isinstance(value, str) and not names.is_text(value):
-                reason = _NOT_UNICODE.get(option, "MALFORMED_NAME")
-                fail(reason, f"{option.strip('_')} {value!r} is not Unicode text", kwargs.get("as_json", False))
+            for word in value if isinstance(value, tuple) else (value,):
+                if isinstance(word, str) and option != "paths" and not names.is_text(word):
+                    reason = _NOT_UNICODE.get(option, "MALFORMED_NAME")
+                    fail(reason, f"{_WORDS.get(option, option)} {word!r} is not Unicode text", kwargs.get("as_json", False))
         try:
             command(*args, **kwargs)
         except MechanicdError as error:
