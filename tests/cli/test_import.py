@@ -301,6 +301,28 @@ def test_a_file_without_an_end_is_imported_as_far_as_it_goes_and_again_when_it_h
     assert world.told("torn") == list(enumerate(scales, 1)) == list(enumerate(oracle(reductions), 1))
 
 
+def test_an_end_that_was_corrected_by_hand_stands(world: World) -> None:
+    reductions = some_reductions(10)
+    for name in ("right", "cut"):
+        world.train(name, reductions, "none" if name == "cut" else None)
+        world.bring(name)
+        full = f"projects/{world.project}/runs/{name}"
+        with connect(world.target) as client:
+            client.call("CloseRun", run_service_pb2.CloseRunRequest(name=full, status="RUN_STATUS_FAILED", message="no use"))
+        before = world.everything(name)
+        assert world.bring(name).status == "failed"
+        assert world.everything(name) == before
+
+
+def test_a_path_with_nothing_in_it_does_not_keep_the_others(world: World, tmp_path: Path) -> None:
+    world.train("here", some_reductions(5))
+    code, out, err = world.run_import(str(tmp_path / "no"), str(world.folder))
+    assert (code, err.count("\n"), err.endswith("[SPOOL_MISSING]\n")) == (1, 1, True)
+    assert "here: 5 steps imported" in out
+    code, out, _ = world.run_import(str(world.folder), str(tmp_path / "no"), "--json")
+    assert (code, [each.get("error", {}).get("reason") for each in json.loads(out)]) == (1, ["SPOOL_MISSING", None])
+
+
 def test_a_run_that_was_renamed_or_archived_is_found_again(world: World) -> None:
     reductions = some_reductions(60)
     world.train("first", reductions[:40], "preempted")

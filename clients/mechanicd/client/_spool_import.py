@@ -161,15 +161,22 @@ class _Import:
         return Imported(history.path, self._name, steps, self._imported, told, history.torn, self._live)
 
     def _get(self) -> tuple[resources_pb2.Run, bool] | None:
-        """The run, and whether its last session was an import's; None if the server has no such run."""
+        """The run, and whether it is as an import left it; None if the server has no such run.
+
+        That is: its last session was an import's, and nobody has closed it again by hand.
+        """
         try:
             found = self._client.call("GetRun", run_service_pb2.GetRunRequest(name=self._name))
         except MechanicdError as error:
             if error.reason == "RUN_NOT_FOUND":
                 return None
             raise
-        last = next((each for each in reversed(found.events) if each.kind in _OPENINGS), None)
-        return found.run, last is not None and f"(by {_IMPORTER}" in last.message
+        ends = 0
+        for event in reversed(found.events):
+            if event.kind in _OPENINGS:
+                return found.run, ends <= 1 and f"(by {_IMPORTER}" in event.message
+            ends += event.kind == resources_pb2.EVENT_KIND_CLOSED
+        return found.run, False
 
     def _must_end(self, found: Place, run: resources_pb2.Run, ours: bool) -> bool:
         """Whether the server has each step, but not the run's end: an import was interrupted before that, or came before it."""
