@@ -84,6 +84,19 @@ def test_a_server_on_this_machine_is_reached_whatever_the_proxy_variables_say(
         assert session.flush() == 1
 
 
+def test_an_error_behind_a_proxy_says_that_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechanicd.client import ServerUnavailable, connect
+    from mechanicd.v1 import run_service_pb2
+
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy", "grpc_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    for host, told in (("192.0.2.1", True), ("127.0.0.1", False)):
+        with connect(f"{host}:9") as client, pytest.raises(ServerUnavailable) as refused:
+            client.call("GetRun", run_service_pb2.GetRunRequest(name="projects/default/runs/a"), 2.0)
+        assert ("NO_PROXY" in refused.value.message) is told, refused.value.message
+
+
 def test_a_host_behind_a_proxy_is_left_to_the_proxy_to_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     from mechanicd.client._targets import Targets
 

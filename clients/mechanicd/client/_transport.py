@@ -43,6 +43,8 @@ _MOST_GROUPS: Final = 100_000
 
 Metadata = tuple[tuple[str, str], ...]
 
+_PROXIED: Final = " behind the environment's HTTP proxy (NO_PROXY names hosts to be reached without it)"
+
 
 class Link:
     """One open stream of steps. Send from one thread, receive from one thread."""
@@ -134,6 +136,7 @@ class Transport:
     def __init__(self, address: Address, proxied: bool = False) -> None:
         self.address, self.target, self.proxied = address, str(address), proxied
         self.made = time.monotonic()
+        self._where = self.target + _PROXIED * proxied
         self.ahead: int | None = None
         options: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))]
         if address.name:
@@ -170,7 +173,7 @@ class Transport:
                     self._hear(future)
                 return result
         except grpc.RpcError as error:
-            raise translate(error, self.target) from None
+            raise translate(error, self._where) from None
         except ValueError as error:
             raise self._closed(error) from None
 
@@ -191,7 +194,7 @@ class Transport:
                     self._hear(call)
                 yield response
         except grpc.RpcError as error:
-            raise translate(error, self.target) from None
+            raise translate(error, self._where) from None
         finally:
             call.cancel()
 
@@ -207,7 +210,7 @@ class Transport:
     def link(self, metadata: Metadata) -> Link:
         """A new stream of steps."""
         with deferred:
-            return Link(self._tuner, self.target, metadata)
+            return Link(self._tuner, self._where, metadata)
 
     def close(self) -> None:
         """Closes the channel and its streams."""
