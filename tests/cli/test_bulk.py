@@ -69,6 +69,15 @@ def test_a_dry_run_foresees_what_would_be_refused(three: list[str], train: New, 
     assert left() == ["a", "b", "c", "held"]
 
 
+@pytest.mark.parametrize(
+    ("filter_", "hinted"),
+    [("name = a", True), ('step > 1 AND name="a"', True), ("name = projects/x/runs/a", False), ("labels.name = a", False)],
+)
+def test_a_filter_by_a_short_name_says_why_it_matches_nothing(filter_: str, hinted: bool, three: list[str], runs: New) -> None:
+    for command in (["list"], ["delete", "--yes"]):
+        assert ("compares full names" in runs(*command, "--filter", filter_).stdout) is hinted, command
+
+
 def test_many_runs_are_deleted_only_after_a_yes(three: list[str], runs: New, left: New, server: Any, project: str) -> None:
     command = [sys.executable, "-m", "mechanicd.cli", "runs", "delete", "--target", server.target, "--project", project, *BATCH]
     done = subprocess.run(command, input="n\n", capture_output=True, text=True, timeout=60, check=False)

@@ -90,8 +90,10 @@ def run(
         one = len(names) == 1 and not filter_
         if dry_run:
             _list(change, *_foreseen(change, client, names, found), as_json)
-        elif not names:
+        elif not names and as_json:
             _report(change, [], [], as_json)
+        elif not names:
+            click.echo(f"no runs match the filter; nothing was changed{_options.no_match(filter_)}")
         else:
             if not yes and (change.ask_one or not one):
                 confirm(_question(change, names), as_json)
@@ -183,8 +185,6 @@ def _report(change: Change, done: Sequence[str], refused: Sequence[dict[str, Any
     """What became of each run. The exit code is 1 if a run was refused."""
     if as_json:
         click.echo(json.dumps({change.done: list(done), "refused": list(refused)}))
-    elif not done and not refused:
-        click.echo("no runs match the filter; nothing was changed")
     else:
         for name in done:
             click.echo(f"{change.done} {name}")

@@ -1,6 +1,7 @@
 """Shared by the commands on runs: the options that find the server and the run, and error reporting."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 _COMPLETION_SECONDS: Final = 1.0
+_SHORT_NAME: Final = re.compile(r'(?:^|\sAND)\s*name\s*=(?!\s*"?projects/)')
 _NOT_UNICODE: Final = {
     "target": "INVALID_TARGET",
     "filter_": "INVALID_FILTER",
@@ -106,6 +108,11 @@ def full_name(project: str, run: str) -> str:
 def parent_of(project: str | None) -> str:
     """The parent that ListRuns takes; None means all projects."""
     return f"projects/{project or names.ALL_PROJECTS}"
+
+
+def no_match(filter_: str) -> str:
+    """Why a filter may match nothing, to be added to a message; "" where nothing is known."""
+    return "; `name =` compares full names, projects/PROJECT/runs/RUN" if _SHORT_NAME.search(filter_) else ""
 
 
 def get_run(client: Client, name: str) -> resources_pb2.Run:

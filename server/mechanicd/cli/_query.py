@@ -46,8 +46,10 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
             _print(found, "json" if as_json else format_)
             return
         if not found:
-            matching = " that match the filter" if filter_ else ""
-            click.echo(f"no runs{matching} at {target}; a training script creates one with mechanize(…, target='{target}')")
+            if filter_:
+                click.echo(f"no runs that match the filter at {target}{_options.no_match(filter_)}")
+            else:
+                click.echo(f"no runs at {target}; a training script creates one with mechanize(…, target='{target}')")
             return
         wanted = len(found) <= _SKETCHED_RUNS if sketch is None else sketch
         sketches = sketches_of(client, [run.name for run in found], _SKETCH_WIDTH) if wanted else None
