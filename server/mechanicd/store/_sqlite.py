@@ -192,7 +192,8 @@ class SQLiteStore(SQLStore):
 
     def _folded(self) -> None:
         # A fold reads and writes much that nobody asks for soon, and SQLite would keep 2 MiB of it. The system still has it.
-        self._db.execute("PRAGMA shrink_memory")
+        with contextlib.suppress(sqlite3.Error):  # a fold that failed ends here too, and its own error is the one to tell
+            self._db.execute("PRAGMA shrink_memory")
 
     def _check(self) -> int:
         """The schema version; 0 for a new database. Only reads, so a foreign file is left untouched."""
