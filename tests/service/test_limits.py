@@ -1,7 +1,11 @@
 """The limits of docs/operations.md, each from outside: what is above it is refused by name, what is at it is answered, and the
 trainer beside it goes on."""
 
+import contextlib
 import re
+import socket
+import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +105,38 @@ def _rest(length: int) -> list[int]:
 def test_what_is_no_message_is_still_told_from_what_is_too_large(wire: Any) -> None:
     assert refused(wire, "StreamSteps", b"\xff" * 100_000).reason == "MALFORMED_REQUEST"
     assert refused(wire, "StreamSteps", b"\x0a\x00" * 900 + b"\x0a\xff\xff\x7f" + b"x" * 20_000).reason == "MALFORMED_REQUEST"
+
+
+def test_a_connection_may_have_so_many_streams(server: Any) -> None:
+    host, port = server.target.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as frames:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))  # and empty settings
+        length, kind = struct.unpack(">I", b"\0" + frames.read(3))[0], frames.read(6)[0]
+        settings = dict(struct.iter_unpack(">HI", frames.read(length)))
+    assert kind == 4, "settings come first"
+    assert settings[3] == limit("streams of one connection")
+
+
+def test_a_host_may_watch_so_often_and_again_once_a_watch_has_ended(wire: Any, training: Any) -> None:
+    most = limit("watches")
+    watching = [wire.call("WatchRuns", parent="projects/nobody") for _ in range(most)]
+    for each in watching:
+        next(each)
+    error = wire.refused("WatchRuns", parent="projects/nobody")
+    assert (error.reason, error.metadata) == ("TOO_MANY_WATCHERS", {"allowed": str(most)})
+    training.take()
+    for each in watching:
+        each.cancel()
+
+    def again() -> bool:
+        with contextlib.suppress(grpc.RpcError):
+            next(wire.call("WatchRuns", parent="projects/nobody"))
+            return True
+        return False
+
+    deadline = time.monotonic() + 20
+    while not again():
+        assert time.monotonic() < deadline
 
 
 def test_the_most_scale_groups_fit_with_the_default_betas() -> None:

@@ -113,6 +113,7 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "RUN_RENAMED": ResumeError,
     "MALFORMED_REQUEST": InvalidArgument,
     "REQUEST_TOO_LARGE": InvalidArgument,
+    "TOO_MANY_WATCHERS": MechanicdError,
     "STORE_DAMAGED": MechanicdError,
 }
 

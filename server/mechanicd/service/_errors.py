@@ -34,6 +34,7 @@ _CODES: Final[Mapping[str, int]] = {
     "RUN_DELETED": code_pb2.NOT_FOUND,
     "MALFORMED_REQUEST": code_pb2.INVALID_ARGUMENT,
     "REQUEST_TOO_LARGE": code_pb2.RESOURCE_EXHAUSTED,
+    "TOO_MANY_WATCHERS": code_pb2.RESOURCE_EXHAUSTED,
     "STORE_DAMAGED": code_pb2.DATA_LOSS,
     "RUN_RENAMED": code_pb2.NOT_FOUND,
 }

@@ -1,16 +1,19 @@
 """The grpcio adapter: it passes messages to the service and errors to the client, and decides nothing."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import perf_counter
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from mechanicd.service import _convert
+from mechanicd.service import _convert, _limits
 from mechanicd.service._active_run import AlreadyTaken
 from mechanicd.service._decoding import ManySteps, Refused
 from mechanicd.service._engine import Engine
@@ -133,6 +136,7 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
 
     def __init__(self, runs: RunService) -> None:
         self._runs = runs
+        self._watchers = Counter[str]()  # by host
 
     @_answer
     async def GetRun(self, request: run.GetRunRequest) -> run.GetRunResponse:
@@ -155,13 +159,27 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
         try:
             if isinstance(request, Refused):
                 raise request.error
-            await context.send_initial_metadata(self._time())
-            async for response in self._runs.watch_runs(request):
-                yield response
+            with self._watching(_host(context.peer())):
+                await context.send_initial_metadata(self._time())
+                async for response in self._runs.watch_runs(request):
+                    yield response
         except ServiceError as error:
             await _abort(context, error)
         except Exception:
             await _fail(context)
+
+    @contextlib.contextmanager
+    def _watching(self, host: str) -> Iterator[None]:
+        """Raises ServiceError TOO_MANY_WATCHERS."""
+        if self._watchers[host] >= _limits.MOST_WATCHERS:
+            told = f"{_limits.MOST_WATCHERS} calls from {host} watch runs already; end some of them, or share one"
+            raise ServiceError("TOO_MANY_WATCHERS", told, {"allowed": _limits.MOST_WATCHERS})
+        self._watchers[host] += 1
+        try:
+            yield
+        finally:
+            self._watchers[host] -= 1
+            self._watchers += Counter()  # without those that are at zero
 
     @_answer
     async def UpdateRun(self, request: run.UpdateRunRequest) -> run.UpdateRunResponse:
@@ -202,6 +220,12 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
     @_answer
     async def RestoreRun(self, request: run.RestoreRunRequest) -> run.RestoreRunResponse:
         return await self._runs.restore_run(request)
+
+
+def _host(peer: str) -> str:
+    """The host of a peer as gRPC names it: `ipv4:10.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, or `unix:` and a path."""
+    kind, _, rest = peer.partition(":")
+    return unquote(rest.rpartition(":")[0]) if kind in ("ipv4", "ipv6") else kind
 
 
 async def _abort(context: Context, error: ServiceError) -> NoReturn:

@@ -9,6 +9,10 @@ LARGE: Final = frozenset({"OpenSession", "StreamSteps"})
 """What grows with the scale groups: a tuner's state, and the steps of an outage, which clients of 0.1 send in one message."""
 MOST_STEPS: Final = 1024
 """Of one message; a client sends up to 256."""
+MOST_STREAMS: Final = 10_000
+"""Of one connection: a sweep in one process. A silent stream takes about 40 KiB."""
+MOST_WATCHERS: Final = 64
+"""Of one host: each is sent every run, and keeps a message of 4 MiB until it is read."""
 
 
 def has_more(data: bytes, most: int) -> bool:

@@ -37,6 +37,7 @@ SERVICES: Final = (_TUNER.full_name, _RUNS.full_name)
 _OPTIONS: Final = [
     ("grpc.so_reuseport", 0),  # with it, a second server could bind the same port and would silently take half of the calls
     ("grpc.max_receive_message_length", _limits.MOST_LARGE_BYTES),
+    ("grpc.max_concurrent_streams", _limits.MOST_STREAMS),
     # Clients ping every 20 s, also between steps; gRPC's default takes that for an attack. And a client that is gone without a
     # word is found by the server's own pings.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
