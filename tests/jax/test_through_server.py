@@ -41,10 +41,17 @@ def alike(found):
     return found[0] if len(found) == 1 else tuple(found)
 
 
+HOWS = {"local": {}, "hold": {"on_outage": "hold"}, "raise": {"on_outage": "raise"}, "loop": {"report": "loop"}}
+
+
 @pytest.mark.parametrize(
-    "how", [{}, {"on_outage": "hold"}, {"on_outage": "raise"}, {"report": "loop"}], ids=["local", "hold", "raise", "loop"]
+    ("groups", "how"),
+    [
+        *(("all", how) for how in HOWS),
+        ("tensor", "loop"),
+        *(pytest.param("tensor", how, marks=pytest.mark.soak) for how in HOWS if how != "loop"),
+    ],
 )
-@pytest.mark.parametrize("groups", ["all", "tensor"])
 def test_it_equals_the_training_without_a_server(groups, how, digits, bits, server, project, history):
     alone = mechanize(base(), s_init=1e-4, scale_groups=groups)
     params, state = digits.params(), alone.init(digits.params())
@@ -52,7 +59,7 @@ def test_it_equals_the_training_without_a_server(groups, how, digits, bits, serv
     for t in range(STEPS):
         params, state, _ = step(params, state, digits.batch(t))
         wanted.append(alike(scales_of(state)))
-    where = {"run": "r", "target": server.target, "project": project, **how}
+    where = {"run": "r", "target": server.target, "project": project, **HOWS[how]}
     with mechanize(base(), s_init=1e-4, scale_groups=groups, **where) as tx:
         other, other_state, _ = digits.train(tx, STEPS)
         assert tx.flush() == STEPS
@@ -170,8 +177,15 @@ def test_a_gradient_that_is_not_finite_is_one_step_that_does_not_count(outer, di
     assert records[-1].scale[0] == scale(state)
 
 
-@pytest.mark.parametrize("report", ["callback", "loop"])
-@pytest.mark.parametrize("format", ["flax", "orbax"])
+@pytest.mark.parametrize(
+    ("format", "report"),
+    [
+        ("flax", "callback"),
+        ("orbax", "loop"),
+        pytest.param("flax", "loop", marks=pytest.mark.soak),
+        pytest.param("orbax", "callback", marks=pytest.mark.soak),
+    ],
+)
 def test_the_checkpoint_alone_resumes_bit_for_bit(format, report, digits, bits, server, project, history, run_cli, tmp_path):
     """Also where the server has gone on since: the checkpoint wins."""
     uncut = mechanize(base(), s_init=1e-4)

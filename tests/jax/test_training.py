@@ -15,8 +15,17 @@ S_INIT = 1e-4
 STEPS = 120
 
 
-@pytest.mark.parametrize("base", ["adamw", "sgd", "lion"])
-@pytest.mark.parametrize(("groups", "layout"), [("all", "delta"), ("tensor", "delta+ref")])
+@pytest.mark.parametrize(
+    ("groups", "layout", "base"),
+    [
+        ("all", "delta", "adamw"),
+        ("tensor", "delta+ref", "sgd"),
+        ("tensor", "delta+ref", "lion"),
+        pytest.param("tensor", "delta+ref", "adamw", marks=pytest.mark.soak),
+        pytest.param("all", "delta", "sgd", marks=pytest.mark.soak),
+        pytest.param("all", "delta", "lion", marks=pytest.mark.soak),
+    ],
+)
 def test_it_trains(groups, layout, base, digits):
     bases = {"adamw": optax.adamw(1.0), "sgd": optax.sgd(1.0, momentum=0.9), "lion": optax.lion(1.0)}
     tx = mechanize(bases[base], s_init=S_INIT, scale_groups=groups, delta_layout=layout)
