@@ -266,6 +266,16 @@ def test_an_index_that_leads_back_ends_a_check_and_a_backup(made: Any, tmp_path:
     target.close()
 
 
+def test_a_schema_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    open_store(f"sqlite:///{tmp_path}/m.db").close()
+    whole = (tmp_path / "m.db").read_bytes()
+    for before, after in ((b"CREATE TABLE events", b"CREATE \xa0ABLE events"), (b"run_id  ", b"r\xffn_id  ")):
+        assert before in whole
+        (tmp_path / "m.db").write_bytes(whole.replace(before, after))
+        done = CliRunner().invoke(main, ["store", "check", "--store", f"sqlite:///{tmp_path}/m.db"])
+        assert (done.exit_code, "[STORE_" in done.stderr) == (1, True), done.stderr
+
+
 def test_scalars_that_no_tuner_takes_are_damage(made: Any) -> None:
     store, training, _ = made
     negative = struct.pack("<d", -1.0)

@@ -149,7 +149,7 @@ class SQLiteStore(SQLStore):
             except BaseException:
                 self._db.close()
                 raise
-        except (sqlite3.Error, StoreError) as error:
+        except (sqlite3.Error, StoreError, UnicodeDecodeError) as error:  # the last: words of sqlite3 about damaged text
             self._unlock()
             if isinstance(error, (SchemaTooNew, SchemaTooOld, StoreNotWritable)):
                 raise
@@ -251,6 +251,8 @@ class SQLiteStore(SQLStore):
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+        except UnicodeDecodeError as error:
+            raise StoreDamaged(f"the database file is damaged ({error}); restore a backup") from error
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreDamaged(f"the database file is damaged ({error}); restore a backup") from error
