@@ -72,7 +72,8 @@ class Watch:
     async def begun(self) -> None:
         """Waits for the first attempt to read the store, so that nobody is shown an empty table by mistake."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), _FIRST_SECONDS)
+            async with asyncio.timeout(_FIRST_SECONDS):
+                await self._tried.wait()
 
     def wake(self) -> None:
         """Wakes those who wait in `change`."""
@@ -82,7 +83,8 @@ class Watch:
     async def change(self, seconds: float) -> bool:
         """Waits for the next change of the table; False if none came in time."""
         try:
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for loses a cancellation that comes with the change
+                await self._changed.wait()
         except TimeoutError:
             return False
         return True

@@ -33,7 +33,8 @@ class Reader:
         """
         answer = asyncio.get_running_loop().run_in_executor(self._thread, self._run, function)
         try:
-            return await asyncio.wait_for(answer, ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):  # wait_for loses a cancellation that comes with the answer
+                return await answer
         except TimeoutError:
             if self._store is not None:
                 self._store.interrupt()  # the next call then makes a new connection
