@@ -54,12 +54,17 @@ def test_a_fleet_written_directly_passes_the_store_check(tmp_path: Path, run_cli
 
 
 @pytest.mark.parametrize(
-    ("fate", "low", "high"),
-    [("healthy", 1e-5, 1.0), ("stuck", 0.0, 1e-7), ("collapsed", 0.0, 1e-7), ("running_away", 1e3, 1e31)],
+    ("fate", "steps", "low", "high"),
+    [
+        ("healthy", 8000, 1e-5, 1.0),
+        ("stuck", 8000, 0.0, 1e-7),
+        ("collapsed", 20000, 0.0, 1e-7),
+        ("running_away", 8000, 1e3, 1e31),
+    ],
 )
-def test_each_fate_drives_the_scale_where_it_says(tmp_path: Path, fate: str, low: float, high: float) -> None:
+def test_each_fate_drives_the_scale_where_it_says(tmp_path: Path, fate: str, steps: int, low: float, high: float) -> None:
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
-    fleet("--direct", url, "--runs", "5", "--steps", "20000", "--fates", fate, "--keep-steps", "0", "--seed", "3")
+    fleet("--direct", url, "--runs", "5", "--steps", str(steps), "--fates", fate, "--keep-steps", "0", "--seed", "3")
     assert [row.run for row in rows(url) if not low <= row.scale[0] <= high] == []
 
 
