@@ -225,6 +225,21 @@ def test_what_does_not_fit_is_refused_by_name():
     assert caught.value.reason == "INVALID_SETTING"
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_cast_to_low_precision_after_init_are_refused(dtype):
+    """Their state has no master copy, and without one small updates are rounded away."""
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    tx = made()
+    state = tx.init(params)
+    low = {"a": params["a"], "b": params["b"].astype(dtype)}
+    with pytest.raises(InvalidArgument, match="no x_ref") as caught:
+        tx.update(low, state, low)
+    assert caught.value.reason == "DELTA_MISMATCH"
+    state = tx.init(low)
+    back = tx.update(params, state, params)[0]
+    assert back["b"].dtype == jnp.float32, "wider parameters lose nothing"
+
+
 def test_init_takes_shapes_alone_and_the_first_step_takes_x_ref_from_the_parameters(bits):
     tx = made("delta+ref")
     params = {"a": jnp.arange(3.0)}

@@ -23,7 +23,7 @@ from mechanicd.client.framework import DeltaLayout, Run, Settings, check_status,
 from mechanicd.jax import _axes, _bases, _outside, _ring, _tuner
 from mechanicd.jax._float64 import BITS, Exact, from_bits, to_bits, x64
 from mechanicd.jax._groups import Groups, Labels, group
-from mechanicd.jax._leaves import dtype_of, gradients, kept, leaves_of
+from mechanicd.jax._leaves import Leaves, dtype_of, gradients, kept, leaves_of
 from mechanicd.jax._reduce import split_by_type
 from mechanicd.jax._report import Reporter, bits_of, pack, told_of
 from mechanicd.jax._state import LOW_PRECISION, MechanicState, find, wide
@@ -173,6 +173,7 @@ def transform(
             S = jnp.minimum(_tuner.scale(table.s), cap)
             before = [S.astype(wide(p.dtype))[i] for p, i in zip(x, groups.index, strict=True)]
         ref: list[jax.Array] = []
+        _check_master_copy(leaves, state.ref)
         if layout == "ref" or jax.tree.leaves(state.ref):
             first = state.step == 0
             ref = kept(leaves, "x_ref", state.ref)
@@ -347,6 +348,21 @@ def _move(place: jax.Array, x: jax.Array, g: jax.Array | None) -> jax.Array | No
     if x.dtype == place.dtype or g.dtype != x.dtype:
         return place - x.astype(place.dtype)
     return (place.astype(x.dtype).astype(place.dtype) - x.astype(place.dtype)).astype(x.dtype)
+
+
+def _check_master_copy(leaves: Leaves, ref: Any) -> None:
+    """Checks that parameters in low precision have one: the state may have been made before they were cast.
+
+    Raises:
+        InvalidArgument: DELTA_MISMATCH.
+    """
+    for name, x in zip(leaves.names, leaves.x, strict=True):
+        if dtype_of(x) in LOW_PRECISION and not jax.tree.leaves(ref):
+            raise InvalidArgument(
+                "DELTA_MISMATCH",
+                f"the parameter {name!r} is {dtype_of(x)}, but the state was made for wider ones and has no x_ref: small "
+                "updates would be rounded away. Make the state with tx.init of these parameters, or keep them in float32",
+            )
 
 
 def _copy(x: Any) -> jax.Array:
