@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanicd.client import Client
+from mechanicd.client._address import Address
 from mechanicd.client._transport import Link, Transport
 from mechanicd.v1 import resources_pb2, run_service_pb2, tuner_service_pb2
 
@@ -41,7 +42,7 @@ class Lone:
         client = Client(target)
         opened = client.call("OpenSession", tuner_service_pb2.OpenSessionRequest(name=LONE, after_step=0), 60.0)
         self._session, self._step = opened.session, 0
-        self._link: Link = Transport(target).link(())
+        self._link: Link = Transport(Address(target)).link(())
         self.sent: dict[int, float] = {}
 
     def train(self, seconds: float) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from mechanicd.client._address import Address
 from mechanicd.client._transport import Transport
 from mechanicd.v1 import tuner_service_pb2, tuner_service_pb2_grpc
 
@@ -45,7 +46,7 @@ def test_a_replay_and_the_steps_after_it_arrive_in_order(
     values = [0.5] * groups
     fields = {"delta_dot_g": values, "delta_dot_x": values, "g_norm_sq": values, "x_norm_sq": values}
     requests = [tuner_service_pb2.StepRequest(step=step, reductions=fields) for step in range(1, steps + 4)]
-    transport = Transport(target)
+    transport = Transport(Address(target))
     link = transport.link(())
     link.send(*requests[:steps])
     for request in requests[steps:]:

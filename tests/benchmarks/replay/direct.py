@@ -259,14 +259,14 @@ def _steps(model: Model, config: TunerConfig, table: rules.Table, first: int, co
             if index % _WANTED_EVERY == 0:
                 wanted = model.wanted(step)
             reductions = model.reductions(step, wanted, S, noise[index])
-            h = rules.h(config, S, reductions.T)  # type: ignore[arg-type]
+            bad = ~np.isfinite(reductions).all(axis=0) if model.may_be_bad else np.zeros(len(S), bool)
+            bad = bad.reshape(-1, model.groups).any(axis=1).repeat(model.groups)
+            h = rules.h(config, S, np.where(bad, 0.0, reductions).T)  # type: ignore[arg-type]
+            assert h is not None
             following = rule(config, table, h)
-            if model.may_be_bad:
-                bad = ~np.isfinite(reductions).all(axis=0)
-                if bad.any():
-                    bad = bad.reshape(-1, model.groups).any(axis=1).repeat(model.groups)
-                    following = rules.Table(*(np.where(bad, old, new) for old, new in zip(table, following, strict=True)))
-                    h[bad] = np.nan
+            if bad.any():
+                following = rules.Table(*(np.where(bad, old, new) for old, new in zip(table, following, strict=True)))
+                h[bad] = np.nan
             table = following
             S = rules.scale(table.s)
             values[index, :4], values[index, 4], values[index, 5] = reductions, h, S

@@ -15,6 +15,7 @@ from replay.model import Model
 from replay.plans import ENDS, Plan
 
 from mechanicd.client import Client, MechanicdError
+from mechanicd.client._address import Address
 from mechanicd.client._transport import Link, Transport, step_error
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
@@ -163,7 +164,7 @@ def _train(
     stop: threading.Event,
     failed: list[BaseException],
 ) -> None:
-    transport = Transport(target)
+    transport = Transport(Address(target))
     link = transport.link(())
     begin = time.monotonic()
     for place, batch in enumerate(batches):
