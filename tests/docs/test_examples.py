@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from mechanicd.client import Reductions, open_run
 from tests.docs.pages import COMMANDS, EXAMPLES, PROGRAMS, ROOT, Command
@@ -92,6 +93,15 @@ def run_program(text: str, server: Any, project: str, folder: Path) -> subproces
 # ---- commands
 
 
+def make_certificates(folder: Path) -> None:
+    """The files that the examples of TLS name."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_pem.write_to_path(folder / "server.key")
+    issued.cert_chain_pems[0].write_to_path(folder / "server.pem")
+    authority.cert_pem.write_to_path(folder / "clients-ca.pem")
+
+
 @pytest.fixture
 def shell(new_server: Any, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
     """A shell beside a server with a page, in the folder of its database, where the run sine/seed0 has taken 1,000 steps, and
@@ -107,6 +117,9 @@ def shell(new_server: Any, tmp_path: Path) -> Callable[[str], subprocess.Complet
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         typed = line.replace("http://127.0.0.1:8080", server.page.rstrip("/")).replace(SPOOL, f"{server.folder}/spool")
+        if "--tls-cert" in line:
+            make_certificates(server.folder)
+            typed = f"{typed.replace(':50051', ':0').replace(':8080', ':0')} --store sqlite:///other.db"
         if " serve" in line and "--grpc" not in line:
             typed += " --grpc 127.0.0.1:0 --http 127.0.0.1:0 --store sqlite:///other.db"
         environment = {**os.environ, "MECHANICD_TARGET": server.target, "MECHANICD_PROJECT": "default"}
