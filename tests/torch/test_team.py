@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mechanicd.torch._team import failure
 from tests.support.soak import SOAK
 from tests.support.warm import warm
 
@@ -182,3 +183,20 @@ def test_a_skipped_step_does_not_meet_the_trainers_own_collectives(tmp_path: Pat
 
 
 AT = {"skips_under_ddp": 6, "skips_before_own_collective": 5}
+
+
+@pytest.mark.parametrize(
+    ("failed", "whose", "reason", "said"),
+    [
+        (1.0, 2.0, "RANK_FAILED", "rank 7"),
+        (2.0, 3.0, "RANK_FAILED", "2 ranks"),
+        (0.0371, -2.5, "RANKS_MISSING", "skipped a step"),  # gradients, seen with NCCL on two GPUs
+        (1.0, 0.25, "RANKS_MISSING", "skipped a step"),
+        (float("nan"), 0.0, "RANKS_MISSING", "skipped a step"),
+        (3.0, 6.0, "RANKS_MISSING", "skipped a step"),
+    ],
+)
+def test_noise_of_another_collective_is_no_failed_rank(failed: float, whose: float, reason: str, said: str) -> None:
+    error = failure(failed, whose, [4, 7], 6)
+    assert error.reason == reason
+    assert said in error.message

@@ -210,8 +210,7 @@ class Team:
         end, ranks = 4 * len(mine), self._collectives.ranks
         anyone, failed, whose, marks, squares, *norms = found[end:]
         if failed:
-            who = f"rank {ranks[int(whose) - 1]}" if failed == 1 else f"{int(failed)} ranks"
-            raise SessionError("RANK_FAILED", f"step {stand.step + 1} failed at {who} before BASE ran; see the error there")
+            raise failure(failed, whose, ranks, stand.step + 1)
         differ = len(ranks) * int(squares) != int(marks) ** 2
         drifted = self._replicas and not (_alike(norms[0], norms[1], len(ranks)) and _alike(norms[2], norms[3], len(ranks)))
         if differ or drifted:
@@ -281,3 +280,24 @@ def _alike(total: float, squares: float, world: int) -> bool:
     if not math.isfinite(total) or not math.isfinite(squares):
         return True
     return world * squares <= total * total * (1.0 + _DRIFT * _DRIFT / world)
+
+
+def failure(failed: float, whose: float, ranks: Sequence[int], step: int) -> SessionError:
+    """Why a step can't be taken: ranks failed in it, or what came is no step of theirs.
+
+    With NCCL our collectives share the trainer's process group. Where a rank has skipped a step, they meet another, say of
+    gradients, and what both get is noise.
+
+    Args:
+        failed: how many ranks say that they failed.
+        whose: the sum of their ranks in the group, counted from 1.
+    """
+    there = range(1, len(ranks) + 1)
+    if failed not in there or (failed == 1 and whose not in there):
+        return SessionError(
+            "RANKS_MISSING",
+            f"step {step}: what came from the other ranks is no step of theirs. A rank has skipped a step, or calls "
+            "collectives that the others don't; call step() equally often on every rank, and load a checkpoint",
+        )
+    who = f"rank {ranks[int(whose) - 1]}" if failed == 1 else f"{int(failed)} ranks"
+    return SessionError("RANK_FAILED", f"step {step} failed at {who} before BASE ran; see the error there")
