@@ -26,7 +26,7 @@ def test_ages_are_right_on_a_machine_whose_clock_is_hours_off(
     with open_run(server.target, "run", project=project, start=0) as session:
         session.step(Reductions(-0.1, 0.0, 1.0, 4.0))
     monkeypatch.setattr("mechanicd.cli._text.datetime", Off)
-    clock = SimpleNamespace(time_ns=lambda: time.time_ns() + seconds * 10**9)
+    clock = SimpleNamespace(time_ns=lambda: time.time_ns() + seconds * 10**9, monotonic=time.monotonic)
     monkeypatch.setattr("mechanicd.client._transport.time", clock)
     done = CliRunner().invoke(main, [*command, "--target", server.target, "--project", project])
     assert done.exit_code == 0, done.output

@@ -34,7 +34,7 @@ def test_top_waits_for_the_last_of_several_messages() -> None:
     come = threading.Event()
 
     class Many:
-        def watch(self, request: Any) -> Iterator[run_service_pb2.WatchRunsResponse]:
+        def watch(self, request: Any, lost: Any) -> Iterator[run_service_pb2.WatchRunsResponse]:
             yield run_service_pb2.WatchRunsResponse(runs=[made(1), made(2)], more=True)
             come.wait(20)
             yield run_service_pb2.WatchRunsResponse(runs=[made(3)])
@@ -42,7 +42,7 @@ def test_top_waits_for_the_last_of_several_messages() -> None:
             threading.Event().wait()
 
     threading.Timer(0.2, come.set).start()
-    fleet = _top._Fleet(cast(Client, Many()), run_service_pb2.WatchRunsRequest())
+    fleet = _top._Fleet(cast(Client, Many()), run_service_pb2.WatchRunsRequest(), live=False)
     assert {3} <= {int(run.name[-4:]) for run in fleet.runs()}
 
 

@@ -195,7 +195,7 @@ def test_a_long_history_is_replayed_while_others_train_and_their_steps_become_du
 
     play(act)
     assert made["durable"] == 19_999
-    assert made["flushed"] > 8, "not only before the replay and after it"
+    assert made["flushed"] > 3, "not only before the replay and after it"
 
 
 @pytest.mark.parametrize(("size", "age", "folds"), [(10**9, 1e9, False), (100, 1e9, True), (10**9, 0.05, True)])

@@ -17,8 +17,6 @@ import os
 # grpc's fork handlers can crash a forked child while the parent's threads are busy, and log a line to stderr at each fork. No
 # forked child uses grpc here, so nothing needs them. grpc reads this on import, which may happen long before _transport's.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# And it writes a line to stderr for each failed handshake. What failed is in our own log, once.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from mechanicd.client._client import Client, connect, make_config, open_run, scale_of
 from mechanicd.client._errors import (

@@ -1,6 +1,7 @@
 """The program: its commands, each imported only when it is used."""
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
@@ -68,3 +69,4 @@ def main() -> None:
     Exit codes: 0, success (also when Ctrl-C ends `watch` or `top`); 1, an error, with its reason on stderr, or a question
     answered with no; 2, a usage error; 141, whoever read the output left before its end, as in `| head`.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # silences grpc's own lines on stderr; ours report the same events

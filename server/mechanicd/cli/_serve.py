@@ -156,7 +156,6 @@ def serve(
             "macOS, in WSL or in a container. Trainings on this machine reach it by target='HOST:PORT'",
             as_json,
         )
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # silences grpc's own lines on stderr; our log reports the same events
     from mechanicd.dashboard import PageConfig, PageError
     from mechanicd.logs import log_to_stderr
     from mechanicd.runs import Silence
