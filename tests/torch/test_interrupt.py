@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mechanicd.client import SessionError
+from mechanicd.client.framework import close_on_sigterm
 from mechanicd.torch import mechanize
 from tests.support.interrupts import At
 from tests.support.soak import SOAK, chosen_seed
@@ -38,6 +39,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt, the others an error of the program's."""
+    close_on_sigterm()  # else the first session of this process would wrap the handlers below
     former = {number: signal.signal(number, stop) for number in (signal.SIGHUP, signal.SIGUSR1)}
     former[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = {number: signal.getsignal(number) for number in former}
