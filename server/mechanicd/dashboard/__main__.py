@@ -19,6 +19,7 @@ import uvloop
 
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
+from mechanicd.dashboard._connections import MOST_CONNECTIONS, Connection
 from mechanicd.logs import log_to_stderr
 from mechanicd.tls import TlsError, TlsFiles
 
@@ -52,6 +53,8 @@ async def _main(listening: socket.socket) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=1,
+        http=Connection,
+        limit_concurrency=MOST_CONNECTIONS,
     )
     renewing = None
     if config.tls is not None:

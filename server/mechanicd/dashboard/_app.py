@@ -1,7 +1,7 @@
 """The page's routes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from time import monotonic
 from types import TracebackType
@@ -26,9 +26,10 @@ from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRe
 from mechanicd.dashboard._run_detail import detail
 from mechanicd.dashboard._sse import Live
 from mechanicd.dashboard._table import Table
+from mechanicd.dashboard._turns import Turns
 from mechanicd.dashboard._webhook import tell
 from mechanicd.runs import RunRow, parse_filter
-from mechanicd.store import Clock, without_password
+from mechanicd.store import Clock, Store, without_password
 
 _API: Final = "/api/v1"
 _MOST_BYTES: Final = 2**20
@@ -47,6 +48,7 @@ class Child:
         self.query = self._readers[1].call
         self.table = self.watch.table
         self.curves = Curves()
+        self.turns = Turns()
         self.live = Live(self.watch, lambda: self.whole("archived : *"))
         self._version = version("mechanicd")
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,6 +126,12 @@ class Child:
 def make_app(child: Child) -> Starlette:
     """The ASGI application of the page."""
 
+    async def queried(request: Request, make: Callable[[Store], bytes]) -> Response:
+        async def answer() -> Response:
+            return Json(await child.query(make))
+
+        return await child.turns.take(request, answer)
+
     async def runs(request: Request) -> Response:
         query = request.query_params
         return Json(child.whole(query.get("filter", ""), query.get("project") or None))
@@ -136,29 +144,29 @@ def make_app(child: Child) -> Starlette:
     async def series(request: Request) -> Response:
         asked = SeriesRequest.of(await _body(request))
         found = child.named(asked.runs)
-        return Json(await child.query(lambda store: encode(child.curves.series(store, found, asked))))
+        return await queried(request, lambda store: encode(child.curves.series(store, found, asked)))
 
     async def sparklines(request: Request) -> Response:
         names = request.query_params.getlist("run")
         if len(names) > MOST_SPARKLINES:
             raise ApiError("MALFORMED_REQUEST", f"got {len(names)} runs; ask for at most {MOST_SPARKLINES} at a time")
         found = child.named(list(dict.fromkeys(names)))
-        return Json(await child.query(lambda store: encode(child.curves.sparklines(store, found))))
+        return await queried(request, lambda store: encode(child.curves.sparklines(store, found)))
 
     async def bands(request: Request) -> Response:
         asked = BandsRequest.of(await _body(request))
         found = [(label, child.named(names)) for label, names in asked.groups]
-        return Json(await child.query(lambda store: encode(child.curves.bands(store, found, asked))))
+        return await queried(request, lambda store: encode(child.curves.bands(store, found, asked)))
 
     async def heatmap(request: Request) -> Response:
         asked = HeatRequest.of(request.query_params)
         row = child.row(asked.run)
-        return Json(await child.query(lambda store: encode(child.curves.heat(store, row, asked))))
+        return await queried(request, lambda store: encode(child.curves.heat(store, row, asked)))
 
     async def run(request: Request) -> Response:
         row = child.row(request.query_params.get("name", ""))
         item, targets = child.table.item(row.id), child.config.grpc
-        return Json(await child.query(lambda store: encode(detail(store, child.curves, row, item, targets))))
+        return await queried(request, lambda store: encode(detail(store, child.curves, row, item, targets)))
 
     async def export_(request: Request) -> Response:
         asked = ExportRequest.of(request.query_params)

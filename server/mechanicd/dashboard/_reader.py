@@ -1,6 +1,7 @@
 """The store as the page's process uses it: read-only, outside of the event loop, and allowed to be unavailable for a while."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -24,9 +25,11 @@ class Reader:
         self._url = url
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._store: Store | None = None
+        self._lock = threading.Lock()
+        self._running: object = None  # the function that runs now
 
     async def call(self, function: Callable[[Store], T]) -> T:
-        """Runs a function of the store on its thread.
+        """Runs a function of the store on its thread. If the caller is cancelled, it is broken off, or never begins.
 
         Raises:
             StoreError: the store can't be reached or read, or does not answer.
@@ -39,6 +42,11 @@ class Reader:
             if self._store is not None:
                 self._store.interrupt()  # the next call then makes a new connection
             raise StoreUnavailable(f"the store has not answered within {ANSWER_SECONDS:.0f} s") from None
+        except asyncio.CancelledError:
+            with self._lock:  # so that it is not the next function which is broken off
+                if self._running is function and self._store is not None:
+                    self._store.interrupt()
+            raise
 
     def close(self) -> None:
         """Releases the connection without waiting for running calls, because an unavailable store may take long."""
@@ -52,4 +60,10 @@ class Reader:
     def _run(self, function: Callable[[Store], T]) -> T:
         if self._store is None:
             self._store = open_store(self._url, readonly=True)
-        return function(self._store)
+        with self._lock:
+            self._running = function
+        try:
+            return function(self._store)
+        finally:
+            with self._lock:
+                self._running = None

@@ -237,5 +237,8 @@ def _parsed(text: str) -> float:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 80 else f"{text[:77]}…"

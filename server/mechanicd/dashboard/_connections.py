@@ -1,0 +1,38 @@
+"""What a connection to the page may ask of its server: a time for each request to come, and a number of connections."""
+
+import asyncio
+from typing import Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MOST_CONNECTIONS: Final = 512
+"""A browser keeps one for the live events of each tab. A request of a further connection is answered with status 503."""
+REQUEST_SECONDS: Final = 10.0
+"""For the head of a request to come, and for its body."""
+_COMING: Final = (h11.IDLE, h11.SEND_BODY)
+
+
+class Connection(H11Protocol):
+    """uvicorn's protocol, which by itself waits for ever for the rest of a request that has begun."""
+
+    _looking: asyncio.TimerHandle
+    _awaited: tuple[Any, Any] | None = (h11.IDLE, None)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._looking = self.loop.call_later(REQUEST_SECONDS, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """Closes the connection if the same part of the same request has been awaited since the last look."""
+        state = self.conn.their_state
+        awaited = (state, self.cycle) if state in _COMING else None
+        if awaited is not None and awaited == self._awaited:
+            self.transport.close()
+            return
+        self._awaited = awaited
+        self._looking = self.loop.call_later(REQUEST_SECONDS, self._look)
