@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from mechanicd.service import _convert
-from mechanicd.tuner import TunerConfig
+from mechanicd.tuner import Tuner, TunerConfig, TunerState
 from mechanicd.v1 import names
 from tests.docs.pages import DOCS
 from tests.service.conftest import refusal
@@ -143,6 +143,19 @@ def test_the_most_scale_groups_fit_with_the_default_betas() -> None:
     groups, _, cells = limits("scale groups · betas of a run · their product")
     assert len(TunerConfig(scale_groups=[str(i) for i in range(groups)]).scale_groups) == groups
     assert groups * len(TunerConfig().betas) <= cells == _convert.MOST_CELLS
+
+
+def test_a_checkpoint_may_be_at_the_largest_step_and_not_after_it(training: Any) -> None:
+    most = limit("the step of a checkpoint")
+    rows = Tuner().init().rows
+    late = training.wire.refused("OpenSession", name=training.name, tuner_state=TunerState.from_rows(most + 1, rows).to_bytes())
+    assert (late.reason, late.fields) == ("INVALID_TUNER_STATE", ["tuner_state"])
+    opened = training.open(tuner_state=TunerState.from_rows(most, rows).to_bytes())
+    assert opened.last_step == most
+    training.states = [TunerState.from_rows(most, rows)]
+    training.take(3)
+    training.flush()
+    assert [record.step for record in training.series(first_step=most)] == [most + 1, most + 2, most + 3]
 
 
 def test_the_limits_of_names_and_labels_are_those_of_the_contract() -> None:

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mechanicd import runs, store
+from mechanicd.service import _limits
 from mechanicd.service._errors import BadField, ServiceError, every
 from mechanicd.tuner import CONVENTIONS, ConfigError, Reductions, StateError, TunerConfig, TunerState
 from mechanicd.v1 import errors_pb2, names, resources_pb2, run_service_pb2, tuner_service_pb2
@@ -132,10 +133,9 @@ def state_in(data: bytes, config: TunerConfig | None) -> TunerState:
         state = TunerState.from_bytes(data, config)
     except StateError as error:
         raise ServiceError("INVALID_TUNER_STATE", error.message, field="tuner_state") from None
-    if state.step > MAX_INTEGER:
-        raise ServiceError(
-            "INVALID_TUNER_STATE", f"the tuner state is at step {state.step}; the most is {MAX_INTEGER}", field="tuner_state"
-        )
+    if state.step > _limits.MOST_STEP:
+        told = f"the tuner state is at step {state.step}; the most is {_limits.MOST_STEP}: send the state of a training"
+        raise ServiceError("INVALID_TUNER_STATE", told, field="tuner_state")
     return state
 
 

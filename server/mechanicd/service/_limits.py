@@ -9,6 +9,8 @@ LARGE: Final = frozenset({"OpenSession", "StreamSteps"})
 """What grows with the scale groups: a tuner's state, and the steps of an outage, which clients of 0.1 send in one message."""
 MOST_STEPS: Final = 1024
 """Of one message; a client sends up to 256."""
+MOST_STEP: Final = 2**40
+"""The last step that a checkpoint may be at: a step a millisecond takes 35 years."""
 MOST_STREAMS: Final = 10_000
 """Of one connection: a sweep in one process. A silent stream takes about 40 KiB."""
 MOST_WATCHERS: Final = 64

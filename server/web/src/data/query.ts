@@ -10,6 +10,7 @@
  *     -word                    not
  */
 
+import { expression } from "./expression";
 import { label, labelKey } from "./labels";
 import { type RunItem, STATUSES } from "./types";
 
@@ -55,15 +56,6 @@ export function words(text: string): string[] {
 }
 
 const unquote = (text: string): string => text.replaceAll('"', "");
-
-function expression(source: string): RegExp {
-  try {
-    return new RegExp(source, "i");
-  } catch (error) {
-    const why = error instanceof Error ? error.message.replace(/^Invalid regular expression: /, "") : "";
-    throw new Error(`Not a regular expression: ${why}`);
-  }
-}
 
 function predicate(word: string): Predicate {
   const operation = OPERATION.exec(word);
