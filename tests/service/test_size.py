@@ -49,6 +49,37 @@ def test_hundreds_of_runs_with_1200_groups_are_listed_and_watched_in_messages_th
     asyncio.run(look())
 
 
+def test_a_run_too_large_for_a_message_is_listed_and_watched_without_the_names_of_its_groups() -> None:
+    huge = TunerConfig(betas=(0.9,), scale_groups=tuple(f"{i:0>256}" for i in range(16_500)))
+    store = open_store("sqlite:///:memory:")
+    for name, config in (("a", TunerConfig()), ("huge", huge), ("z", WIDE)):
+        state = TunerState.initial(config)
+        store.create("p", name, config, state.to_bytes(), state.scale, 1)
+
+    async def look() -> None:
+        engine = Engine(store)
+        runs = _run_service.RunService(engine)
+        request, found = run_service_pb2.ListRunsRequest(parent="projects/p"), list[Any]()
+        while request.page_token or not found:
+            page = await runs.list_runs(request)
+            assert page.ByteSize() < LIMIT
+            found, request.page_token = [*found, *page.runs], page.next_page_token
+        watching = runs.watch_runs(run_service_pb2.WatchRunsRequest(parent="projects/p"))
+        seen = [await anext(watching)]
+        while seen[-1].more:
+            seen.append(await anext(watching))
+        assert all(response.ByteSize() < LIMIT for response in seen)
+        for listed in (found, [run for response in seen for run in response.runs]):
+            assert [len(run.scale) for run in listed] == [1, 16_500, 1200]
+            assert [len(run.config.scale_groups) for run in listed] == [1, 0, 1200]
+        whole = await runs.get_run(run_service_pb2.GetRunRequest(name="projects/p/runs/huge"))
+        assert tuple(whole.run.config.scale_groups) == huge.scale_groups
+        await watching.aclose()  # type: ignore[attr-defined]
+        await engine.stop()
+
+    asyncio.run(look())
+
+
 def test_runs_that_are_gone_all_at_once_are_told_of_in_messages_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_pages, "GONE_BYTES", 1000)
     store, config = open_store("sqlite:///:memory:"), TunerConfig()

@@ -5,16 +5,18 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from mechanicd import store
-from mechanicd.runs import EventKind, EventRow, RunRow, Silence, record_layout, same_alerts, unpack, unpack_columns
+from mechanicd.runs import Alert, EventKind, EventRow, RunRow, Silence, record_layout, same_alerts, unpack, unpack_columns
 from mechanicd.service import _convert, _deletion, _ending, _pages
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
 from mechanicd.service._run_cache import RunCache, Seen
 from mechanicd.service._sketches import Sketches
-from mechanicd.v1 import names, run_service_pb2
+from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
+_MANY_GROUPS: Final = 1000
+"""A run with fewer scale groups fits into a message, however long their names are."""
 _MOST_PATHS: Final = 2 * names.MAX_LABELS  # all that a run has, and as many new ones
 
 
@@ -64,7 +66,7 @@ class RunService:
                 found.append(seen)
             if len(found) > size:
                 break
-        page = next(_pages.portions(_convert.run_out(*seen) for seen in found[:size]))
+        page = next(_pages.portions(_listed(*seen) for seen in found[:size]))
         last = found[len(page) - 1][0] if len(found) > len(page) else None
         return run_service_pb2.ListRunsResponse(
             runs=page,
@@ -243,13 +245,21 @@ def _responses(changed: Sequence[Seen], gone: Iterable[str]) -> Iterator[run_ser
     for names_ in others:
         yield run_service_pb2.WatchRunsResponse(gone=names_, more=True)
     waiting: run_service_pb2.WatchRunsResponse | None = None
-    for portion in _pages.portions(_convert.run_out(*each) for each in changed):
+    for portion in _pages.portions(_listed(*each) for each in changed):
         if waiting is not None:
             waiting.more = True
             yield waiting
         waiting, last = run_service_pb2.WatchRunsResponse(runs=portion, gone=last), []
     assert waiting is not None  # there is one portion at least
     yield waiting
+
+
+def _listed(row: RunRow, needs: Sequence[Alert]) -> resources_pb2.Run:
+    """A run of a list or a watch: without the names of its scale groups if it would fit into no message with them."""
+    run = _convert.run_out(row, needs)
+    if len(run.scale) >= _MANY_GROUPS and run.ByteSize() > _pages.PAGE_BYTES:
+        run.config.ClearField("scale_groups")
+    return run
 
 
 def _check_mask(paths: Sequence[str]) -> None:
