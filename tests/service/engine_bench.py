@@ -43,10 +43,10 @@ class TroubledStore:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.inner, name)
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **settings: Any) -> Any:
             if self.error is not None and name != "close":
                 raise self.error
-            return method(*arguments)
+            return method(*arguments, **settings)
 
         return call
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mechanicd.service import _convert
+from mechanicd.service import _convert, _limits
 from mechanicd.tuner import Tuner, TunerConfig, TunerState
-from mechanicd.v1 import names
+from mechanicd.v1 import names, tuner_service_pb2
 from tests.docs.pages import DOCS
 from tests.service.conftest import refusal
 
@@ -52,6 +54,8 @@ STEPS = {
     "empty": b"\x0a\x00",
     "of a number": b"\x0a\x02\x10\x01",
     "after a field that nobody knows": b"\x92\x3e\x01x\x0a\x00",
+    "after a group": b"\x1b\x1c\x0a\x00",
+    "after a number": b"\xf9\x3e12345678\x0a\x00",
 }
 
 
@@ -100,6 +104,19 @@ def _rest(length: int) -> list[int]:
         found.append(0x80 | length & 0x7F)
         length >>= 7
     return [*found, length]
+
+
+@given(st.lists(st.sampled_from([*STEPS.values(), b"\x0a\x0a\x10\x01\x1a\x00\x92\x3e\x03abc"])), st.integers(0, 30))
+def test_steps_are_counted_without_decoding_them(parts: list[bytes], most: int) -> None:
+    data = b"".join(parts)
+    steps = len(tuner_service_pb2.StreamStepsRequest.FromString(data).steps)
+    fields = steps + sum(data.count(other) for other in (b"\x92\x3e\x01x", b"\x1b", b"\x1c", b"\xf9\x3e"))
+    assert _limits.has_more(data, most) == (fields > most)
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_can_be_counted(data: bytes) -> None:
+    assert _limits.has_more(data, 100) is False
 
 
 def test_what_is_no_message_is_still_told_from_what_is_too_large(wire: Any) -> None:

@@ -34,6 +34,8 @@ def has_more(data: bytes, most: int) -> bool:
             case 2:
                 length, place = _varint(data, place)
                 place += length
+            case 3 | 4:  # a group's fields count as the message's own
+                pass
             case 5:
                 place += 4
             case _:

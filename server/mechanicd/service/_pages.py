@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._slices import sliced
 
 M = TypeVar("M", bound=Message)
 
@@ -26,11 +27,11 @@ def fit(most: int, values: int, size: int = PAGE_BYTES) -> int:
     return min(most, max(1, size // (_VALUE * values + _ITEM)))
 
 
-def portions(messages: Iterable[M]) -> Iterator[list[M]]:
+async def portions(messages: Iterable[M]) -> AsyncGenerator[list[M], None]:
     """The messages in their order, in lists that fit into one response each; one empty list where there are none."""
     portion: list[M] = []
     size = 0
-    for message in messages:
+    async for message in sliced(messages):
         size += message.ByteSize()
         if portion and size > PAGE_BYTES:
             yield portion

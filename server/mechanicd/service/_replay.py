@@ -1,20 +1,18 @@
 """The tuner's state after any step of a run, by replaying its history: each step must give the same S as it did then.
 
 A history may have millions of steps, and other trainers wait for the event loop and for the store's thread. So the steps are
-read a page at a time, and taken in slices of a millisecond, between which all else goes on.
+read a page at a time, and taken in slices, between which all else goes on.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Any, Final, NoReturn
 
 from mechanicd.runs import RunRow, StepOutcome, record_layout, unpack
+from mechanicd.service._slices import sliced
 from mechanicd.store import Store, StoreDamaged
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerState
 
 _PAGE_BYTES: Final = 2**19
-_SLICE_SECONDS: Final = 0.001
 
 
 async def replayed(call: Callable[..., Awaitable[Any]], store: Store, row: RunRow, after_step: int) -> TunerState | None:
@@ -33,15 +31,11 @@ async def replayed(call: Callable[..., Awaitable[Any]], store: Store, row: RunRo
     most = max(1, _PAGE_BYTES // record_layout(width).size)
     tuner = Tuner(row.config)
     state = tuner.init()
-    end = perf_counter() + _SLICE_SECONDS
     while state.step < after_step:
         page = await call(store.records, row, 0, state.step + 1, after_step, most)
         if not page:
             return None
-        for taken in unpack(width, page):
-            if perf_counter() >= end:
-                await asyncio.sleep(0)
-                end = perf_counter() + _SLICE_SECONDS
+        async for taken in sliced(unpack(width, page)):
             if taken.step != state.step + 1:
                 return None
             if taken.outcome in (StepOutcome.HELD, StepOutcome.NON_FINITE):

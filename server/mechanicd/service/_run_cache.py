@@ -6,6 +6,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from mechanicd.runs import Alert, RunRow, Silence, alerts, judged, not_ahead
+from mechanicd.service._slices import sliced
 from mechanicd.store import Store, changes
 
 JUDGE_NS: Final = 10**9
@@ -31,7 +32,7 @@ class RunCache:
         self._seen: dict[int, Seen] = {}
         self._seen_at = 0
         self._rows: dict[int, RunRow] = {}
-        self._lock = asyncio.Lock()
+        self._lock, self._judging = asyncio.Lock(), asyncio.Lock()
 
     async def read(self) -> list[RunRow]:
         """Every run as stored now."""
@@ -52,11 +53,14 @@ class RunCache:
 
     async def watch(self) -> dict[int, Seen]:
         """Every run by id, judged within the last second: cheap enough to call several times a second."""
-        rows, before = await self.read(), self._seen
-        if monotonic_ns() - self._seen_at >= JUDGE_NS:
-            before, self._seen_at = {}, monotonic_ns()
-        self._seen = {
-            row.id: known if (known := before.get(row.id)) and known[0].revision == row.revision else self.judge(row)
-            for row in rows
-        }
-        return self._seen
+        async with self._judging:
+            rows, before = await self.read(), self._seen
+            if monotonic_ns() - self._seen_at >= JUDGE_NS:
+                before, self._seen_at = {}, monotonic_ns()
+
+            def seen(row: RunRow) -> Seen:
+                known = before.get(row.id)
+                return known if known and known[0].revision == row.revision else self.judge(row)
+
+            self._seen = {each[0].id: each async for each in sliced(map(seen, rows))}
+            return self._seen

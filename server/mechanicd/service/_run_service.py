@@ -1,7 +1,8 @@
 """RunService's calls: queries and changes of runs. Takes messages and returns messages; knows no transport."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from mechanicd import store
@@ -12,6 +13,7 @@ from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._lineage import Lineage
 from mechanicd.service._run_cache import RunCache, Seen
 from mechanicd.service._sketches import Sketches
+from mechanicd.service._slices import sliced
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 WATCH_SECONDS: Final = 0.25
@@ -60,13 +62,13 @@ class RunService:
         after = (token[0], token[1]) if token else ("", "")
         rows = [row for row in await self._cache.read() if _is_in(row, project) and (row.project, row.run) > after]
         found = []
-        for row in sorted(rows, key=lambda row: (row.project, row.run)):
-            seen = self._cache.judge(row)
+        async for seen in sliced(map(self._cache.judge, sorted(rows, key=lambda row: (row.project, row.run)))):
             if matches(*seen):
                 found.append(seen)
             if len(found) > size:
                 break
-        page = next(_pages.portions(_listed(*seen) for seen in found[:size]))
+        async with aclosing(_pages.portions(_listed(*seen) for seen in found[:size])) as pages:
+            page = await anext(pages)
         last = found[len(page) - 1][0] if len(found) > len(page) else None
         return run_service_pb2.ListRunsResponse(
             runs=page,
@@ -80,12 +82,12 @@ class RunService:
         first = True
         while True:
             seen = await self._cache.watch()
-            now = {id_: each for id_, each in seen.items() if _is_in(each[0], project) and matches(*each)}
+            now = {id_: each async for id_, each in sliced(seen.items()) if _is_in(each[0], project) and matches(*each)}
             changed = [each for id_, each in now.items() if _differs(shown.get(id_), each)]
             gone = sorted(name for id_, each in shown.items() if (name := _name(each[0])) != _name_in(now, id_))
             if changed or gone or first:
                 changed.sort(key=lambda each: (each[0].project, each[0].run))
-                for response in _responses(changed, gone):
+                async for response in _responses(changed, gone):
                     yield response
             shown, first = now, False
             await asyncio.sleep(WATCH_SECONDS)
@@ -162,7 +164,8 @@ class RunService:
             values = 3 * (len(store.SERIES) * groups + 1)
             most = _pages.fit(min(request.max_buckets, 10_000), values, _pages.MOST_BYTES)
             buckets = await self._call(self._store.summary, row, request.branch, first, last, most)
-            return run_service_pb2.QuerySeriesResponse(buckets=_convert.buckets_out(groups, buckets))
+            made = [each async for each in sliced(_convert.buckets_out(groups, buckets))]
+            return run_service_pb2.QuerySeriesResponse(buckets=made)
         size = _pages.fit(size, 6 * groups + 1)
         found, lost = await self._records(row, request.branch, first, last, size + 1)
         end = size * record_layout(groups).size
@@ -174,7 +177,8 @@ class RunService:
         if request.as_columns:
             response.columns.CopyFrom(_convert.columns_out(unpack_columns(groups, page)))
         else:
-            response.records.extend(map(_convert.step_out, unpack(groups, page, request.branch)))
+            steps = map(_convert.step_out, unpack(groups, page, request.branch))
+            response.records.extend([step async for step in sliced(steps)])
         return response
 
     async def _records(self, row: RunRow, branch: int, first: int, last: int, limit: int) -> tuple[bytes, int]:
@@ -239,13 +243,13 @@ def _differs(before: Seen | None, now: Seen) -> bool:
     return not same_alerts(old_needs, new_needs)
 
 
-def _responses(changed: Sequence[Seen], gone: Iterable[str]) -> Iterator[run_service_pb2.WatchRunsResponse]:
+async def _responses(changed: Sequence[Seen], gone: Iterable[str]) -> AsyncIterator[run_service_pb2.WatchRunsResponse]:
     """What a watcher is sent at one moment. Runs become messages only as they are sent: thousands of them are large."""
     *others, last = _pages.texts(gone, _pages.GONE_BYTES)
     for names_ in others:
         yield run_service_pb2.WatchRunsResponse(gone=names_, more=True)
     waiting: run_service_pb2.WatchRunsResponse | None = None
-    for portion in _pages.portions(_listed(*each) for each in changed):
+    async for portion in _pages.portions(_listed(*each) for each in changed):
         if waiting is not None:
             waiting.more = True
             yield waiting
