@@ -98,6 +98,17 @@ def test_a_request_of_too_many_bytes_is_refused_by_name(training: Any, method: s
     training.take()
 
 
+def test_an_opening_may_have_so_many_bytes_beside_its_state(training: Any) -> None:
+    most = limit("bytes of `OpenSession`, its tuner state aside")
+    state = Tuner().init().to_bytes()
+    wide = tuner_service_pb2.OpenSessionRequest(name=training.name, tuner_state=state + bytes(2 * most))
+    assert training.wire.refused("OpenSession", name=wide.name, tuner_state=wide.tuner_state).reason == "INVALID_TUNER_STATE"
+    for fields in ({"client": "x" * most}, {"config": {"scale_groups": [""] * (most // 2)}}, {"labels": {"k": "v" * most}}):
+        error = training.wire.refused("OpenSession", name=training.name, **fields)
+        assert (error.reason, error.metadata) == ("REQUEST_TOO_LARGE", {"allowed": str(most), "unit": "bytes"})
+    training.take()
+
+
 def _rest(length: int) -> list[int]:
     length, found = length >> 7, []
     while length > 0x7F:

@@ -19,7 +19,7 @@ import uvloop
 
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
-from mechanicd.dashboard._connections import MOST_CONNECTIONS, Connection
+from mechanicd.dashboard._connections import MOST_CONNECTIONS, Connection, Seldom
 from mechanicd.logs import log_to_stderr
 from mechanicd.tls import TlsError, TlsFiles
 
@@ -97,6 +97,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C; this process ends with it
     log_to_stderr(logging.INFO)
     logging.getLogger("uvicorn").setLevel("WARNING")
+    logging.getLogger("uvicorn.error").addFilter(Seldom())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
     logging.shutdown()

@@ -1,6 +1,8 @@
 """What a connection to the page may ask of its server: a time for each request to come, and a number of connections."""
 
 import asyncio
+import logging
+from time import monotonic
 from typing import Any, Final
 
 import h11
@@ -10,6 +12,7 @@ MOST_CONNECTIONS: Final = 512
 """A browser keeps one for the live events of each tab. A request of a further connection is answered with status 503."""
 REQUEST_SECONDS: Final = 10.0
 """For the head of a request to come, and for its body."""
+_SELDOM_SECONDS: Final = 60.0
 _COMING: Final = (h11.IDLE, h11.SEND_BODY)
 
 
@@ -36,3 +39,20 @@ class Connection(H11Protocol):
             return
         self._awaited = awaited
         self._looking = self.loop.call_later(REQUEST_SECONDS, self._look)
+
+
+class Seldom(logging.Filter):
+    """Lets each warning through once a minute: anyone can cause them, with every request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        now, text = monotonic(), str(record.msg)
+        if now - self._said.get(text, -_SELDOM_SECONDS) < _SELDOM_SECONDS:
+            return False
+        self._said[text] = now
+        return True

@@ -2,6 +2,7 @@
 gRPC would answer without a reason."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -18,6 +19,7 @@ _SOME_BYTES: Final = 2**14
 _AT_ONCE: Final = 1024
 """The most values of each scalar that are taken without letting other calls run in between; a step costs like `_STEP` more."""
 _STEP: Final = 3
+_STATE: Final = tuner_service_pb2.OpenSessionRequest.TUNER_STATE_FIELD_NUMBER
 
 
 class Refused(NamedTuple):
@@ -71,7 +73,7 @@ class Decoding:
 
 def _decoder(method: str, kind: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     malformed = f"the request's bytes are no {kind}; send the message of the contract"
-    few = _FEW_BYTES if method == "StreamSteps" else _limits.MOST_LARGE_BYTES if method in _limits.LARGE else _limits.MOST_BYTES
+    few = {"StreamSteps": _FEW_BYTES, "OpenSession": _limits.MOST_OPENING_BYTES}.get(method, _limits.MOST_BYTES)
 
     def decoded(data: bytes) -> Any:
         try:
@@ -81,7 +83,10 @@ def _decoder(method: str, kind: str, decode: Callable[[bytes], Any]) -> Callable
 
     def large(data: bytes) -> Any:
         if method != "StreamSteps":
-            return _too_large(f"a {kind}", f"{len(data):,}", few, "bytes", "ask for less at once")
+            beside = _beside_state(data) if method == "OpenSession" else len(data)
+            if beside > few:
+                return _too_large(f"a {kind}", f"{beside:,}", few, "bytes", "ask for less at once")
+            return decode(data)
         if len(data) > _SOME_BYTES and _limits.has_more(data, _limits.MOST_STEPS):
             return _too_many_steps(f"more than {_limits.MOST_STEPS:,}")
         request = decode(data)
@@ -91,6 +96,12 @@ def _decoder(method: str, kind: str, decode: Callable[[bytes], Any]) -> Callable
         return ManySteps(request) if count > 1 and (len(data) > _SOME_BYTES or count > _AT_ONCE // (_STEP + 1)) else request
 
     return decoded
+
+
+def _beside_state(data: bytes) -> int:
+    """The bytes of an OpenSessionRequest without its tuner state, which is one field whatever it holds."""
+    found = list(islice(_limits.fields(data), _limits.MOST_OPENING_FIELDS))
+    return len(data) - sum(size for number, size in found if number == _STATE)
 
 
 def _too_many_steps(count: str) -> Refused:
