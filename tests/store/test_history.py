@@ -14,7 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanicd.runs import RunRow, RunStatus, StepRow, pack
-from mechanicd.store import SERIES, Claim, Commit, Release, SQLiteStore, SQLStore, StoreNotWritable, _deletions, check, copy
+from mechanicd.store import (
+    SERIES,
+    Claim,
+    Commit,
+    Release,
+    SQLiteStore,
+    SQLStore,
+    StoreNotWritable,
+    _deletions,
+    _store,
+    check,
+    copy,
+)
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 CONFIG = TunerConfig()
@@ -497,3 +509,26 @@ def test_labels_that_many_runs_have_are_in_memory_once(store: SQLStore) -> None:
     assert one == other == ("dataset name", "imagenet, 256 px")
     assert one[0] is other[0]
     assert one[1] is other[1]
+
+
+def test_a_long_journal_of_one_run_is_folded_in_portions_while_it_trains(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_store, "_FOLD_BYTES", 40_000)
+    training, other = Training(store, 1), Training(store, 2)
+    for _ in range(30):
+        training.train(80)
+        other.train(3)
+    waiting, portions = store.unfolded, 1
+    while store.fold():
+        portions += 1
+        assert training.kept() == training.packed(training.steps)
+        if portions < 4:
+            training.train(5)
+    assert portions > 4 or not waiting, "one kind of store folds at each commit"
+    training.claim(2_350)
+    training.train(20)
+    assert fold_all(store) == 1
+    for each in (training, other):
+        assert each.kept() == each.packed(each.steps)
+    assert list(check(store)) == []

@@ -2,7 +2,8 @@
 
 import logging
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from mechanicd.store._errors import StoreDamaged
@@ -21,6 +22,20 @@ class Segment(NamedTuple):
     first_step: int
     last_step: int
     records: bytes
+
+
+def portion(found: Mapping[int, Sequence[Segment]], most_runs: int, most_bytes: int) -> dict[int, int]:
+    """The next runs to fold, and how many of their first segments: about `most_bytes` of records, and one segment at least."""
+    chosen: dict[int, int] = {}
+    size = 0
+    for run_id, segments in islice(found.items(), most_runs):
+        chosen[run_id] = 0
+        for segment in segments:
+            if size >= most_bytes:
+                return chosen
+            chosen[run_id] += 1
+            size += len(segment.records)
+    return chosen
 
 
 def pack(segments: Iterable[Segment]) -> bytes:

@@ -20,6 +20,8 @@ from mechanicd.tuner import TunerConfig
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 _PORTION: Final = 500
 _MOST_EVENTS: Final = 1000
+_FOLD_BYTES: Final = 2**21
+"""About how much of the journal is folded at a time: a commit waits for it."""
 
 
 class SQLStore(ABC):
@@ -340,19 +342,21 @@ class SQLStore(ABC):
         ids, found = self._folding
         try:
             with self.transaction() as db:
-                chosen = list(found)[:most_runs]
-                for run_id in chosen:
+                chosen = _journal.portion(found, most_runs, _FOLD_BYTES)
+                for run_id, count in chosen.items():
                     row = db.execute("SELECT config FROM runs WHERE id = :id", {"id": run_id}).fetchone()
                     if row is not None:  # otherwise it has been deleted
-                        _history.fold(db, run_id, len(_rows.config_in(row[0]).scale_groups), found[run_id])
-                done = len(chosen) == len(found)
+                        _history.fold(db, run_id, len(_rows.config_in(row[0]).scale_groups), found[run_id][:count])
+                done = all(count == len(found[run_id]) for run_id, count in chosen.items()) and len(chosen) == len(found)
                 if done and ids:
                     db.executemany("DELETE FROM journal WHERE id = :id", [{"id": id_} for id_ in ids])
         except BaseException:
             self._stop_folding()
             raise
-        for run_id in chosen:
-            del found[run_id]
+        for run_id, count in chosen.items():
+            found[run_id] = found[run_id][count:]
+            if not found[run_id]:
+                del found[run_id]
         if done:
             self._journal.forget(ids)
             self._stop_folding()
