@@ -109,7 +109,10 @@ def test_the_files_of_any_moment_hold_every_step_announced_durable(
     server = new_server("--flush-interval", "0.002").start()
     trainers = [Trainer(server.target, index, seed) for index in range(RUNS)]
     copies: list[tuple[Path, list[int], int]] = []
-    for moment in range(MOMENTS):
+    sizes = set[int]()
+    for moment in range(4 * MOMENTS):
+        if moment >= MOMENTS and len(sizes) > 1:  # on a busy machine the log is moved into the main file later
+            break
         time.sleep(rng.uniform(0.0, 0.4))
         announced = [trainer.durable for trainer in trainers]
         server.freeze()
@@ -121,13 +124,12 @@ def test_the_files_of_any_moment_hold_every_step_announced_durable(
         safe = in_main_file(server.folder / "mechanicd.db-shm")
         server.thaw()
         copies.append((folder / "mechanicd.db", announced, safe))
+        sizes.add(copies[-1][0].stat().st_size)
     for trainer in trainers:
         trainer.end()
     server.stop()
     torn = 0
-    sizes = set()
     for path, announced, safe in copies:
-        sizes.add(path.stat().st_size)
         cuts = []
         for number in range(CUTS):
             cut = path.parent / f"cut{number}" / path.name
@@ -147,6 +149,6 @@ def test_the_files_of_any_moment_hold_every_step_announced_durable(
     with capsys.disabled():
         steps = sum(len(trainer.scales) for trainer in trainers)
         print(
-            f"\npower loss: seed {seed}, {steps} steps of {RUNS} runs, {MOMENTS} moments and {torn} torn logs, "
+            f"\npower loss: seed {seed}, {steps} steps of {RUNS} runs, {len(copies)} moments and {torn} torn logs, "
             "every step announced durable is there, all bits equal"
         )
