@@ -14,15 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from left_behind import served
 
 FLEET = Path(__file__).with_name("fleet.py")
 REFERENCE = """
@@ -46,18 +42,6 @@ class Cost:
     wall: float
     cpu: float
     server_cpu: float
-
-
-@contextmanager
-def served(store: str) -> "Iterator[tuple[psutil.Process, str]]":
-    """A server, and its target."""
-    command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "off", "--store", store]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield psutil.Process(process.pid), process.stdout.readline().split("grpc=")[1].split()[0]
-        finally:
-            process.terminate()
 
 
 def cpu_of(process: psutil.Process) -> float:

@@ -356,8 +356,10 @@ def _check_master_copy(leaves: Leaves, ref: Any) -> None:
     Raises:
         InvalidArgument: DELTA_MISMATCH.
     """
+    if jax.tree.leaves(ref):
+        return
     for name, x in zip(leaves.names, leaves.x, strict=True):
-        if dtype_of(x) in LOW_PRECISION and not jax.tree.leaves(ref):
+        if dtype_of(x) in LOW_PRECISION:
             raise InvalidArgument(
                 "DELTA_MISMATCH",
                 f"the parameter {name!r} is {dtype_of(x)}, but the state was made for wider ones and has no x_ref: small "
