@@ -11,6 +11,7 @@ import pytest
 from mechanicd.client import Reductions, SessionError, connect, open_run
 from mechanicd.tuner import Tuner, TunerState
 from mechanicd.v1 import run_service_pb2
+from tests.support.logs import about
 
 New = Callable[..., Any]
 
@@ -28,8 +29,9 @@ def train(session: Any, count: int) -> None:
 
 
 def told(caplog: pytest.LogCaptureFixture, level: int = logging.ERROR) -> list[str]:
-    """What the client has logged at this level."""
-    return [record.getMessage() for record in caplog.records if record.levelno == level and record.name == "mechanicd.client"]
+    """What the client has logged at this level about the runs here."""
+    ours = [message for run in ("r", "a", "b") for message in about(caplog, run)]
+    return [record.message for record in caplog.records if record.levelno == level and record.message in ours]
 
 
 def delete(target: str, run: str, **fields: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from mechanicd.client import Reductions, ServerUnavailable, SessionFenced, TunerConfig, TunerState, _backlog, connect, open_run
 from mechanicd.tuner import Tuner
 from mechanicd.v1 import resources_pb2, run_service_pb2
+from tests.support.logs import about
 
 
 def some_reductions(count: int, seed: int = 0) -> list[Reductions]:
@@ -61,7 +62,7 @@ def test_a_server_killed_in_the_middle_costs_no_step_and_no_bit(
     session.close()
     assert scales == oracle(reductions)
     assert told(history(server.target, "killed")) == list(enumerate(scales, 1))
-    said = [record.message for record in caplog.records]
+    said = about(caplog, "killed")
     assert len(said) == 2, "once when the outage begins, once when it ends"
     assert "the server is unreachable; training continues with its own tuner" in said[0]
     assert "reconnected; the server took the " in said[1]
@@ -248,7 +249,7 @@ def test_a_server_that_never_comes_back_does_not_keep_the_training_from_its_end(
     scales += [session.step(each) for each in some_reductions(30, seed=1)]
     session.close()
     assert scales == oracle(some_reductions(20) + some_reductions(30, seed=1))
-    assert "closed while the server is unreachable; its history lacks the last " in caplog.messages[-1]
+    assert "closed while the server is unreachable; its history lacks the last " in about(caplog, "gone")[-1]
 
 
 def test_ten_thousand_steps_of_backlog_are_brought_in_order(
