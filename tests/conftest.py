@@ -1,9 +1,11 @@
 """The fixtures that tests of every folder use: real servers, a real PostgreSQL, the real command line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 # Threads that wait for each other are slow where others work too: in this process and in every program that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+_config = tempfile.mkdtemp(prefix="mechanicd-config-")
+os.environ["XDG_CONFIG_HOME"] = _config  # servers write their own tokens there
+
 for name in ("COLUMNS", "LINES"):  # a worker of xdist has them, and programs would believe them rather than their terminal
     os.environ.pop(name, None)
 
@@ -42,6 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish() -> None:
     warm.close()
+    shutil.rmtree(_config, ignore_errors=True)
 
 
 @pytest.fixture

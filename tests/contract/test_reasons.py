@@ -5,6 +5,7 @@ from pathlib import Path
 
 from google.rpc import code_pb2
 
+import mechanicd.access
 import mechanicd.client._errors as client_errors
 import mechanicd.service._errors as service_errors
 import mechanicd.tuner
@@ -35,7 +36,7 @@ def test_each_reason_is_given_under_the_code_that_the_contract_documents() -> No
 def test_each_reason_is_given_somewhere() -> None:
     """A reason that no line of the server names but the table of codes is a dead one."""
     table = Path(service_errors.__file__)
-    folders = [table.parent, Path(mechanicd.tuner.__file__).parent, CONTRACT]
+    folders = [table.parent, Path(mechanicd.tuner.__file__).parent, Path(mechanicd.access.__file__).parent, CONTRACT]
     source = "".join(file.read_text() for folder in folders for file in folder.glob("[!e]*.py") if file != table)
     assert {name for name in service_errors._CODES if f'"{name}"' not in source} == set()
 

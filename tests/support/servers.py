@@ -20,7 +20,8 @@ class ServerProcess:
 
     Args:
         folder: for its log, and for its SQLite file unless `store` says otherwise.
-        options: of `mechanicd serve`. It serves the page only if they include `--http`; `page` is then its URL.
+        options: of `mechanicd serve`. It serves the page only if they include `--http`; `page` is then its URL. It asks for
+            tokens only if they include `--auth`.
         store: the store's URL.
     """
 
@@ -28,7 +29,11 @@ class ServerProcess:
         self.folder = folder
         self.database = folder / "mechanicd.db"
         self.store = store or f"sqlite:///{self.database}"
-        self.options = options if "--http" in options else ("--http", "off", *options)
+        self.options = (
+            *(() if "--http" in options else ("--http", "off")),
+            *(() if "--auth" in options else ("--auth", "off")),
+            *options,
+        )
         self.page = ""
         self.port = free_port()
         self.log = folder / "server.log"

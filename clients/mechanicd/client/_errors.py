@@ -115,6 +115,8 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "REQUEST_TOO_LARGE": InvalidArgument,
     "TOO_MANY_WATCHERS": MechanicdError,
     "STORE_DAMAGED": MechanicdError,
+    "UNAUTHENTICATED": MechanicdError,
+    "PERMISSION_DENIED": MechanicdError,
 }
 
 

@@ -65,6 +65,14 @@ if TYPE_CHECKING:
     help="Let in only clients with a certificate of these authorities, PEM: trainers, tools, and browsers.",
 )
 @click.option(
+    "--auth",
+    type=click.Choice(["auto", "tokens", "off"]),
+    default="auto",
+    show_default=True,
+    help="Who may come in. tokens: who has a token of the store (`mechanicd tokens create`). auto: they, and this user's own "
+    "programs on this machine. off: everyone.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     help="Allow addresses that other machines can reach, though nobody has to show who they are: whoever reaches them can "
@@ -130,6 +138,7 @@ def serve(
     tls_cert: str | None,
     tls_key: str | None,
     tls_client_ca: str | None,
+    auth: Literal["auto", "tokens", "off"],
     insecure: bool,
     flush_interval: float,
     durability: Literal["group", "step"],

@@ -37,6 +37,8 @@ _CODES: Final[Mapping[str, int]] = {
     "TOO_MANY_WATCHERS": code_pb2.RESOURCE_EXHAUSTED,
     "STORE_DAMAGED": code_pb2.DATA_LOSS,
     "RUN_RENAMED": code_pb2.NOT_FOUND,
+    "UNAUTHENTICATED": code_pb2.UNAUTHENTICATED,
+    "PERMISSION_DENIED": code_pb2.PERMISSION_DENIED,
 }
 
 _MOST_BYTES: Final = 800
