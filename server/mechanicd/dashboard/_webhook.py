@@ -3,18 +3,15 @@
 import asyncio
 import logging
 import sys
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from time import time_ns
 from typing import Any, Final
 
 import orjson
 
 from mechanicd.dashboard._config import PageConfig
+from mechanicd.dashboard._delivery import Sender
 from mechanicd.dashboard._poller import Watch
 from mechanicd.dashboard._run_json import Item
 
@@ -22,7 +19,6 @@ log = logging.getLogger("mechanicd.dashboard")
 
 LOOK_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 30
-TIMEOUT_SECONDS: Final = 10.0
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 60.0
 ATTEMPTS: Final = 12
@@ -49,7 +45,6 @@ async def tell(config: PageConfig, watch: Watch) -> None:
             await watch.change(LOOK_SECONDS)
     finally:
         sending.cancel()
-        webhook.close()
 
 
 def settled(items: Iterable[Item], age: int) -> list[Item]:
@@ -63,7 +58,7 @@ def settled(items: Iterable[Item], age: int) -> list[Item]:
 
 
 class Webhook:
-    """Sends one event at a time, in order, from a thread of its own; retries after growing pauses.
+    """Sends one event at a time, in order; retries after growing pauses.
 
     Args:
         url: the URL to POST to.
@@ -71,12 +66,11 @@ class Webhook:
     """
 
     def __init__(self, url: str, told: Iterable[Key] = ()) -> None:
-        self._url = url
+        self._sender = Sender(url)
         self._known: dict[Key, Mapping[str, Any]] = {}
         self._told: set[Key] = set(told)
         self._waiting: deque[dict[str, Any]] = deque()
         self._more = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="webhook")
 
     @property
     def told(self) -> list[Key]:
@@ -104,10 +98,6 @@ class Webhook:
             self._more.clear()
             await self._more.wait()
 
-    def close(self) -> None:
-        """Abandons what is queued or being sent."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
     def _queue(self, event: str, key: Key, item: Item | None, need: Mapping[str, Any] | None) -> None:
         if len(self._waiting) >= MOST_WAITING:
             lost = self._waiting.popleft()
@@ -120,9 +110,8 @@ class Webhook:
 
     async def _deliver(self, event: dict[str, Any]) -> None:
         body, pause = orjson.dumps(event), FIRST_PAUSE
-        loop = asyncio.get_running_loop()
         for attempt in range(1, ATTEMPTS + 1):
-            failure = await loop.run_in_executor(self._thread, _post, self._url, body)
+            failure = await self._sender.post(body)
             if not failure:
                 if attempt > 1:
                     log.info("webhook: delivered at attempt %d", attempt)
@@ -132,29 +121,3 @@ class Webhook:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         log.error("webhook: %s; gave up on %s %s of %s", failure, event["need"]["kind"], event["event"], event["run"])
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: a redirected POST would arrive as a GET."""
-
-    def redirect_request(self, *args: object) -> None:
-        return None
-
-
-_OPENER: Final = urllib.request.build_opener(_NoRedirect)
-
-
-def _post(url: str, body: bytes) -> str:
-    """Sends once. Returns what went wrong, or "" on success."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "mechanicd"}, method="POST")
-    try:
-        with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
-            answer.read(65536)
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"the receiver answered {error.code}"
-    except OSError as error:
-        return f"the receiver can't be reached: {getattr(error, 'reason', error)}"
-    except (HTTPException, ValueError) as error:  # no HTTP, or no URL; its text may have the URL's secrets
-        return f"the receiver can't be asked ({type(error).__name__})"
-    return ""
