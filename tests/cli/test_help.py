@@ -46,6 +46,10 @@ def test_the_commands_are_these() -> None:
         "store check",
         "store backup",
         "store vacuum",
+        "tokens create",
+        "tokens list",
+        "tokens local",
+        "tokens revoke",
         "top",
     }
 

@@ -10,6 +10,9 @@ PUBLIC = {
         ConfigError Convention ConventionSpec InvalidArgument MechanicdError Reductions ReductionsError Row StateError
         Tuner TunerConfig TunerState
     """,
+    "mechanicd.access": """
+        ANYONE Denied Keyring Principal Role Token bearer create parse
+    """,
     "mechanicd.runs": """
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING
         Alert AlertKind EventKind EventRow Filter FilterError Mark RunRow RunStats RunStatus SessionRow Silence StepOutcome
@@ -20,7 +23,7 @@ PUBLIC = {
         SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
         SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved StoreNotPortable
         StoreNotWritable StorePackageMissing StorePooled StoreRejected StoreUnavailable SummaryRequest
-        changes check copy every_run open_store saved_records steady_ns without_password
+        changes check copy every_run open_beside open_store saved_records steady_ns without_password
     """,
     "mechanicd.client": """
         Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted OnOutage

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "runs": "mechanicd.cli._runs:runs",
     "serve": "mechanicd.cli._serve:serve",
     "store": "mechanicd.cli._store:store",
+    "tokens": "mechanicd.cli._tokens:tokens",
     "top": "mechanicd.cli._top:top",
 }
 

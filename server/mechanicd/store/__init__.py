@@ -31,7 +31,7 @@ from mechanicd.store._errors import (
 from mechanicd.store._interface import Store, changes, every_run, saved_records
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
-from mechanicd.store._open import open_store
+from mechanicd.store._open import open_beside, open_store
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets
@@ -72,6 +72,7 @@ __all__ = [
     "check",
     "copy",
     "every_run",
+    "open_beside",
     "open_store",
     "saved_records",
     "steady_ns",

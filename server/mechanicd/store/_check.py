@@ -32,10 +32,10 @@ class Finding:
 def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_: None) -> Iterator[Finding]:
     """Every finding, run by run.
 
-    Reasons: DATABASE_DAMAGED (the engine's own check), STATE_UNREADABLE, STATE_MISPLACED (the tuner's state is not that of the
-    last step), HISTORY_DAMAGED (bytes of a run that can't be read), HISTORY_DISORDERED, HISTORY_ENDS_EARLY, SCALE_DIFFERS (a
-    step taken again gives another S), SUMMARY_DIFFERS (a bucket of the pyramid is not what its steps say); and harmless:
-    HISTORY_HAS_GAPS (steps that never came, or thinned out).
+    Reasons: DATABASE_DAMAGED (the engine's own check), TOKEN_UNREADABLE, STATE_UNREADABLE, STATE_MISPLACED (the tuner's state
+    is not that of the last step), HISTORY_DAMAGED (bytes of a run that can't be read), HISTORY_DISORDERED, HISTORY_ENDS_EARLY,
+    SCALE_DIFFERS (a step taken again gives another S), SUMMARY_DIFFERS (a bucket of the pyramid is not what its steps say); and
+    harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out).
 
     Args:
         progress: called with (runs done, runs in all).
@@ -43,6 +43,10 @@ def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_
     try:
         for text in store.integrity():
             yield Finding("", "DATABASE_DAMAGED", text)
+        for token in store.damaged_tokens():
+            yield Finding(
+                "", "TOKEN_UNREADABLE", f"token {token} can't be read any more, so nobody gets in with it; make another"
+            )
         damaged = set()
         for run, reason, text in store.damage():
             damaged.add(run)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mechanicd.store import _tokens
 from mechanicd.store._errors import StoreDamaged, StoreNotWritable
 from mechanicd.store._sql import TABLES, Database, insert
 from mechanicd.store._store import SQLStore
@@ -11,7 +12,7 @@ _PORTION = 200
 
 
 def copy(source: SQLStore, target: SQLStore, progress: Callable[[int, int], None] = lambda done, all_: None) -> int:
-    """Copies a snapshot of every run and its whole history into an empty store, in one transaction.
+    """Copies a snapshot of every run, its whole history, and the tokens into an empty store, in one transaction.
 
     Args:
         progress: called with (rows copied, rows in all).
@@ -26,8 +27,11 @@ def copy(source: SQLStore, target: SQLStore, progress: Callable[[int, int], None
     with source.reading() as old, target.transaction() as new:
         if new.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is not None:
             raise StoreNotWritable("the target store already has runs; use an empty store or a new file")
-        total = sum(int(old.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in TABLES)
-        done = 0
+        tokens = list(_tokens.rows(old)) if source.has_table(old, _tokens.TABLE) else []
+        total = len(tokens) + sum(int(old.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in TABLES)
+        done = len(tokens)
+        for token in tokens:
+            _tokens.put(new, token)
         for table in TABLES:
             statement = insert(table)
             portion: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from mechanicd.access import Token
 from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow, record_layout
 from mechanicd.store._clock import Clock
 from mechanicd.store._errors import StoreDamaged
@@ -134,6 +135,18 @@ class Store(Protocol):
 
     def branches(self, run: RunRow) -> list[int]:
         """The branches of abandoned steps that a run has, in order. A rewind to a step without any after it leaves none."""
+
+    def tokens(self) -> list[Token]:
+        """Every token, also revoked and expired ones, the oldest first. Damaged ones are missing."""
+
+    def damaged_tokens(self) -> list[str]:
+        """The ids of tokens whose rows can't be read any more."""
+
+    def add_token(self, token: Token) -> None:
+        """Adds a token."""
+
+    def revoke_token(self, id_: str, time: int) -> Token | None:
+        """The token with this id, revoked at a time (ns since 1970), or earlier already; None if there is none."""
 
     def damage(self) -> list[tuple[str, str, str]]:
         """What can't be read any more: the full name of the run, or ""; a reason of `check`; and words."""

@@ -3,9 +3,10 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Final
 
-from mechanicd.store._errors import StoreNotWritable, StorePackageMissing
+from mechanicd.store._errors import SchemaTooOld, StoreNotWritable, StorePackageMissing
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
 from mechanicd.store._url import StoreURL, parse
@@ -37,6 +38,19 @@ def open_store(url: str, *, readonly: bool = False) -> SQLStore:
             f"{place.shown}: a PostgreSQL store needs {error.name}; pip install 'mechanicd[postgres]'"
         ) from None
     return PostgresStore(url, readonly=readonly)
+
+
+def open_beside(url: str) -> SQLStore:
+    """Opens a store to change its tokens, also next to its running server. A store that does not exist yet is made.
+
+    Raises:
+        StoreError: as `open_store`.
+    """
+    place = parse(url)
+    if place.sqlite is not None and os.path.isfile(_file(place.sqlite)):
+        with suppress(SchemaTooOld):
+            return SQLiteStore(_file(place.sqlite), beside=True)
+    return open_store(url)
 
 
 def _file(path: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.store import _deletions, _migrations
+from mechanicd.store import _deletions, _migrations, _tokens
 from mechanicd.store._errors import (
     SchemaTooNew,
     SchemaTooOld,
@@ -114,38 +114,42 @@ class SQLiteStore(SQLStore):
     Args:
         path: the database file, created if missing, or ":memory:". One server holds it at a time.
         readonly: only read, also next to a running server; nothing is created or migrated.
+        beside: read, and change tokens, also next to a running server; nothing is migrated.
 
     Raises:
         StoreNotWritable, StoreInUse, SchemaTooNew, SchemaTooOld.
     """
 
-    def __init__(self, path: str, *, readonly: bool = False) -> None:
+    def __init__(self, path: str, *, readonly: bool = False, beside: bool = False) -> None:
         super().__init__()
         self.path = path
-        if readonly and path != ":memory:" and not os.path.isfile(path):
+        guest = readonly or beside
+        if guest and path != ":memory:" and not os.path.isfile(path):
             raise StoreNotWritable(f"{path}: there is no such file; name the database of a server")
         self._files: Files | None = None
-        self._lock = _lock(path) if path != ":memory:" and not readonly else None
+        self._lock = _lock(path) if path != ":memory:" and not guest else None
         if self._lock is not None:
             _create(path)
         try:
-            source = f"{Path(path).absolute().as_uri()}?mode=ro" if readonly else path
-            self._db = sqlite3.connect(source, uri=readonly, isolation_level=None, check_same_thread=False, timeout=5.0)
+            source = f"{Path(path).absolute().as_uri()}?mode={'ro' if readonly else 'rw'}" if guest else path
+            self._db = sqlite3.connect(source, uri=guest, isolation_level=None, check_same_thread=False, timeout=5.0)
             try:
                 version = self._check()
-                if readonly:
+                if guest:
                     if version != _migrations.SCHEMA_VERSION:
                         raise SchemaTooOld(
                             f"{path} has schema version {version}, but this mechanicd reads version "
                             f"{_migrations.SCHEMA_VERSION}; start a server on it once to migrate it"
                         )
+                    if beside:
+                        self._make_tokens()
                 else:
                     self._db.execute("PRAGMA journal_mode = WAL")
                     self._db.execute("PRAGMA synchronous = FULL")
                     self._migrate(version)
                     self._db.execute("PRAGMA foreign_keys = ON")
                     (self.unfolded,) = self._db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
-                self._files = None if path == ":memory:" else Files(path, self._db, owner=not readonly)
+                self._files = None if path == ":memory:" else Files(path, self._db, owner=not guest)
             except BaseException:
                 self._db.close()
                 raise
@@ -169,6 +173,9 @@ class SQLiteStore(SQLStore):
 
     def time(self, db: Database) -> int:
         return time_ns()
+
+    def has_table(self, db: Database, name: str) -> bool:
+        return db.execute("SELECT 1 FROM sqlite_schema WHERE name = :name", {"name": name}).fetchone() is not None
 
     def integrity(self) -> list[str]:
         with self.reading() as db:
@@ -215,10 +222,16 @@ class SQLiteStore(SQLStore):
                 _migrations.run_script(self._db, SCHEMA)
             elif version < _migrations.SCHEMA_VERSION:
                 _migrations.migrate(self._db, _SQLite(self._db), version, SCHEMA)
-            if self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (_deletions.TABLE,)).fetchone() is None:
+            if not self.has_table(_SQLite(self._db), _deletions.TABLE):
                 _deletions.create(_SQLite(self._db), "INTEGER PRIMARY KEY")
             # This write also finds out now, rather than at the first step, whether the file is writable.
             self._db.execute(f"PRAGMA user_version = {_migrations.SCHEMA_VERSION}")
+        self._make_tokens()
+
+    def _make_tokens(self) -> None:
+        with self.transaction() as db:
+            if not self.has_table(db, _tokens.TABLE):
+                _tokens.create(db, "blob")
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:

@@ -4,11 +4,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
+from mechanicd.access import Token
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
-from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _rows, _summary
+from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _rows, _summary, _tokens
 from mechanicd.store._chunks import Damage
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
@@ -53,6 +54,10 @@ class SQLStore(ABC):
     @abstractmethod
     def time(self, db: Database) -> int:
         """What the clock says now that `clock` stands for, ns since 1970."""
+
+    @abstractmethod
+    def has_table(self, db: Database, name: str) -> bool:
+        """Whether there is this table. Those beside the schema are missing in a store that only older servers wrote."""
 
     @abstractmethod
     def integrity(self) -> list[str]:
@@ -200,6 +205,30 @@ class SQLStore(ABC):
     def deleted(self, session: int) -> tuple[str, str] | None:
         with self.reading() as db:
             return _deletions.held_by(db, session)
+
+    # --- who may come in -----------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Token]:
+        return self._tokens().tokens
+
+    def damaged_tokens(self) -> list[str]:
+        return self._tokens().damaged
+
+    def _tokens(self) -> _tokens.Found:
+        with self.reading() as db:
+            return _tokens.read(db) if self.has_table(db, _tokens.TABLE) else _tokens.Found([], [])
+
+    def add_token(self, token: Token) -> None:
+        with self.transaction() as db:
+            _tokens.put(db, _tokens.row_of(token))
+
+    def revoke_token(self, id_: str, time: int) -> Token | None:
+        with self.transaction() as db:
+            token = next((each for each in _tokens.read(db).tokens if each.id == id_), None)
+            if token is not None and not token.revoke_time:
+                token = replace(token, revoke_time=time)
+                _tokens.put(db, _tokens.row_of(token))
+            return token
 
     # --- who holds a run ---------------------------------------------------------------------------------------------
 

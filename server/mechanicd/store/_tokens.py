@@ -1,0 +1,76 @@
+"""The tokens: who may use the servers of this store. What a token is, is in `mechanicd.access`.
+
+The table stands beside the schema: a store is given it when it is opened to be written, and older servers don't mind it. It is
+copied with the runs. A row has a checksum, and one that does not fit is as good as none: damage never lets anybody in. It has
+no text, which a flipped bit could make unreadable for the engine itself, and with it all other rows.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+from mechanicd.access import Role, Token
+from mechanicd.store._sql import Database
+
+TABLE: Final = "tokens"
+
+
+class Found(NamedTuple):
+    """What the table holds: the tokens, and the ids of rows that can't be read any more."""
+
+    tokens: list[Token]
+    damaged: list[str]
+
+
+def create(db: Database, binary: str) -> None:
+    """Makes the table. `data` is JSON.
+
+    Args:
+        binary: the engine's type of a column of bytes.
+    """
+    db.execute(f"CREATE TABLE {TABLE} (id {binary} PRIMARY KEY, checksum BIGINT NOT NULL, data {binary} NOT NULL)")
+
+
+def read(db: Database) -> Found:
+    """Every token, the oldest first."""
+    found = Found([], [])
+    for row in rows(db):
+        token = _token(row)
+        if token is None:
+            found.damaged.append(bytes(row["id"]).decode("ascii", "backslashreplace"))
+        else:
+            found.tokens.append(token)
+    found.tokens.sort(key=lambda token: (token.create_time, token.id))
+    return found
+
+
+def rows(db: Database) -> Iterator[dict[str, Any]]:
+    """Every row as it is."""
+    for id_, checksum, data in db.execute(f"SELECT id, checksum, data FROM {TABLE}").fetchall():
+        yield {"id": id_, "checksum": checksum, "data": data}
+
+
+def put(db: Database, row: dict[str, Any]) -> None:
+    """Writes a row, in the place of one with its id."""
+    db.execute(f"DELETE FROM {TABLE} WHERE id = :id", {"id": row["id"]})
+    db.execute(f"INSERT INTO {TABLE} (id, checksum, data) VALUES (:id, :checksum, :data)", row)
+
+
+def row_of(token: Token) -> dict[str, Any]:
+    """A token as its row."""
+    data = json.dumps(asdict(token), default=bytes.hex).encode()
+    return {"id": token.id.encode(), "checksum": zlib.crc32(data), "data": data}
+
+
+def _token(row: dict[str, Any]) -> Token | None:
+    try:
+        data = bytes(row["data"])
+        if zlib.crc32(data) != row["checksum"]:
+            return None
+        given = json.loads(data)
+        token = Token(**{**given, "digest": bytes.fromhex(given["digest"]), "role": Role(given["role"])})
+    except (KeyError, TypeError, ValueError):
+        return None
+    return token if token.id.encode() == bytes(row["id"]) else None
