@@ -5,6 +5,7 @@ Chunks and rows are made small here, so that a history of some thousand steps ha
 
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,7 +104,8 @@ class History:
         for most in zooms:
             buckets = self.store.summary(self.row, branch, first, last, most)
             low, high = buckets["first_step"], buckets["last_step"]
-            if len(set(buckets["size"].tolist())) == 1:  # else the steps are given for which buckets alone are left
+            newest = steps[-1].step if steps else 0
+            if _summary.size_for(min(last, newest) - first + 1, most) > 1:  # else there are the steps, or what is left of them
                 keys = (low - 1) // buckets["size"]
                 low, high = keys * buckets["size"] + 1, (keys + 1) * buckets["size"]
             begin, end = np.searchsorted(numbers, low), np.searchsorted(numbers, high, side="right")
@@ -220,9 +222,9 @@ def test_a_tier_holds_what_is_complete_under_it_and_a_long_run_is_read_from_few_
     assert tiers_of(store, history.row) == [(1, 129), (2, 32), (3, 8), (4, 2), (5, 1)]
     history.hold_to_the_steps(0, 1, ALL, 3)
     with store.reading() as db:
-        parts, covered = _pyramid.read(db, history.row.id, 2, 0, 1, ALL, 4096)
-    assert sum(len(part) for part in parts) <= 5 * FAN
-    assert covered == 128
+        level, covered = _pyramid.read(db, 2, 0, [_pyramid.Reach(history.row.id, 1, ALL)], 4096)
+    assert len(level.buckets) <= 5 * FAN
+    assert covered == [128]
 
 
 def test_small_and_frequent_folds_make_the_same_tiers_as_one_large(store: SQLStore) -> None:
@@ -245,17 +247,37 @@ def test_small_and_frequent_folds_make_the_same_tiers_as_one_large(store: SQLSto
 
 
 def test_many_summaries_at_once_are_what_each_is_alone(store: SQLStore) -> None:
-    histories = [History(store, seed) for seed in range(5)]
+    histories = [History(store, seed) for seed in range(7)]
     for index, history in enumerate(histories):
         history.train(1 + 400 * index)
     fold_all(store)
-    for history in histories[1:]:
+    while store.retain(keep_steps=900, oldest=None):
+        pass
+    histories[3].claim(700)
+    histories[6].claim(1500)
+    for history in histories[2:]:
         history.train(30)
-    requests = [SummaryRequest(history.row, 0, 1 + 7 * n, ALL, 10 * n) for n, history in enumerate(histories, 1)]
-    together = store.summaries(requests)
-    for request, found in zip(requests, together, strict=True):
-        assert found.tobytes() == store.summary(*request).tobytes()
+    gone = History(store, 7).row
+    store.delete(gone.id)
+    requests = [
+        SummaryRequest(row, branch, first, last, most)
+        for row in (*(history.row for history in histories), gone)
+        for branch in (0, 1)
+        for first, last in ((1, ALL), (300, 1100))
+        for most in (1, 3, 40, 400, 5000)
+    ]
+    random.Random(0).shuffle(requests)
+    alone = [store.summary(*request).tobytes() for request in requests]
+    assert [found.tobytes() for found in store.summaries(requests)] == alone
     assert store.summaries([]) == []
+    # One that is damaged is read as if it were alone, and the others as if it were not there.
+    with store.transaction() as db:
+        db.execute("UPDATE chunks SET fine = records, coarse = records WHERE run_id = :id", {"id": histories[4].row.id})
+        db.execute("UPDATE tiers SET fine = coarse, coarse = fine WHERE run_id = :id", {"id": histories[5].row.id})
+    spoiled = [store.summary(*request).tobytes() for request in requests]
+    assert [found.tobytes() for found in store.summaries(requests)] == spoiled
+    for request, before, now in zip(requests, alone, spoiled, strict=True):
+        assert request.run.id == histories[4].row.id or before == now
 
 
 def test_a_deleted_run_leaves_no_tiers_and_a_copy_has_them(store: SQLStore, memory: SQLStore) -> None:

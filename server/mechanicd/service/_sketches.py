@@ -8,8 +8,9 @@ import numpy as np
 from mechanicd.runs import RunRow
 from mechanicd.service import _convert
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._slices import sliced
 from mechanicd.store import SERIES, Buckets, Store, SummaryRequest
-from mechanicd.v1 import names, run_service_pb2
+from mechanicd.v1 import run_service_pb2
 
 MOST_RUNS: Final = 1000
 _POINTS, _MOST_POINTS = 100, 400
@@ -40,21 +41,18 @@ class Sketches:
         if len(request.names) > MOST_RUNS:
             told = f"got {len(request.names):,} names; ask for at most {MOST_RUNS:,} at a time"
             raise ServiceError("INVALID_RANGE", told, field="names")
-        wanted = [_convert.run_name_in(name, f"names[{index}]") for index, name in enumerate(request.names)]
+        names = (_convert.run_name_in(name, f"names[{index}]") for index, name in enumerate(request.names))
+        wanted: dict[tuple[str, str], RunRow | None] = {name: None async for name in sliced(names)}
         points = min(request.points or _POINTS, _MOST_POINTS)
-        known = set(wanted)
-        found = {name: row for row in await rows() if (name := names.RunName(row.project, row.run)) in known}
-        drawn: dict[int, list[float]] = {}
-        for portion in _portions(list(found.values())):
+        async for row in sliced(await rows()):
+            if (row.project, row.run) in wanted:
+                wanted[row.project, row.run] = row
+        response = run_service_pb2.SketchRunsResponse()
+        for portion in _portions([row for row in wanted.values() if row]):
             asked = [SummaryRequest(row, 0, 1, _convert.MAX_INTEGER, points) for row in portion]
-            for row, buckets in zip(portion, await self._call(self._store.summaries, asked), strict=True):
-                drawn[row.id] = _largest(len(row.config.scale_groups), buckets)
-        sketches = [
-            run_service_pb2.Sketch(name=str(name), scale=drawn[found[name].id])
-            for name in dict.fromkeys(wanted)
-            if name in found
-        ]
-        return run_service_pb2.SketchRunsResponse(sketches=sketches)
+            found = zip(portion, await self._call(self._store.summaries, asked), strict=True)
+            response.sketches.extend([sketch async for sketch in sliced(_sketch(*each) for each in found)])
+        return response
 
 
 def _portions(rows: Sequence[RunRow]) -> Iterator[list[RunRow]]:
@@ -70,8 +68,9 @@ def _portions(rows: Sequence[RunRow]) -> Iterator[list[RunRow]]:
         yield portion
 
 
-def _largest(groups: int, buckets: Buckets) -> list[float]:
+def _sketch(row: RunRow, buckets: Buckets) -> run_service_pb2.Sketch:
     """The largest S of all groups in each bucket."""
+    groups = len(row.config.scale_groups)
     place = SERIES.index("scale") * groups
-    largest: list[float] = np.fmax.reduce(buckets["max"][:, place : place + groups], axis=1).tolist()
-    return largest
+    largest = buckets["max"][:, place] if groups == 1 else np.fmax.reduce(buckets["max"][:, place : place + groups], axis=1)
+    return run_service_pb2.Sketch(name=f"projects/{row.project}/runs/{row.run}", scale=largest.tolist())

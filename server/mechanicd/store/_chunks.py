@@ -5,7 +5,7 @@ can't be read; the records before and after it can. Each function works inside t
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -119,6 +119,51 @@ def buckets(groups: int, data: bytes, low: int, high: int) -> _summary.Buckets |
         return None
     found = np.frombuffer(data, dtype)
     return found if plausible(found, low, high) else None
+
+
+class Level(NamedTuple):
+    """Buckets of one size, of many runs in turn: which run of a list each is of, and the buckets in order."""
+
+    places: Any
+    buckets: _summary.Buckets
+
+    @classmethod
+    def none(cls, groups: int) -> "Level":
+        """No buckets."""
+        return cls(np.empty(0, "<i8"), np.empty(0, _summary.dtype(groups)))
+
+    @classmethod
+    def joined(cls, groups: int, levels: "Sequence[Level]") -> "Level":
+        """The buckets of all levels, one level after the other."""
+        if len(levels) == 1:
+            return levels[0]
+        return cls(*map(np.concatenate, zip(cls.none(groups), *levels, strict=True)))
+
+
+def level(groups: int, rows: Sequence[Any], span: int, stored: int) -> Level:
+    """The buckets of `stored` steps of rows (place, number, buckets as stored …) that span so many steps each.
+
+    As one array: with thousands of rows, handling each separately would cost more than its contents.
+
+    Raises:
+        StoreDamaged: a row has none, or what can't be.
+    """
+    dtype = _summary.dtype(groups)
+    lengths = np.array([len(row[2]) for row in rows], "<i8")
+    if (lengths % dtype.itemsize).any():
+        raise StoreDamaged("a row has a part of a bucket")
+    found = np.frombuffer(b"".join([row[2] for row in rows]), dtype)
+    of = np.repeat(np.arange(len(rows)), lengths // dtype.itemsize)
+    chosen = found["size"] == stored
+    if not chosen.all():
+        found, of = found[chosen], of[chosen]
+    places, low = np.array([row[0] for row in rows], "<i8")[of], np.array([row[1] for row in rows], "<i8")[of] * span
+    first, last = found["first_step"], found["last_step"]
+    order = (first[1:] > last[:-1]) | (places[1:] != places[:-1])
+    fits = (first > low) & (last <= low + span) & (first <= last) & (found["count"] > 0) & (last - first < stored)
+    if not (order.all() and fits.all() and np.bincount(of, minlength=len(rows)).all()):
+        raise StoreDamaged("a row has buckets that can't be")
+    return Level(places, found)
 
 
 def plausible(found: _summary.Buckets, low: int, high: int) -> bool:

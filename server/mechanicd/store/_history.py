@@ -17,7 +17,6 @@ import numpy as np
 from mechanicd.runs import record_dtype, record_layout
 from mechanicd.store import _chunks, _pyramid, _summary
 from mechanicd.store._chunks import Chunk, Gap
-from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._journal import Segment
 from mechanicd.store._sql import TABLES, Database, insert
 
@@ -166,79 +165,6 @@ def records(
             return
         if end_before is not None:
             raise _chunks.damaged(branch, end_before)
-
-
-def summary(
-    db: Database, run_id: int, groups: int, branch: int, first: int, last: int, size: int, found: Iterable[Segment]
-) -> _summary.Buckets:
-    """Buckets of `size` steps that overlap first…last, in order.
-
-    Reads the pyramid level that fits; only the newest steps, which no level has yet, are aggregated here.
-    """
-    begin, end = (first - 1) // size * size + 1, ((last - 1) // size + 1) * size  # buckets at the edges are returned whole
-    span = _summary.chunk_steps(groups)
-    stored = min(size, span)
-    column = "fine" if stored == _summary.FINEST else "coarse"
-    if stored == 1:
-        column = "records, fine, thinned, first_step, last_step"
-    key = {"run_id": run_id, "branch": branch}
-    try:
-        parts, covered = _pyramid.read(db, run_id, groups, branch, begin, end, size)
-    except StoreDamaged:  # the chunks have the same steps, in more rows
-        _chunks.tell(run_id, branch, -1, "its summaries of many chunks")
-        parts, covered = [], -1
-    rows = db.execute(
-        f"SELECT number, {column} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number > :covered"
-        " AND number BETWEEN :low AND :high ORDER BY number",
-        {**key, "covered": covered, "low": (begin - 1) // span, "high": (end - 1) // span},
-    ).fetchall()
-    level = _level(groups, rows, stored, span)
-    if level is None:  # a row is damaged: each by itself
-        chunks = (_chunks.read(db, run_id, groups, branch, number) for number, *_ in rows)
-        level = np.concatenate([np.empty(0, _summary.dtype(groups)), *(_of_chunk(groups, c, stored) for c in chunks if c)])
-    parts.append(level)
-    tail = [segment for segment in found if segment.last_step >= begin and segment.first_step <= end]
-    whole = [_chunks.readable(groups, segment.records, segment.first_step, segment.last_step)[0] for segment in tail]
-    if any(whole):
-        parts.append(_summary.of_steps(groups, b"".join(whole), 1))
-    parts = [part for part in parts if len(part)] or [level]
-    buckets = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if size > 1 and (buckets is not level or size != stored):  # a level by itself is as it was asked for
-        buckets = _summary.merge(buckets, size)
-    return buckets[(buckets["last_step"] >= first) & (buckets["first_step"] <= last)]
-
-
-def _level(groups: int, rows: list[Any], stored: int, span: int) -> _summary.Buckets | None:
-    """The buckets of one size from the rows of chunks; None if a row is damaged."""
-    dtype = _summary.dtype(groups)
-    low, high = (rows[0][0] * span + 1, (rows[-1][0] + 1) * span) if rows else (0, 0)
-    if stored == 1:
-        parts = [np.empty(0, dtype)]
-        for number, records, fine, thinned, first_step, last_step in rows:
-            if thinned:
-                part = _chunks.buckets(groups, bytes(fine), *_chunks.span_of(groups, number))
-            else:
-                good, gaps = _chunks.records_of(groups, number, (first_step, last_step), False, bytes(records))
-                part = None if gaps else _summary.of_steps(groups, good, 1)
-            if part is None:
-                return None
-            parts.append(part)
-        return np.concatenate(parts)
-    # As one array: with thousands of chunks, handling each separately would cost more than its contents.
-    if any(len(row[1]) % dtype.itemsize for row in rows):
-        return None
-    level = np.frombuffer(b"".join(row[1] for row in rows), dtype)
-    level = level[level["size"] == stored]
-    chunks = (level["first_step"] - 1) // span
-    complete = np.count_nonzero(chunks[1:] != chunks[:-1]) + min(len(level), 1) == len(rows)  # out of order it is not plausible
-    return level if complete and _chunks.plausible(level, low, high) else None
-
-
-def _of_chunk(groups: int, chunk: Chunk, stored: int) -> _summary.Buckets:
-    """A chunk's buckets of one size, made again."""
-    if stored == 1:
-        return chunk.fine if chunk.thinned else _summary.of_steps(groups, chunk.records, 1)
-    return chunk.fine if stored == _summary.FINEST else _summary.merge(chunk.fine, stored)
 
 
 def thin(db: Database, keep_steps: int, most: int) -> int:

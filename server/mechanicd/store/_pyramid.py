@@ -9,12 +9,15 @@ levels below.
 Each function works inside the caller's transaction.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from mechanicd.store import _chunks, _summary
+from mechanicd.store._chunks import Level
 from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._sql import Database, insert
 
@@ -78,36 +81,65 @@ def cut(db: Database, run_id: int, groups: int, after_step: int) -> None:
             _write(db, run_id, groups, 0, tier, fine[fine["first_step"] <= whole])
 
 
-def read(
-    db: Database, run_id: int, groups: int, branch: int, first: int, last: int, size: int
-) -> tuple[list[_summary.Buckets], int]:
-    """The tiers' buckets for a zoom, of at most `size` steps each, in order.
+class Reach(NamedTuple):
+    """Steps begin…end of a run."""
+
+    run_id: int
+    begin: int
+    end: int
+
+
+def read(db: Database, groups: int, branch: int, reaches: Sequence[Reach], size: int) -> tuple[Level, list[int]]:
+    """The tiers' buckets for a zoom, of at most `size` steps each, in order: of many runs with so many scale groups.
 
     Returns:
-        Buckets that overlap first…last (and some around them), and the number of the last chunk they cover, −1 if none.
+        Buckets that overlap begin…end (and some around them), and for each run the number of the last chunk they cover,
+        −1 if none.
+
+    Raises:
+        StoreDamaged: a row of one of them can't be read.
     """
     width = fan(groups)
-    key = {"run_id": run_id, "branch": branch}
-    parts: list[_summary.Buckets] = []
-    covered = -1
+    parts: list[Level] = []
+    covered = [-1] * len(reaches)
     for tier in reversed(range(1, _highest(groups, size) + 1)):
         least = bucket_steps(groups, tier)
         span = least * width
         stored = min(size, span)
-        column = "fine" if stored == least else "coarse"
-        rows = db.execute(
-            f"SELECT number, {column}, last_step FROM tiers WHERE run_id = :run_id AND branch = :branch AND tier = :tier"
-            " AND number > :covered AND number BETWEEN :low AND :high ORDER BY number",
-            {**key, "tier": tier, "covered": covered, "low": (first - 1) // span, "high": (last - 1) // span},
-        ).fetchall()
-        for row in rows:
-            level = _chunks.buckets(groups, bytes(row[1]), row[0] * span + 1, (row[0] + 1) * span)
-            if level is None:
-                raise StoreDamaged("a row of the pyramid is damaged")
-            parts.append(level[level["size"] == stored])
+        column = "tiers.fine" if stored == least else "tiers.coarse"
+        where = f"tiers.branch = {int(branch)} AND tiers.tier = {tier}"
+        numbers = [
+            (max(done + 1, (r.begin - 1) // span), (r.end - 1) // span) for r, done in zip(reaches, covered, strict=True)
+        ]
+        rows = rows_of(db, "tiers", f"{column}, tiers.last_step", where, reaches, numbers)
+        parts.append(_chunks.level(groups, rows, span, stored))
         below = _below_steps(groups, tier)
-        covered = (rows[-1][2] - 1) // below if rows else (covered + 1) * (span // below) - 1
-    return parts, covered
+        ends = {row[0]: row[3] for row in rows}  # of the last row of each run
+        covered = [
+            (ends[place] - 1) // below if place in ends else (done + 1) * (span // below) - 1
+            for place, done in enumerate(covered)
+        ]
+    return Level.joined(groups, parts), covered
+
+
+def rows_of(
+    db: Database, table: str, columns: str, where: str, reaches: Sequence[Reach], numbers: Sequence[tuple[int, int]]
+) -> list[Any]:
+    """Rows (place, number, columns …) of `chunks` or `tiers`, in order: for each run those of its range of numbers."""
+    values = ", ".join(
+        f"({place}, {int(reach.run_id)}, {low}, {high})"
+        for place, (reach, (low, high)) in enumerate(zip(reaches, numbers, strict=True))
+        if low <= high
+    )
+    if not values:
+        return []
+    # A cross join is what keeps SQLite from reading the whole table first.
+    rows = db.execute(
+        f"WITH wanted (place, run_id, low, high) AS (VALUES {values}) SELECT wanted.place, {table}.number, {columns}"
+        f" FROM wanted CROSS JOIN {table} WHERE {table}.run_id = wanted.run_id AND {where}"
+        f" AND {table}.number BETWEEN wanted.low AND wanted.high"
+    ).fetchall()
+    return sorted(rows, key=itemgetter(0, 1))
 
 
 def _highest(groups: int, size: int) -> int:

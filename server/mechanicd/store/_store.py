@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mechanicd.access import Token
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
-from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _rows, _summary, _tokens
+from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _rows, _summary, _tokens, _zoom
 from mechanicd.store._chunks import Damage
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
@@ -351,7 +351,7 @@ class SQLStore(ABC):
     def summaries(self, requests: Sequence[SummaryRequest]) -> list[_summary.Buckets]:
         with self.reading() as db:
             self._journal.refresh(db)
-            return [self._summary(db, request) for request in requests]
+            return _zoom.summaries(db, requests, self._journal)
 
     def branches(self, run: RunRow) -> list[int]:
         with self.reading() as db:
@@ -453,20 +453,6 @@ class SQLStore(ABC):
             return []
         self._journal.refresh(db)
         return _history.valid(self._journal.of(run_id), *row)
-
-    def _summary(self, db: Database, request: SummaryRequest) -> _summary.Buckets:
-        run, branch, first, last, most = request
-        groups = len(run.config.scale_groups)
-        # One statement: a thousand runs are asked for at once. There is no row if the run has been deleted.
-        epoch, folded_step, newest = db.execute(
-            "SELECT epoch, folded_step, (SELECT last_step FROM chunks WHERE run_id = :id AND branch = :branch"
-            " ORDER BY number DESC LIMIT 1) FROM runs WHERE id = :id",
-            {"id": run.id, "branch": branch},
-        ).fetchone() or (0, 0, 0)
-        journal = [] if branch else _history.valid(self._journal.of(run.id), epoch, folded_step)
-        end = journal[-1].last_step if journal else newest or 0
-        size = _summary.size_for(min(last, end) - first + 1, most)
-        return _history.summary(db, run.id, groups, branch, first, last, size, journal)
 
     def _fold_one(self, db: Database, row: RunRow) -> None:
         self._journal.refresh(db)

@@ -78,15 +78,30 @@ def of_steps(groups: int, records: bytes, size: int = FINEST) -> Buckets:
 
 def merge(buckets: Buckets, size: int) -> Buckets:
     """Merges buckets that lie in the same `size` steps. The buckets must be in step order."""
-    if not len(buckets):
-        return buckets
+    return gather(buckets, size, begins(buckets, size))
+
+
+def begins(buckets: Buckets, size: int, places: Any = None) -> Any:
+    """Which buckets are the first of their `size` steps. The buckets must be in step order.
+
+    Args:
+        places: which of several runs each bucket is of, if there are several, one after the other.
+    """
     keys = (buckets["first_step"] - 1) // size
-    begins = keys[1:] != keys[:-1]
+    found = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=found[1:])
+    if places is not None:
+        found[1:] |= places[1:] != places[:-1]
+    return found
+
+
+def gather(buckets: Buckets, size: int, begins: Any) -> Buckets:
+    """Merges buckets into ones of `size` steps, which begin where `begins` says so."""
     if begins.all():  # nothing to merge
         merged = buckets.copy()
         merged["size"] = size
         return merged
-    starts = np.flatnonzero(np.concatenate(([True], begins)))
+    starts = np.flatnonzero(begins)
     ends = np.concatenate((starts[1:], [len(buckets)])) - 1
     merged = np.empty(len(starts), buckets.dtype)
     merged["size"] = size
