@@ -8,7 +8,8 @@
 `_errors` has the tree of errors. `_session` is what a training loop uses, `_local` the session without a server and `_remote`
 the one with a server: `_opening` opens it, `_connection` takes it through outages, and `_backlog` holds the steps that are not
 durable yet. `_spool_session` is the session that writes to a file instead, and `spool` brings such files to a server.
-`_scale_of` gives the S of a finished run, `_targets` picks a server, `_transport` is the wire, and `_signals` handles SIGTERM.
+`_scale_of` gives the S of a finished run, `_targets` picks a server, `_transport` is the wire, `_token` says who calls, and
+`_signals` handles SIGTERM.
 `framework` is the entry point for adapters such as `mechanicd.torch`.
 """
 
@@ -20,24 +21,28 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from mechanicd.client._client import Client, connect, make_config, open_run, scale_of
 from mechanicd.client._errors import (
+    AccessDenied,
     ConfigMismatch,
     InvalidArgument,
     MechanicdError,
     NotImplementedByServer,
     NotTrusted,
     PackageMissing,
+    PermissionDenied,
     ResumeError,
     ServerUnavailable,
     SessionClosed,
     SessionError,
     SessionFenced,
     StepConflict,
+    Unauthenticated,
 )
 from mechanicd.client._local import LocalSession
 from mechanicd.client._session import OnOutage, Session
 from mechanicd.tuner import Reductions, TunerConfig, TunerState
 
 __all__ = [
+    "AccessDenied",
     "Client",
     "ConfigMismatch",
     "InvalidArgument",
@@ -47,6 +52,7 @@ __all__ = [
     "NotTrusted",
     "OnOutage",
     "PackageMissing",
+    "PermissionDenied",
     "Reductions",
     "ResumeError",
     "ServerUnavailable",
@@ -57,6 +63,7 @@ __all__ = [
     "StepConflict",
     "TunerConfig",
     "TunerState",
+    "Unauthenticated",
     "connect",
     "make_config",
     "open_run",

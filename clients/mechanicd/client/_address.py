@@ -6,7 +6,7 @@ import urllib.request
 from typing import Final, NamedTuple
 
 from mechanicd.client import _spool_target
-from mechanicd.client._arguments import without_passwords
+from mechanicd.client._arguments import without_secrets
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.v1 import names
 
@@ -23,13 +23,15 @@ class Address(NamedTuple):
     name: str = ""
 
     def __str__(self) -> str:
-        return f"{_TLS if self.name else ''}{self.at}"
+        return f"{TLS if self.name else ''}{self.at}"
 
 
-_TLS: Final = "https://"
+TLS: Final = "https://"
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 _GRPC_URLS: Final = ("dns", "xds", "unix")
 _GRPC_NAMES: Final = ("dns:", "xds:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:")
+_ONE_PLACE: Final = re.compile(r"(?:(?:dns|ipv4|ipv6):(?:///)?)?(\[[0-9a-f:.]+\]|[a-z0-9.-]+):[0-9]+", re.IGNORECASE)
+"""A host and a port, and no more: gRPC takes several addresses in one name, and escapes that hide them."""
 _PROXIES: Final = ("grpc", "https", "http")
 """Of the variables X_proxy, those that gRPC follows."""
 
@@ -54,17 +56,17 @@ def parse(target: str) -> list[str]:
         raise _invalid(target, "names no server")
     for each in given:
         _check(each)
-    return [f"{_TLS}{bare(each)}" if secure(each) else each for each in given]
+    return [f"{TLS}{bare(each)}" if secure(each) else each for each in given]
 
 
 def secure(given: str) -> bool:
     """Whether an address as the user gave it asks for TLS."""
-    return given[: len(_TLS)].lower() == _TLS
+    return given[: len(TLS)].lower() == TLS
 
 
 def bare(given: str) -> str:
     """An address as the user gave it, without `https://`."""
-    return given[len(_TLS) :].removesuffix("/") if secure(given) else given
+    return given[len(TLS) :].removesuffix("/") if secure(given) else given
 
 
 def split(address: str) -> tuple[str, int] | None:
@@ -73,6 +75,29 @@ def split(address: str) -> tuple[str, int] | None:
         return None
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def on_this_machine(at: str) -> bool:
+    """Whether an address leads to this machine, whatever the network says: a Unix socket, a loopback address, localhost."""
+    if at.startswith(("unix:", "unix-abstract:")):
+        return True
+    place = _ONE_PLACE.fullmatch(at)
+    return place is not None and (is_localhost(at) or is_loopback(place[1].strip("[]")))
+
+
+def is_localhost(at: str) -> bool:
+    """Whether an address has the name localhost, which gRPC itself resolves."""
+    place = _ONE_PLACE.fullmatch(at)
+    return place is not None and place[1].lower() == "localhost"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is a loopback address in figures."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def may_proxy(address: str) -> bool:
@@ -142,7 +167,7 @@ def _invalid(target: object, what: str, advice: str = "") -> InvalidArgument:
         "expected HOST:PORT such as 127.0.0.1:50051, https://HOST:PORT for TLS, unix:PATH, or several joined by commas; or "
         "file:///FOLDER"
     )
-    shown = without_passwords(repr(target))
+    shown = without_secrets(repr(target))
     if "@" in shown:  # a part of it may be one of a password
         what = "has an @"
     return InvalidArgument("INVALID_TARGET", f"target {shown} {what}; {advice or expected}")

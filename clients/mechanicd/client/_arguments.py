@@ -20,6 +20,7 @@ STATUSES: Final = ("finished", "failed", "preempted")
 MOST_SECONDS: Final = 1e6
 _MOST_STEPS: Final = 2**62
 _WORD: Final = re.compile(r"""[^\s'"]+""")
+_TOKEN: Final = re.compile(r"(mech_[a-z0-9]{12})_[A-Za-z0-9_-]{20,}")
 _USER: Final = re.compile(r"(?:[^:]|:(?=//))*(?=:)")
 
 
@@ -122,25 +123,29 @@ def status(value: object) -> None:
 
 
 def text(value: object, most: int) -> str:
-    """Text for people, cut to `most` characters. Bytes of a file name or an argument that are no UTF-8, which Python keeps as
-    lone surrogates, become backslash escapes."""
-    return ("" if value is None else _said(value))[:most].encode("utf-8", "backslashreplace").decode()[:most]
+    """Text for people, without the secrets of tokens, cut to `most` characters. Bytes of a file name or an argument that are no
+    UTF-8, which Python keeps as lone surrogates, become backslash escapes."""
+    return _without_tokens("" if value is None else _said(value))[:most].encode("utf-8", "backslashreplace").decode()[:most]
 
 
 def error_text(found: BaseException) -> str:
     """An exception's type and text, also of one that has no text to give."""
-    return f"{type(found).__name__}: {_said(found)}"
+    return f"{type(found).__name__}: {_without_tokens(_said(found))}"
 
 
-def without_passwords(told: str) -> str:
-    """The text with *** for each password before an @, as in postgresql://me:***@host/runs."""
+def without_secrets(told: str) -> str:
+    """The text with *** for the secret of each token, and for each password before an @, as in postgresql://me:***@host/runs."""
 
     def hidden(word: re.Match[str]) -> str:
         login, at, place = word[0].rpartition("@")
         user = _USER.match(login) if at else None
         return f"{user[0]}:***@{place}" if user else word[0]
 
-    return _WORD.sub(hidden, told)
+    return _without_tokens(_WORD.sub(hidden, told))
+
+
+def _without_tokens(told: str) -> str:
+    return _TOKEN.sub(r"\1_***", told)
 
 
 def _said(value: object) -> str:

@@ -118,6 +118,7 @@ class Client:
 
         Raises:
             InvalidArgument, ConfigMismatch, ResumeError, SessionError: the request is refused.
+            AccessDenied: there is no token that is good for this, or none that may be sent.
             ServerUnavailable: no server answers, and `on_outage` is "raise" or only the server knows where to start.
         """
         _signals.await_end()
@@ -183,10 +184,12 @@ class Client:
 
         Args:
             request: a WatchRunsRequest.
-            lost: called with the error when the server is lost, and with None when it is back; None logs both.
+            lost: called with the error when the server is lost, again if it then denies access, and with None when it is back;
+                None logs each.
 
         Raises:
-            MechanicdError: what the server refuses. ServerUnavailable if there was none at the start, or after `close()`.
+            MechanicdError: what the server refuses; AccessDenied at the start alone. ServerUnavailable if there was none at the
+                start, or after `close()`.
         """
         from mechanicd.client._watching import watch
 
@@ -268,7 +271,7 @@ def _command() -> str:
     """The shell command that started this process; the server keeps it to show how to resume the run."""
     if os.environ.get("MECHANICD_SEND_COMMAND", "1") == "0":
         return ""
-    return _arguments.text(_arguments.without_passwords(shlex.join(sys.orig_argv)), _MAX_COMMAND)
+    return _arguments.text(_arguments.without_secrets(shlex.join(sys.orig_argv)), _MAX_COMMAND)
 
 
 def _grpc_is_ours() -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mechanicd.client._connection import Connection, Ended, Refused
-from mechanicd.client._errors import MechanicdError, ServerUnavailable, SessionClosed
+from mechanicd.client._errors import SURVIVED, AccessDenied, MechanicdError, SessionClosed
 from mechanicd.client._opening import CALL_SECONDS
 from mechanicd.client._wire import STATUS
 from mechanicd.v1 import tuner_service_pb2
@@ -32,7 +32,7 @@ def close(
             flush(left)
             request = tuner_service_pb2.CloseSessionRequest(session=opener.session, status=STATUS[status], message=message)
             opener.call("CloseSession", request, min(left, CALL_SECONDS))
-        except (ServerUnavailable, SessionClosed) as error:
+        except (*SURVIVED, SessionClosed) as error:
             # SessionClosed: the server may have restarted since; reconnecting tells.
             if time.monotonic() >= end or isinstance(connection.state, Ended | Refused):
                 return error
@@ -59,6 +59,7 @@ def unclosed(connection: Connection, status: str, error: MechanicdError, kept: s
     elif error.reason in ("STORE_UNAVAILABLE", "DEADLINE_EXCEEDED") and backlog.answered == backlog.last_step:
         left = f"closed before its store took {steps}; the server has them in memory, and loses them if it stops{kept}"
     else:
-        left = f"closed while the server is unreachable; its history lacks {steps}{kept or _NOWHERE}"
+        away = "refuses this client" if isinstance(error, AccessDenied) else "is unreachable"
+        left = f"closed while the server {away}; its history lacks {steps}{kept or _NOWHERE}"
     remedy = f"`mechanicd runs close {name} --status {status}` records how it ended, once the server answers"
     return f"{name}: {left}. {remedy}: {error}"

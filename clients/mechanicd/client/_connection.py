@@ -1,7 +1,7 @@
 """A session's connection: connected, disconnected or ended; and the thread that reconnects and replays the backlog.
 
     Connected ──── no answer in time, stream ended, OWNERSHIP_LOST ────▶ Disconnected
-        ▲                                                                     │ backoff with full jitter, the next target
+        ▲              UNAUTHENTICATED, PERMISSION_DENIED                     │ backoff with full jitter, the next target
         └── the session resumed, or opened at the backlog's anchor; ◀─────────┘
             the backlog sent in order, each S compared bit for bit
     Connected, Disconnected ── the server refuses the run (RUN_DELETED …) ──▶ Refused
@@ -28,7 +28,16 @@ from typing import Final
 
 from mechanicd.client._backlog import Backlog, Taken
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable, SessionClosed, SessionFenced, StepConflict
+from mechanicd.client._errors import (
+    SURVIVED,
+    AccessDenied,
+    MechanicdError,
+    NotTrusted,
+    ServerUnavailable,
+    SessionClosed,
+    SessionFenced,
+    StepConflict,
+)
 from mechanicd.client._opening import CALL_SECONDS, Opener
 from mechanicd.client._transport import Link, step_error
 from mechanicd.v1 import tuner_service_pb2
@@ -96,6 +105,7 @@ class Connection:
         opener.begun = True
         self.backlog = backlog
         self.lock = threading.RLock()
+        self._denied: AccessDenied | None = None
         self._meanwhile = meanwhile
         self._settled = threading.Event()  # set while connected, and once ended: what `wait` waits for
         self._over = threading.Event()  # set once ended: what the reconnect thread's backoff waits for
@@ -106,6 +116,11 @@ class Connection:
     def state(self) -> State:
         """The state now; another thread may change it at any time unless the lock is held."""
         return self._state
+
+    @property
+    def denied(self) -> AccessDenied | None:
+        """Why this client may not reconnect, where that is what stands in the way."""
+        return None if self._denied is None else _alone(self._denied)
 
     def check(self) -> None:
         """Raises what ended the session, if an error did."""
@@ -145,6 +160,7 @@ class Connection:
                 if not isinstance(self._state, Connected) or link not in (None, self._state.link):
                     return
                 lost = self._state.link
+                self._denied = _alone(error)
                 self._enter(Disconnected())
             lost.close()
         self.warn(error)
@@ -169,7 +185,8 @@ class Connection:
     def warn(self, error: MechanicdError) -> None:
         """Logs that an outage begins."""
         # Its text alone: a log that keeps its records would keep the frames of the error, and in them the session.
-        log.warning("%s: the server is unreachable; training %s: %s", self.opener.name, self._meanwhile, str(error))
+        what = "refuses this client" if isinstance(error, AccessDenied) else "is unreachable"
+        log.warning("%s: the server %s; training %s: %s", self.opener.name, what, self._meanwhile, str(error))
 
     def end(self, error: MechanicdError | None = None) -> State:
         """Ends the session; only the first end counts. Closes the link after an error; else it is the caller's to close.
@@ -192,7 +209,7 @@ class Connection:
         an outage alone reconnects, because what it has done so far must still be recorded."""
         with deferred, self.lock:
             self.backlog.drop_unfinished()
-            if isinstance(self._state, Ended) and isinstance(self._state.error, ServerUnavailable):
+            if isinstance(self._state, Ended) and isinstance(self._state.error, SURVIVED):
                 self._over.clear()
                 self._enter(Disconnected())
 
@@ -205,6 +222,8 @@ class Connection:
     def _enter(self, state: State) -> None:
         """The only place that changes the state. Called with the lock held, or before any other thread knows this object."""
         self._state = state
+        if isinstance(state, Connected):
+            self._denied = None
         if isinstance(state, Disconnected):
             self._settled.clear()
             # Each outage has a thread of its own. One that has reconnected may not have returned yet when the next begins.
@@ -217,16 +236,17 @@ class Connection:
     # --- the reconnect thread ----------------------------------------------------------------------------------------
 
     def _reconnect(self) -> None:
-        attempt, distrust = 0, ""
+        attempt, told = 0, {self._denied.reason} if self._denied else set[str]()
         while not self._over.wait(random.uniform(0.0, min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**attempt))):
             attempt = min(attempt + 1, 10)
             try:
                 self.opener.route.advance()
                 last_step = self._reopen()
                 replayed = self._replay(self.opener.route.transport.link(self.opener.route.metadata), last_step)
-            except ServerUnavailable as error:
-                if isinstance(error, NotTrusted) and error.reason != distrust:
-                    distrust = error.reason
+            except SURVIVED as error:
+                self._denied = _alone(error)
+                if isinstance(error, (NotTrusted, AccessDenied)) and error.reason not in told:
+                    told.add(error.reason)
                     log.error("%s: %s", self.opener.name, str(error))
                 self.opener.route.renew(error)
                 continue
@@ -285,7 +305,7 @@ class Connection:
                         self.backlog.answered = last_step
                         self.backlog.durable(min(result.durable_step, last_step))
                 replayed += len(entries)
-        except ServerUnavailable:
+        except SURVIVED:
             link.close()
             raise
         except MechanicdError as error:  # a step was refused, or has another S
@@ -295,6 +315,11 @@ class Connection:
             raise
         link.close()
         return None
+
+
+def _alone(error: MechanicdError) -> AccessDenied | None:
+    """An error that denies access, without the frames in which it was raised; None for any other."""
+    return type(error)(error.reason, error.message, error.metadata) if isinstance(error, AccessDenied) else None
 
 
 def verify(result: tuner_service_pb2.StepResult, following: Taken) -> None:

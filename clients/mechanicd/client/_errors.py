@@ -11,6 +11,9 @@
     ├── ResumeError            the run cannot resume from where it was asked to
     ├── ServerUnavailable      no answer before the deadline, or no server at all
     │   └── NotTrusted         who the server is can't be told: its certificate, or the files to check it by
+    ├── AccessDenied           this client may not do that at this server
+    │   ├── Unauthenticated    the server does not know who asks: no token, or none that is good
+    │   └── PermissionDenied   the token is good, but not for this
     ├── NotImplementedByServer the server is older than this client
     └── PackageMissing         a framework that an adapter needs is not installed (also an ImportError)
 
@@ -24,18 +27,22 @@ from collections.abc import Mapping
 from mechanicd.tuner import InvalidArgument, MechanicdError
 
 __all__ = [
+    "SURVIVED",
+    "AccessDenied",
     "ConfigMismatch",
     "InvalidArgument",
     "MechanicdError",
     "NotImplementedByServer",
     "NotTrusted",
     "PackageMissing",
+    "PermissionDenied",
     "ResumeError",
     "ServerUnavailable",
     "SessionClosed",
     "SessionError",
     "SessionFenced",
     "StepConflict",
+    "Unauthenticated",
     "from_reason",
 ]
 
@@ -75,6 +82,22 @@ class NotTrusted(ServerUnavailable):
     """
 
 
+class AccessDenied(MechanicdError):
+    """This client may not do that at this server. No outage: waiting does not help, another token does.
+
+    Raised where a run is opened, whatever `on_outage` says. In the middle of a training it is logged once, the training goes on
+    as in an outage, and it reconnects when there is a token that is good.
+    """
+
+
+class Unauthenticated(AccessDenied):
+    """The server does not know who asks: there is no token, none that is good, or none that may be sent."""
+
+
+class PermissionDenied(AccessDenied):
+    """The token is good, but its role or its project does not allow this."""
+
+
 class NotImplementedByServer(MechanicdError):
     """The server does not implement the method."""
 
@@ -82,6 +105,9 @@ class NotImplementedByServer(MechanicdError):
 class PackageMissing(MechanicdError, ImportError):
     """A framework that an adapter needs is not installed."""
 
+
+SURVIVED = (ServerUnavailable, AccessDenied)
+"""What a training that has begun lives through: its steps are kept, and it reconnects."""
 
 _BY_REASON: dict[str, type[MechanicdError]] = {
     "MALFORMED_NAME": InvalidArgument,
@@ -115,8 +141,8 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
     "REQUEST_TOO_LARGE": InvalidArgument,
     "TOO_MANY_WATCHERS": MechanicdError,
     "STORE_DAMAGED": MechanicdError,
-    "UNAUTHENTICATED": MechanicdError,
-    "PERMISSION_DENIED": MechanicdError,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
 }
 
 

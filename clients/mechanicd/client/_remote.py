@@ -25,7 +25,7 @@ from mechanicd.client import _arguments, _close_time, _closing
 from mechanicd.client._backlog import Backlog
 from mechanicd.client._connection import Connected, Connection, Ended, Refused, verify
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable, SessionClosed
+from mechanicd.client._errors import SURVIVED, AccessDenied, MechanicdError, NotTrusted, ServerUnavailable, SessionClosed
 from mechanicd.client._leftovers import do_later
 from mechanicd.client._opening import CALL_SECONDS, Opener, Start
 from mechanicd.client._session import OnOutage, Session
@@ -76,8 +76,9 @@ def open_session(
         spill: a folder for the steps of an outage that are too many for the memory; None drops the oldest.
 
     Raises:
-        MechanicdError: what the server refuses. NotTrusted if its certificate is not valid. ServerUnavailable if it is
-            unreachable and `on_outage` is "raise", or if only the server knows where to start.
+        MechanicdError: what the server refuses. AccessDenied: it does not let this client in. NotTrusted: its certificate is
+            not valid. ServerUnavailable if it is unreachable and `on_outage` is "raise", or if only the server knows where to
+            start.
     """
     opener = Opener(
         route,
@@ -150,6 +151,7 @@ class RemoteSession(Session):
         Raises:
             ServerUnavailable: not in time; the steps are kept and sent again. STORE_UNAVAILABLE: the server is reachable, but
                 its store refuses to write.
+            AccessDenied: the server does not let this client in any more; the steps are kept.
             SessionError: the run is no longer this session's.
         """
         seconds = _arguments.timeout(timeout, CALL_SECONDS)
@@ -166,7 +168,7 @@ class RemoteSession(Session):
         while True:
             self._check()
             if not self._connection.wait(max(0.0, end - time.monotonic())):
-                raise ServerUnavailable(
+                raise self._connection.denied or ServerUnavailable(
                     "SERVER_UNREACHABLE",
                     f"{opener.route.transport.target} is unreachable; this process keeps {self.backlog} steps of {self.name}",
                 )
@@ -180,8 +182,10 @@ class RemoteSession(Session):
                 request = tuner_service_pb2.FlushRequest(session=opener.session)
                 left = max(0.001, end - time.monotonic())
                 reply = opener.call("Flush", request, min(left, _ATTEMPT_SECONDS) if insist else left)
-            except (ServerUnavailable, SessionClosed) as error:
+            except (*SURVIVED, SessionClosed) as error:
                 # SessionClosed: the server may have restarted since; reconnecting tells whether that is all.
+                if isinstance(error, AccessDenied) and not insist:
+                    raise
                 if error.reason == "STORE_UNAVAILABLE":
                     refused = error
                 if time.monotonic() >= end:
@@ -283,7 +287,7 @@ class RemoteSession(Session):
         try:
             result = link.receive(self._deadline)
             verify(result, following)
-        except ServerUnavailable as error:
+        except SURVIVED as error:
             if self._on_outage == "raise":
                 self._connection.end(error)
                 raise
@@ -330,7 +334,7 @@ class RemoteSession(Session):
         self._connection.prepare_close()
         try:
             self._catch_up()
-        except ServerUnavailable:  # on_outage="raise"
+        except SURVIVED:  # on_outage="raise"
             self._connection.prepare_close()
         except MechanicdError as error:
             if not ended:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from mechanicd.client._arguments import without_passwords
+from mechanicd.client._arguments import without_secrets
 from mechanicd.client._errors import InvalidArgument
 from mechanicd.v1 import names
 
@@ -65,5 +65,5 @@ def file_of(spools: Path, run: str) -> Path:
 
 def _invalid(target: str, what: str) -> InvalidArgument:
     return InvalidArgument(
-        "INVALID_TARGET", f"target {without_passwords(repr(target))} {what}; expected a folder, as in file:///data/spool"
+        "INVALID_TARGET", f"target {without_secrets(repr(target))} {what}; expected a folder, as in file:///data/spool"
     )

@@ -12,15 +12,15 @@ import time
 import zlib
 from typing import Any, Final
 
-from mechanicd.client import _address, _credentials
+from mechanicd.client import _address, _credentials, _token
 from mechanicd.client._address import Address
 from mechanicd.client._errors import MechanicdError, NotTrusted, ServerUnavailable
 from mechanicd.client._transport import Transport
 
 _CHANNEL_SECONDS: Final = 5.0
 """A channel is kept so long through errors."""
-_OF_CONNECTION: Final = ("SERVER_UNREACHABLE", "RPC_FAILED", "NOT_IMPLEMENTED")
-"""Reasons that no mechanicd gives: another connection may lead to one."""
+_OF_CONNECTION: Final = ("SERVER_UNREACHABLE", "RPC_FAILED", "NOT_IMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
+"""Reasons that something else than a mechanicd gives: another connection may lead to one."""
 
 
 class Targets:
@@ -36,6 +36,7 @@ class Targets:
     Raises:
         InvalidArgument: INVALID_TARGET.
         NotTrusted: TLS_FILE_UNUSABLE.
+        Unauthenticated: TOKEN_FILE_UNUSABLE, TOKEN_MALFORMED, TOKEN_IN_CLEAR.
     """
 
     def __init__(self, target: str) -> None:
@@ -45,6 +46,9 @@ class Targets:
         self._open: dict[Address, Transport] = {}
         self._lock = threading.Lock()
         self.closed = False
+        if _token.is_configured():
+            for address in self.addresses():
+                _token.header(address, _token.is_private(address, self._proxied(address)))
 
     def addresses(self) -> list[Address]:
         """Every address, in the order given; host names are resolved again each time."""
@@ -61,9 +65,12 @@ class Targets:
             return self._open[address]
 
     def _connect(self, address: Address) -> Transport:
+        return Transport(address, self._proxied(address))
+
+    def _proxied(self, address: Address) -> bool:
         # A host that was resolved here is not behind a proxy, whatever NO_PROXY says of its address.
         given = str(address)
-        return Transport(address, proxied=given in self.given and _address.may_proxy(given))
+        return given in self.given and _address.may_proxy(given)
 
     def renewed(self, stale: Transport, error: MechanicdError) -> Transport:
         """A channel with a connection of its own, to where `stale` leads, if the error may be one of its connection.

@@ -13,10 +13,18 @@ from typing import Any, Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from mechanicd.client import _credentials
+from mechanicd.client import _address, _credentials, _token
 from mechanicd.client._address import Address
 from mechanicd.client._deferred import deferred
-from mechanicd.client._errors import MechanicdError, NotImplementedByServer, NotTrusted, ServerUnavailable, from_reason
+from mechanicd.client._errors import (
+    MechanicdError,
+    NotImplementedByServer,
+    NotTrusted,
+    PermissionDenied,
+    ServerUnavailable,
+    Unauthenticated,
+    from_reason,
+)
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 _OPTIONS: Final = [
@@ -137,6 +145,7 @@ class Transport:
         self.address, self.target, self.proxied = address, str(address), proxied
         self.made = time.monotonic()
         self._where = self.target + _PROXIED * proxied
+        self._private = _token.is_private(address, proxied)
         self.ahead: int | None = None
         options: list[tuple[str, Any]] = [*_OPTIONS, ("grpc.enable_http_proxy", int(proxied))]
         if address.name:
@@ -144,6 +153,10 @@ class Transport:
             options += [("grpc.ssl_target_name_override", address.name), ("grpc.default_authority", address.name)]
             credentials = grpc.ssl_channel_credentials(*_credentials.read())
             self._channel = grpc.secure_channel(address.at, credentials, options=options)
+        elif self._private and _address.is_localhost(address.at):
+            # gRPC resolves the name again for each connection. By these it takes only one that stays on this machine.
+            local = grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP)
+            self._channel = grpc.secure_channel(address.at, local, options=options)
         else:
             self._channel = grpc.insecure_channel(address.at, options=options)
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
@@ -156,10 +169,11 @@ class Transport:
             MechanicdError: what the server refused, or ServerUnavailable.
         """
         service = self._tuner if hasattr(self._tuner, method) else self._runs
+        shown = metadata + _token.header(self.address, self._private)
         answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:
             with deferred:
-                future = getattr(service, method).future(request, timeout=timeout, metadata=metadata)
+                future = getattr(service, method).future(request, timeout=timeout, metadata=shown)
                 future.add_done_callback(answered.put)
             try:
                 answered.get()
@@ -183,9 +197,10 @@ class Transport:
         Raises:
             MechanicdError: as `call`.
         """
+        shown = _token.header(self.address, self._private)
         try:
             with deferred:
-                call = self._runs.WatchRuns(request)
+                call = self._runs.WatchRuns(request, metadata=shown)
         except ValueError as error:
             raise self._closed(error) from None
         try:
@@ -208,9 +223,14 @@ class Transport:
                 self.ahead = int(value) - time.time_ns()
 
     def link(self, metadata: Metadata) -> Link:
-        """A new stream of steps."""
+        """A new stream of steps.
+
+        Raises:
+            Unauthenticated: there is a token, and it can't be read or sent.
+        """
+        shown = metadata + _token.header(self.address, self._private)
         with deferred:
-            return Link(self._tuner, self._where, metadata)
+            return Link(self._tuner, self._where, shown)
 
     def close(self) -> None:
         """Closes the channel and its streams."""
@@ -239,6 +259,11 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
             f"no mechanicd answers at {target} ({details.splitlines()[0] if details else code.name.lower()}); "
             f"start one with `mechanicd serve`, or check the address{_hint(target, details)}",
         )
+    if code is grpc.StatusCode.UNAUTHENTICATED:  # what follows is not a mechanicd's own word, but a proxy's
+        advice = f"let {_token.TOKEN} or {_token.TOKEN_FILE} give a token that is good"
+        return Unauthenticated("UNAUTHENTICATED", f"{target} does not know who asks ({details}); {advice}")
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return PermissionDenied("PERMISSION_DENIED", f"{target} does not allow this ({details})")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method; upgrade it: {details}")
     # A training must survive whatever else went wrong, so it counts as an outage.

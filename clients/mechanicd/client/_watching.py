@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from mechanicd.client._errors import MechanicdError, NotImplementedByServer, ServerUnavailable
+from mechanicd.client._errors import SURVIVED, AccessDenied, MechanicdError, NotImplementedByServer, ServerUnavailable
 from mechanicd.client._targets import Targets
 from mechanicd.client._transport import Transport
 from mechanicd.v1 import run_service_pb2
@@ -22,6 +22,7 @@ def watch(targets: Targets, request: Any, lost: Callable[[MechanicdError | None]
     told = lost or _log
     shown: dict[str, bytes] = {}  # each run as the watcher knows it
     begun = away = False
+    denied: set[str] = set()  # reasons that the watcher was told of since it had an answer
     attempt = 0
     while True:
         error: MechanicdError = ServerUnavailable("SERVER_UNREACHABLE", "the server ended the watch")
@@ -34,6 +35,7 @@ def watch(targets: Targets, request: Any, lost: Callable[[MechanicdError | None]
                     if away:
                         told(None)
                     begun, away, attempt = True, False, 0
+                    denied.clear()
                     if fresh is None:
                         yield _seen(response, shown)
                         continue
@@ -43,15 +45,17 @@ def watch(targets: Targets, request: Any, lost: Callable[[MechanicdError | None]
                         if gone := sorted(shown.keys() - fresh):
                             yield _seen(run_service_pb2.WatchRunsResponse(gone=gone), shown)
                         fresh = None
-            except (ServerUnavailable, NotImplementedByServer) as failed:
+            except (*SURVIVED, NotImplementedByServer) as failed:
                 error = failed
-                if targets.closed or (isinstance(failed, NotImplementedByServer) and not begun):
+                if targets.closed or not (begun or isinstance(failed, ServerUnavailable)):
                     raise
                 if transport is not None:
                     targets.renewed(transport, failed)
-            if begun and not away:
+            news = isinstance(error, AccessDenied) and error.reason not in denied
+            if begun and (news or not away):
                 told(error)
                 away = True
+                denied.add(error.reason)
         if not begun:
             raise error
         time.sleep(random.uniform(0.0, min(_BACKOFF_MOST, _BACKOFF_FIRST * 2**attempt)))

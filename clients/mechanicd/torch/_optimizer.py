@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mechanicd.client import InvalidArgument, MechanicdError, ServerUnavailable
+from mechanicd.client import AccessDenied, InvalidArgument, MechanicdError, ServerUnavailable
 from mechanicd.client.framework import DeltaLayout, Run, check_cap, check_flag, check_status, deferred, failure_of
 from mechanicd.torch import _bases, _checkpoint, _groups, _legacy_checkpoints
 from mechanicd.torch._delegation import DelegatingOptimizer
@@ -273,8 +273,8 @@ class Mechanized(DelegatingOptimizer):
         """BASE's state_dict with the tuner's state and Δ in it, as `_checkpoint` describes; with the model's own it is enough
         to resume bit for bit.
 
-        It waits until the server has committed every step. If the server is unreachable, that is logged, and the checkpoint
-        is good without it.
+        It waits until the server has committed every step. If the server is unreachable, or denies access, that is logged, and
+        the checkpoint is good without it.
 
         Raises:
             SessionError: this process no longer holds the run.
@@ -286,9 +286,9 @@ class Mechanized(DelegatingOptimizer):
         if self._run.target is not None and self._run.session is not None and not self._run.closed:
             try:
                 self._run.session.flush(self._run.deadline)
-            except ServerUnavailable as error:
+            except (ServerUnavailable, AccessDenied) as error:
                 called = self._stepper.called()
-                logger.warning("saving a checkpoint of %s while its server is unreachable: %s", called, str(error))
+                logger.warning("saving a checkpoint of %s that its server may not have in full: %s", called, str(error))
         wholes, params = _groups.flat(self.param_groups), self._stepper.parameters.local(self.param_groups)
         state = self._stepper.tuner_state(self._config)
         run, memory = self._run, self._stepper.memory

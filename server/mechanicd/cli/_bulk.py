@@ -11,7 +11,7 @@ import click
 
 from mechanicd.cli import _options
 from mechanicd.cli._output import EXIT_FAILED, confirm, json_option
-from mechanicd.client import Client, MechanicdError, ServerUnavailable, connect
+from mechanicd.client import Client, MechanicdError, ServerUnavailable, Unauthenticated, connect
 from mechanicd.v1 import resources_pb2
 
 _NAMED: Final = 3
@@ -119,7 +119,7 @@ def _foreseen(
     for name in names:
         try:
             change.check(found[name] if name in found else _options.get_run(client, name))
-        except ServerUnavailable:
+        except (ServerUnavailable, Unauthenticated):
             raise
         except MechanicdError as error:
             refused.append(_refusal(name, error))
@@ -166,13 +166,13 @@ def _change_all(change: Change, client: Client, names: Sequence[str], as_json: b
             for name in each:
                 try:
                     change.call(client, name)
-                except ServerUnavailable:
+                except (ServerUnavailable, Unauthenticated):
                     raise
                 except MechanicdError as error:
                     refused.append(_refusal(name, error))
                 else:
                     done.append(name)
-    except (ServerUnavailable, KeyboardInterrupt):
+    except (ServerUnavailable, Unauthenticated, KeyboardInterrupt):
         tried = len(done) + len(refused)
         left = max(0, len(names) - tried - 1)
         also = f"; {names[tried]} may be {change.done}, too" if tried < len(names) else ""

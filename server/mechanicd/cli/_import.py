@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mechanicd.cli import _options, _text
 from mechanicd.cli._output import EXIT_FAILED, json_option, printable, report
-from mechanicd.client import MechanicdError, ServerUnavailable, connect
+from mechanicd.client import MechanicdError, ServerUnavailable, Unauthenticated, connect
 from mechanicd.client.spool import Imported, import_spool, spool_files
 
 
@@ -45,7 +45,7 @@ def import_(target: str, paths: tuple[str, ...], run: str | None, as_json: bool)
                     imported = import_spool(client, file, run, progress)
             except MechanicdError as error:
                 done.append(_refused(str(file), error, as_json))
-                if isinstance(error, ServerUnavailable):
+                if isinstance(error, (ServerUnavailable, Unauthenticated)):
                     break
             else:
                 done.append(_dict(imported))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mechanicd.cli import _options, _text
 from mechanicd.cli._output import json_option, printable
-from mechanicd.client import Client, MechanicdError, NotImplementedByServer, connect
+from mechanicd.client import AccessDenied, Client, MechanicdError, NotImplementedByServer, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
 
 _SKETCHED_RUNS = 100
@@ -123,8 +123,11 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
 
 def lost_server(error: MechanicdError | None) -> None:
     """Says on stderr that a watch has lost its server, or, without an error, that it goes on."""
-    told = "the server answers again" if error is None else f"{printable(error.message)} [{error.reason}]; waiting for it"
-    click.echo(told, err=True)
+    if error is None:
+        click.echo("the server answers again", err=True)
+        return
+    what = "another token" if isinstance(error, AccessDenied) else "it"
+    click.echo(f"{printable(error.message)} [{error.reason}]; waiting for {what}", err=True)
 
 
 def console() -> Console:
