@@ -26,9 +26,9 @@ PUBLIC = {
         changes check copy every_run open_beside open_store saved_records steady_ns without_password
     """,
     "mechanicd.client": """
-        Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted OnOutage
-        PackageMissing Reductions ResumeError ServerUnavailable Session SessionClosed SessionError SessionFenced StepConflict
-        TunerConfig TunerState connect make_config open_run scale_of
+        AccessDenied Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted
+        OnOutage PackageMissing PermissionDenied Reductions ResumeError ServerUnavailable Session SessionClosed SessionError
+        SessionFenced StepConflict TunerConfig TunerState Unauthenticated connect make_config open_run scale_of
     """,
     "mechanicd.client.spool": """
         Imported import_spool spool_files
