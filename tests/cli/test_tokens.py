@@ -115,3 +115,8 @@ def test_the_local_token_is_printed_where_the_server_left_it(tmp_path: Path, mon
     path.write_text("mech_x\n")
     assert run("local", "--target", "https://127.0.0.1:50051").output == "mech_x\n"
     assert read("local", "--target", "127.0.0.1:50051") == {"token": "mech_x"}
+    local_token.path("127.0.0.1:8080").write_text("mech_y\n")
+    assert run("local", "--page").output == "http://127.0.0.1:8080/#token=mech_y\n"
+    assert run("local", "--page", "https://localhost:8080/").output == "https://localhost:8080/#token=mech_y\n"
+    assert read("local", "--page", "localhost:8080") == {"token": "mech_y", "link": "http://localhost:8080/#token=mech_y"}
+    assert refused("local", "--page", "http://127.0.0.1:8081")[0] == "TOKEN_NOT_FOUND"

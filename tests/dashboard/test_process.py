@@ -122,6 +122,9 @@ def test_a_taken_port_is_refused_if_it_was_asked_for(explicit: bool, tmp_path: P
         (["--http", "8080"], 1, "MALFORMED_ADDRESS"),
         (["--http", "unix:/x"], 1, "MALFORMED_ADDRESS"),
         (["--http", "127.0.0.1:0", "--store", "sqlite:///:memory:"], 1, "STORE_IN_MEMORY"),
+        (["--trusted-proxy", "10.0.0.1/8"], 2, "has host bits set; expected a network such as 10.0.0.0/8"),
+        (["--proxy-role", "root"], 2, "expected read, write, admin, or a role and a project such as read:bert"),
+        (["--proxy-role", "read:a/b"], 2, "a role and a project such as read:bert"),
         (["--webhook", "example.org"], 2, "expected an http:// or https:// URL"),
         (["--http", "off", "--webhook", "http://127.0.0.1:1"], 2, "remove --http off"),
     ],
@@ -141,12 +144,13 @@ def test_bound_to_this_machine_it_answers_to_no_other_name_whatever_is_allowed(n
     assert http.get("/api/v1/runs", headers={"Host": "runs.example.org"}).status_code == 403
 
 
-def test_beyond_this_machine_it_answers_to_any_name_if_told_that_this_is_safe(new_server: New, wait_for: New) -> None:
-    server = new_server("--http", "0.0.0.0:0", "--insecure").start()
+def test_beyond_this_machine_it_answers_to_the_names_that_it_was_given(new_server: New, wait_for: New) -> None:
+    server = new_server("--http", "0.0.0.0:0", "--insecure", "--page-host", "runs.example.org").start()
     url = server.page.replace("0.0.0.0", "127.0.0.1")
     with httpx.Client(base_url=url, trust_env=False) as http:
         assert wait_for(lambda: answers(http) == 200, 30)
         assert http.get("/api/v1/runs", headers={"Host": "runs.example.org"}).status_code == 200
+        assert http.get("/api/v1/runs", headers={"Host": "example.org"}).status_code == 403
 
 
 def test_off_there_is_no_process_and_no_address(new_server: New) -> None:

@@ -11,11 +11,13 @@ from urllib.parse import urlsplit
 
 import click
 
+from mechanicd.cli._access import networks, role_of
 from mechanicd.cli._output import fail, json_option
 from mechanicd.cli._ranges import DAYS, STEP, FiniteRange
 from mechanicd.cli._streams import forget
 
 if TYPE_CHECKING:
+    from mechanicd.access import Role
     from mechanicd.dashboard import Page, PageConfig
 
 
@@ -35,6 +37,29 @@ if TYPE_CHECKING:
     show_default="127.0.0.1:8080, or a free port if that one is taken",
     metavar="HOST:PORT|off",
     help="Serve the page, its JSON API and /metrics here. Port 0 picks a free port; off disables them.",
+)
+@click.option(
+    "--page-host",
+    "page_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which browsers know the page, besides localhost and its address; may be repeated.",
+)
+@click.option(
+    "--trusted-proxy",
+    "proxies",
+    multiple=True,
+    callback=networks,
+    metavar="CIDR",
+    help="Take the page's readers for whom a proxy in this network says, in X-Forwarded-User; may be repeated.",
+)
+@click.option(
+    "--proxy-role",
+    callback=role_of,
+    default="read",
+    show_default=True,
+    metavar="ROLE[:PROJECT]",
+    help="What those readers may do, and where.",
 )
 @click.option(
     "--store",
@@ -132,6 +157,9 @@ if TYPE_CHECKING:
 def serve(
     addresses: tuple[str, ...],
     http: str | None,
+    page_hosts: tuple[str, ...],
+    proxies: tuple[str, ...],
+    proxy_role: "tuple[Role, str]",
     store_url: str,
     metrics_per_run: bool,
     webhook: str,
@@ -213,6 +241,11 @@ def serve(
             started=store.clock.now(),
             clock=store.clock.offset,
             tls=tls,
+            everyone=True,
+            hosts=page_hosts,
+            proxies=proxies,
+            proxy_role=proxy_role[0],
+            proxy_project=proxy_role[1],
         )
         page = _page(http, told)
         _run(serve_(config, store, on_ready, page.beside if page else None))

@@ -13,7 +13,7 @@ from mechanicd import store as stores
 from mechanicd.access import Role, Token
 from mechanicd.access import create as new_token
 from mechanicd.cli._options import reports_errors, target_option
-from mechanicd.cli._output import fail, json_option, printable
+from mechanicd.cli._output import fail, json_option, page_link, printable
 from mechanicd.cli._store import store_option
 from mechanicd.client import InvalidArgument, MechanicdError
 from mechanicd.v1 import local_token, names
@@ -116,19 +116,31 @@ def revoke(url: str, ids: tuple[str, ...], as_json: bool) -> None:
 
 @tokens.command()
 @target_option
+@click.option(
+    "--page",
+    is_flag=False,
+    flag_value="http://127.0.0.1:8080",
+    metavar="[URL]",
+    help="Print a link to the page at this address that signs you in. Default: http://127.0.0.1:8080.",
+)
 @json_option
 @reports_errors
-def local(target: str, as_json: bool) -> None:
+def local(target: str, page: str | None, as_json: bool) -> None:
     """Print the token that a server on this machine has made for its own user, to sign in on its page, or for curl."""
     try:
-        text = local_token.path(target).read_text(encoding="ascii").strip()
+        text = local_token.path(page or target).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         message = (
-            f"there is no local token for {target}: a server writes it for the user who started it, on its own machine, with "
-            "--auth auto; give --target as that server prints it, or make a token with `mechanicd tokens create`"
+            f"there is no local token for {page or target}: a server writes it for the user who started it, on its own "
+            "machine, with --auth auto; give --target or --page as that server prints it, or make a token with "
+            "`mechanicd tokens create`"
         )
         fail("TOKEN_NOT_FOUND", message, as_json)
-    click.echo(json.dumps({"token": text}) if as_json else text)
+    link = page_link(page, text) if page else ""
+    if as_json:
+        click.echo(json.dumps({"token": text, **({"link": link} if link else {})}))
+    else:
+        click.echo(link or text)
 
 
 @contextmanager

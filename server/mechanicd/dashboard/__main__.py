@@ -52,6 +52,7 @@ async def _main(listening: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # `Door` tells which proxies to believe
         timeout_graceful_shutdown=1,
         http=Connection,
         limit_concurrency=MOST_CONNECTIONS,

@@ -13,25 +13,30 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from mechanicd.access import Keyring, Principal, Role
 from mechanicd.dashboard import _static_files
 from mechanicd.dashboard._config import PageConfig
 from mechanicd.dashboard._curves import Curves, Named
+from mechanicd.dashboard._door import API, Door, Doorkeeper, visitor
 from mechanicd.dashboard._errors import HANDLERS, ApiError, Json, encode
 from mechanicd.dashboard._export import MEDIA_TYPES, export
+from mechanicd.dashboard._keys import Keys
+from mechanicd.dashboard._login import Login, told
 from mechanicd.dashboard._metrics import Facts, text
 from mechanicd.dashboard._origin_check import Guard
 from mechanicd.dashboard._poller import STALE_SECONDS, Watch
 from mechanicd.dashboard._reader import Reader
 from mechanicd.dashboard._request import MOST_SPARKLINES, BandsRequest, ExportRequest, HeatRequest, SeriesRequest
 from mechanicd.dashboard._run_detail import detail
+from mechanicd.dashboard._sessions import Sessions
 from mechanicd.dashboard._sse import Live
 from mechanicd.dashboard._table import Table
 from mechanicd.dashboard._turns import Turns
 from mechanicd.dashboard._webhook import tell
 from mechanicd.runs import RunRow, parse_filter
 from mechanicd.store import Clock, Store, without_password
+from mechanicd.v1 import names
 
-_API: Final = "/api/v1"
 _MOST_BYTES: Final = 2**20
 
 
@@ -49,12 +54,18 @@ class Child:
         self.table = self.watch.table
         self.curves = Curves()
         self.turns = Turns()
-        self.live = Live(self.watch, lambda: self.whole("archived : *"))
+        self.live = Live(self.watch, lambda project: self.whole("archived : *", project))
+        self.keys = Keys(self._readers[0], Keyring(config.local, everyone=config.everyone), self.clock)
+        sessions = Sessions()
+        self.door = Door(config, self.keys, sessions)
+        self.login = Login(self.keys, sessions, self.door)
         self._version = version("mechanicd")
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         self._tasks.append(asyncio.create_task(self.watch.run(), name="watch"))
+        if not self.config.everyone:
+            self._tasks.append(asyncio.create_task(self.keys.run(), name="keys"))
         if self.config.webhook:
             self._tasks.append(asyncio.create_task(tell(self.config, self.watch), name="webhook"))
         await self.watch.begun()
@@ -80,14 +91,14 @@ class Child:
         self._counts, self._counted = counts, monotonic()
         self.clock.start(counts["clock"], 0)
 
-    def facts(self) -> Facts:
-        """The facts for /metrics."""
+    def facts(self, project: str) -> Facts:
+        """The facts for /metrics: of the runs in a project; "": in all."""
         return Facts(
             version=self._version,
             counts=self._counts,
             age=monotonic() - self._counted,
             readable=not self.watch.trouble,  # whether the serving process can write is in its counts
-            items=self.table.items(),
+            items=[item for item in self.table.items() if project in ("", item["project"])],
             per_run=self.config.metrics_per_run,
         )
 
@@ -95,8 +106,8 @@ class Child:
         """Ends the live streams, so that the process can end."""
         self.live.stop()
 
-    def whole(self, filter_: str = "", project: str | None = None) -> dict[str, Any]:
-        """The answer to GET /runs. Raises FilterError."""
+    def whole(self, filter_: str = "", project: str = "") -> dict[str, Any]:
+        """The answer to GET /runs: of the runs in a project; "": in all. Raises FilterError."""
         matches = parse_filter(filter_)
         return {
             "server": {
@@ -108,19 +119,24 @@ class Child:
             },
             "now": self.clock.now() // 10**6,
             "cursor": self.live.cursor,
-            "runs": [item for row, needs, item in self.table.seen() if project in (None, row.project) and matches(row, needs)],
+            "runs": [item for row, needs, item in self.table.seen() if project in ("", row.project) and matches(row, needs)],
         }
 
-    def named(self, names: Sequence[str]) -> list[Named]:
-        """The rows of runs by their full names; None if a run does not exist."""
-        return [(name, self.table.row(name)) for name in names]
+    def named(self, runs: Sequence[str], principal: Principal) -> list[Named]:
+        """The rows of runs by their full names; None if a run does not exist. Raises Denied PERMISSION_DENIED."""
+        return [(name, self._find(name, principal)) for name in runs]
 
-    def row(self, name: str) -> RunRow:
-        """Raises ApiError RUN_NOT_FOUND."""
-        row = self.table.row(name)
+    def row(self, name: str, principal: Principal) -> RunRow:
+        """Raises ApiError RUN_NOT_FOUND, Denied PERMISSION_DENIED."""
+        row = self._find(name, principal)
         if row is None:
-            raise ApiError("RUN_NOT_FOUND", f"{name!r}: no such run; GET {_API}/runs lists all runs")
+            raise ApiError("RUN_NOT_FOUND", f"{name!r}: no such run; GET {API}/runs lists all runs")
         return row
+
+    def _find(self, name: str, principal: Principal) -> RunRow | None:
+        """Before it is known whether there is such a run, so that nobody learns of those that they may not see."""
+        principal.require(Role.READ, _project(name))
+        return self.table.row(name)
 
 
 def make_app(child: Child) -> Starlette:
@@ -133,44 +149,46 @@ def make_app(child: Child) -> Starlette:
         return await child.turns.take(request, answer)
 
     async def runs(request: Request) -> Response:
-        query = request.query_params
-        return Json(child.whole(query.get("filter", ""), query.get("project") or None))
+        query, principal = request.query_params, _reader(request)
+        project = query.get("project") or principal.project
+        principal.require(Role.READ, project or None)
+        return Json(child.whole(query.get("filter", ""), project))
 
     async def events(request: Request) -> Response:
         cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(child.live.stream(cursor), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(child.live.stream(cursor, visitor(request)), media_type="text/event-stream", headers=headers)
 
     async def series(request: Request) -> Response:
         asked = SeriesRequest.of(await _body(request))
-        found = child.named(asked.runs)
+        found = child.named(asked.runs, _reader(request))
         return await queried(request, lambda store: encode(child.curves.series(store, found, asked)))
 
     async def sparklines(request: Request) -> Response:
-        names = request.query_params.getlist("run")
-        if len(names) > MOST_SPARKLINES:
-            raise ApiError("MALFORMED_REQUEST", f"got {len(names)} runs; ask for at most {MOST_SPARKLINES} at a time")
-        found = child.named(list(dict.fromkeys(names)))
+        asked = request.query_params.getlist("run")
+        if len(asked) > MOST_SPARKLINES:
+            raise ApiError("MALFORMED_REQUEST", f"got {len(asked)} runs; ask for at most {MOST_SPARKLINES} at a time")
+        found = child.named(list(dict.fromkeys(asked)), _reader(request))
         return await queried(request, lambda store: encode(child.curves.sparklines(store, found)))
 
     async def bands(request: Request) -> Response:
         asked = BandsRequest.of(await _body(request))
-        found = [(label, child.named(names)) for label, names in asked.groups]
+        found = [(label, child.named(runs, _reader(request))) for label, runs in asked.groups]
         return await queried(request, lambda store: encode(child.curves.bands(store, found, asked)))
 
     async def heatmap(request: Request) -> Response:
         asked = HeatRequest.of(request.query_params)
-        row = child.row(asked.run)
+        row = child.row(asked.run, _reader(request))
         return await queried(request, lambda store: encode(child.curves.heat(store, row, asked)))
 
     async def run(request: Request) -> Response:
-        row = child.row(request.query_params.get("name", ""))
+        row = child.row(request.query_params.get("name", ""), _reader(request))
         item, targets = child.table.item(row.id), child.config.grpc
         return await queried(request, lambda store: encode(detail(store, child.curves, row, item, targets)))
 
     async def export_(request: Request) -> Response:
         asked = ExportRequest.of(request.query_params)
-        row = child.row(asked.run)
+        row = child.row(asked.run, _reader(request))
         if asked.branch > row.rewinds:
             raise ApiError("INVALID_RANGE", f"branch {asked.branch} does not exist; choose one from 0 to {row.rewinds}")
         name = f"{row.project}_{row.run}.{asked.format}".replace("/", "_")
@@ -179,27 +197,58 @@ def make_app(child: Child) -> Starlette:
         first = await anext(portions, "")  # so that a StoreError comes before the answer has begun
         return StreamingResponse(_chained(first, portions), media_type=MEDIA_TYPES[asked.format], headers=headers)
 
-    async def healthz(_: Request) -> Response:
-        trouble = child.trouble
-        return Json({"status": "unavailable" if trouble else "ok", "message": trouble}, 503 if trouble else 200)
+    async def login(request: Request) -> Response:
+        return await child.login.sign_in(request, await _body(request))
+
+    async def logout(request: Request) -> Response:
+        return await child.login.sign_out(request)
+
+    async def session(request: Request) -> Response:
+        found = visitor(request)
+        return Json(told(found.principal, found.signed_in), headers={"Cache-Control": "no-store"})
+
+    async def healthz(request: Request) -> Response:
+        trouble, known = child.trouble, "visitor" in request.scope["state"]
+        status = {"status": "unavailable" if trouble else "ok"}
+        return Json({**status, "message": trouble} if known else status, 503 if trouble else 200)
 
     async def metrics(request: Request) -> Response:
-        content, media_type = text(child.facts(), request.headers.get("accept", ""))
+        content, media_type = text(child.facts(_reader(request).project), request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 
-    api = {"runs": runs, "events": events, "sparklines": sparklines, "run": run, "heatmap": heatmap, "export": export_}
-    posts = {"series": series, "bands": bands}
+    api = {
+        "runs": runs,
+        "events": events,
+        "sparklines": sparklines,
+        "run": run,
+        "heatmap": heatmap,
+        "export": export_,
+        "session": session,
+    }
+    posts = {"series": series, "bands": bands, "login": login, "logout": logout}
     return Starlette(
         routes=[
-            *(Route(f"{_API}/{name}", endpoint) for name, endpoint in api.items()),
-            *(Route(f"{_API}/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
+            *(Route(f"{API}/{name}", endpoint) for name, endpoint in api.items()),
+            *(Route(f"{API}/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
             Route("/healthz", healthz),
             Route("/metrics", metrics),
             *_static_files.routes(),
         ],
-        middleware=[Middleware(Guard, hosts=child.config.guarded)],
+        middleware=[Middleware(Guard, hosts=lambda: child.config.hosts), Middleware(Doorkeeper, door=lambda: child.door)],
         exception_handlers=HANDLERS,
     )
+
+
+def _reader(request: Request) -> Principal:
+    return visitor(request).principal
+
+
+def _project(name: str) -> str | None:
+    """The project that a run's full name says; None for other texts."""
+    try:
+        return names.parse_run(name).project
+    except names.MalformedName:
+        return None
 
 
 async def _body(request: Request) -> bytes:

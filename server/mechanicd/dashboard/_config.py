@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from mechanicd.access import Role, Token
 from mechanicd.runs import Silence
 from mechanicd.tls import TlsFiles
 
@@ -15,7 +16,13 @@ class PageConfig:
     Attributes:
         store: the URL of the store, which is opened read-only.
         silence: when a running run counts as silent.
-        guarded: refuse requests whose Host header is not this machine (DNS rebinding).
+        everyone: nobody has to show who they are.
+        local: the server's own token.
+        hosts: names, besides those of this machine, by which the page may be asked for (DNS rebinding).
+        proxies: the networks of proxies, CIDR, whose X-Forwarded-User header is believed.
+        proxy_role: what users whom they name may do.
+        proxy_project: where; "": in all projects.
+        client_roles: what clients with a certificate may do: (subject, role, project).
         grpc: the addresses for trainers, for the commands that the page shows.
         metrics_per_run: whether /metrics has each run by name.
         log_level: the level of the log on stderr.
@@ -28,7 +35,13 @@ class PageConfig:
 
     store: str
     silence: Silence = field(default_factory=Silence)
-    guarded: bool = True
+    everyone: bool = False
+    local: Token | None = None
+    hosts: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    proxy_role: Role = Role.READ
+    proxy_project: str = ""
+    client_roles: tuple[tuple[str, Role, str], ...] = ()
     grpc: tuple[str, ...] = ()
     metrics_per_run: bool = False
     log_level: str = "INFO"
@@ -40,7 +53,7 @@ class PageConfig:
 
     def to_line(self) -> bytes:
         """The configuration as one line of JSON."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return json.dumps(asdict(self), default=bytes.hex).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
@@ -48,6 +61,10 @@ class PageConfig:
         given = json.loads(line)
         given["silence"] = Silence(**given["silence"])
         given["tls"] = given["tls"] and TlsFiles(**given["tls"])
-        given["grpc"] = tuple(given["grpc"])
-        given["told"] = tuple(map(tuple, given["told"]))
+        if given["local"]:
+            given["local"] = Token(**{**given["local"], "digest": bytes.fromhex(given["local"]["digest"])})
+        for name in ("grpc", "hosts", "proxies"):
+            given[name] = tuple(given[name])
+        for name in ("told", "client_roles"):
+            given[name] = tuple(map(tuple, given[name]))
         return cls(**given)

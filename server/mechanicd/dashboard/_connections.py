@@ -17,13 +17,15 @@ _COMING: Final = (h11.IDLE, h11.SEND_BODY)
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol, which by itself waits for ever for the rest of a request that has begun."""
+    """uvicorn's protocol, which by itself waits for ever for the rest of a request that has begun, and keeps a client's
+    certificate to itself: here `scope["state"]["peercert"]` has it, as Python's `ssl` reads it."""
 
     _looking: asyncio.TimerHandle
     _awaited: tuple[Any, Any] | None = (h11.IDLE, None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, "peercert": transport.get_extra_info("peercert")}
         self._looking = self.loop.call_later(REQUEST_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:

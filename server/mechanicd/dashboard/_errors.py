@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mechanicd.access import Denied
 from mechanicd.runs import FilterError
 from mechanicd.store import StoreDamaged, StoreError
 
@@ -16,6 +17,7 @@ log = logging.getLogger("mechanicd.dashboard")
 _STATUS: Final = {
     "MALFORMED_REQUEST": 400,
     "INVALID_RANGE": 400,
+    "TOO_MANY_ATTEMPTS": 429,
     "RUN_NOT_FOUND": 404,
 }
 _OF_STATUS: Final = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
@@ -63,7 +65,24 @@ async def _filter(_: Request, error: Exception) -> Response:
     return Json(error_body("INVALID_FILTER", str(error)), 400)
 
 
+def denied(error: Denied) -> Response:
+    """What somebody gets who may not."""
+    if error.reason == "PERMISSION_DENIED":
+        return Json(error_body(error.reason, error.message), 403)
+    return Json(error_body(error.reason, error.message), 401, headers={"WWW-Authenticate": "Bearer"})
+
+
+async def _denied(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Denied)
+    return denied(error)
+
+
 async def _store(_: Request, error: Exception) -> Response:
+    return unavailable(error)
+
+
+def unavailable(error: Exception) -> Response:
+    """What one gets while the store can't be read. The log has the details."""
     log.error("store: %s", error)
     if isinstance(error, StoreDamaged):
         return Json(error_body(error.reason, str(error)), 500)
@@ -87,6 +106,7 @@ async def _other(_: Request, error: Exception) -> Response:
 
 HANDLERS: Final[dict[Any, Any]] = {
     ApiError: _api,
+    Denied: _denied,
     FilterError: _filter,
     StoreError: _store,
     HTTPException: _http,

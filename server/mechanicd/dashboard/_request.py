@@ -124,6 +124,17 @@ class ExportRequest:
         return request
 
 
+def token_of(body: bytes) -> str:
+    """POST /login: the token's text. Raises ApiError MALFORMED_REQUEST, which does not repeat what came."""
+    try:
+        fields = _Fields.of_body(body)
+        token = fields.text("token")
+        fields.end()
+    except ApiError:
+        raise ApiError("MALFORMED_REQUEST", 'expected {"token": "mech_…"}') from None
+    return token
+
+
 def _where(fields: "_Fields") -> dict[str, Any]:
     x0, x1 = _range(fields.number("x0"), fields.number("x1"))
     return {"series": fields.choice("series", "S", SERIES), "x": fields.choice("x", "step", X_AXES), "x0": x0, "x1": x1}

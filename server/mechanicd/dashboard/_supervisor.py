@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import importlib.util
-import ipaddress
 import json
 import logging
 import socket
@@ -59,8 +58,8 @@ class Page:
                 f"the page needs {', '.join(missing)}; pip install 'mechanicd[server]', or pass --http off for no page",
             )
         self._socket = _listen(address, yielding)
-        bound, port, *_ = self._socket.getsockname()
-        self._config = replace(config, guarded=ipaddress.ip_address(bound).is_loopback)
+        port = self._socket.getsockname()[1]
+        self._config = config
         host = address.rpartition(":")[0]
         self.url = f"{'http' if config.tls is None else 'https'}://{host}:{port}"
         self._process: asyncio.subprocess.Process | None = None

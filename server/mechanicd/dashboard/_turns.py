@@ -13,7 +13,7 @@ _GONE: Final = 499
 
 
 class Turns:
-    """Whose turn it is: the requests of one host come one after the other, those of several hosts by turns."""
+    """Whose turn it is: the requests of one viewer come one after the other, those of several by turns."""
 
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, list[Request]]] = {}
@@ -43,7 +43,8 @@ class Turns:
     @contextlib.asynccontextmanager
     async def _turn(self, request: Request) -> AsyncIterator[None]:
         host = request.client.host if request.client else ""
-        lock, waiting = self._locks.setdefault(host, (asyncio.Lock(), []))
+        viewer = request.scope.get("state", {}).get("viewer", host)  # `Doorkeeper` knows who it is
+        lock, waiting = self._locks.setdefault(viewer, (asyncio.Lock(), []))
         waiting.append(request)
         try:
             async with lock:
@@ -51,7 +52,7 @@ class Turns:
         finally:
             waiting.remove(request)
             if not waiting:
-                del self._locks[host]
+                del self._locks[viewer]
 
 
 async def _left(request: Request) -> None:

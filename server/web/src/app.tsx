@@ -1,7 +1,10 @@
 /** The frame around every page: where you are, and whether what you see is live. */
 
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
+import { signedOut } from "./data/api";
 import { connection, now, retryNow, runs, server } from "./data/live";
+import { signOut, viewer } from "./data/session";
 import { moment, plural } from "./format";
 import { KEYS } from "./keys";
 import { Icon, Logo } from "./parts/icons";
@@ -11,6 +14,7 @@ import { helpOpen } from "./views/actions";
 import { Compare } from "./views/Compare";
 import { Overview } from "./views/Overview";
 import { RunPage } from "./views/RunPage";
+import { SignIn } from "./views/SignIn";
 
 export function App() {
   const { page, run } = view.value;
@@ -24,11 +28,21 @@ export function App() {
     <>
       <Header />
       <Banner />
-      {page === "run" ? <RunPage key={run} /> : page === "compare" ? <Compare /> : <Overview />}
+      {signedOut.value !== null ? (
+        <SignIn why={signedOut.value} />
+      ) : page === "run" ? (
+        <RunPage key={run} />
+      ) : page === "compare" ? (
+        <Compare />
+      ) : (
+        <Overview />
+      )}
       {helpOpen.value && <Help />}
     </>
   );
 }
+
+const STATES = { live: "live", loading: "connecting", lost: "not connected", out: "signed out" } as const;
 
 function Header() {
   const state = connection.value.state;
@@ -40,7 +54,7 @@ function Header() {
       </a>
       <span class={`link-state ${state}`} role="status">
         <i aria-hidden="true" />
-        {state === "live" ? "live" : state === "loading" ? "connecting" : "not connected"}
+        {STATES[state]}
       </span>
       <span class="spacer" />
       {server.value && (
@@ -48,6 +62,7 @@ function Header() {
           {server.value.version} · up since {moment(server.value.started)}
         </span>
       )}
+      <SignedIn />
       <button
         type="button"
         class="ghost"
@@ -69,6 +84,29 @@ function Header() {
         <Icon name="help" />
       </button>
     </header>
+  );
+}
+
+/** As whom, if somebody signed in. */
+function SignedIn() {
+  const who = viewer.value;
+  const failed = useSignal(false);
+  if (!who?.signed_in) return null;
+  const leave = (): void => {
+    failed.value = false;
+    signOut().catch(() => {
+      failed.value = true;
+    });
+  };
+  return (
+    <>
+      <span class="server" title={`token ${who.id}, role ${who.role}`}>
+        {who.project ? `project ${who.project}` : "all projects"}
+      </span>
+      <button type="button" class="button" onClick={leave}>
+        {failed.value ? "Not signed out: try again" : "Sign out"}
+      </button>
+    </>
   );
 }
 

@@ -35,7 +35,7 @@ export function followKeys(): void {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     const target = event.target as HTMLElement;
-    if (target.matches("input[type=search], select, textarea")) {
+    if (target.matches("input[type=search], input[type=password], select, textarea")) {
       if (event.key === "Escape") target.blur();
       if (target.id !== "search" || !["ArrowDown", "Enter", "Escape"].includes(event.key)) return;
       target.blur();

@@ -1,5 +1,6 @@
 /** One function per route of /api/v1. Every failure is an ApiError that says what to do. */
 
+import { signal } from "@preact/signals";
 import type {
   BandGroup,
   HeatmapReply,
@@ -9,6 +10,7 @@ import type {
   SeriesAsk,
   SeriesRun,
   Spark,
+  Viewer,
   XAxis,
 } from "./types";
 
@@ -25,6 +27,10 @@ export class ApiError extends Error {
 
 const BASE = "api/v1/";
 
+/** Why somebody must sign in, "" where that is no news; null while nobody must. */
+export const signedOut = signal<string | null>(null);
+let welcome = false;
+
 async function call<T>(path: string, signal?: AbortSignal, body?: unknown): Promise<T> {
   let reply: Response;
   try {
@@ -40,11 +46,22 @@ async function call<T>(path: string, signal?: AbortSignal, body?: unknown): Prom
     if (signal?.aborted) throw error;
     throw new ApiError("UNREACHABLE", "The server does not answer. Is `mechanicd serve` running?");
   }
-  if (reply.ok) return (await reply.json()) as T;
+  if (reply.ok) {
+    welcome = true;
+    return (await reply.json()) as T;
+  }
   const said = (await reply.json().catch(() => null)) as { error?: { reason?: string; message?: string } } | null;
   const fallback = `The server answered ${reply.status} ${reply.statusText}. See its log.`;
-  throw new ApiError(said?.error?.reason ?? `HTTP_${reply.status}`, said?.error?.message ?? fallback);
+  const error = new ApiError(said?.error?.reason ?? `HTTP_${reply.status}`, said?.error?.message ?? fallback);
+  if (error.reason === "UNAUTHENTICATED" && path !== LOGIN) signedOut.value ??= welcome ? error.message : "";
+  throw error;
 }
+
+const LOGIN = "login";
+export const login = (token: string): Promise<Viewer> => call(LOGIN, undefined, { token });
+export const logout = (): Promise<unknown> => call("logout", undefined, {});
+/** Who the server takes this page's reader for. */
+export const session = (): Promise<Viewer> => call("session");
 
 const query = (fields: Record<string, string | number | null>): string => {
   const said = Object.entries(fields).filter(([, value]) => value !== null) as [string, string | number][];

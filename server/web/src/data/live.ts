@@ -2,11 +2,13 @@
 
 import { batch, computed, signal } from "@preact/signals";
 import * as api from "./api";
+import { signIn, takeToken, viewer } from "./session";
 import type { RunItem, RunsDelta, RunsReply, ServerInfo } from "./types";
 
 export type Connection =
   | { readonly state: "loading" }
   | { readonly state: "live" }
+  | { readonly state: "out" }
   | { readonly state: "lost"; readonly since: number; readonly retryAt: number; readonly message: string };
 
 export const connection = signal<Connection>({ state: "loading" });
@@ -38,7 +40,50 @@ export function start(): void {
   addEventListener("pageshow", (event) => {
     if (event.persisted) void connect();
   });
+  addEventListener("hashchange", () => void enter());
+  api.signedOut.subscribe((why) => {
+    if (why !== null) leave();
+    else if (connection.value.state === "out") begin();
+  });
+  void enter().then((entered) => {
+    if (!entered) void connect();
+  });
+}
+
+/** By the token of a link, if the address is one. */
+async function enter(): Promise<boolean> {
+  const token = takeToken();
+  if (token === null) return false;
+  leave();
+  try {
+    await signIn(token);
+    if (connection.value.state === "out") begin(); // it was not signed out before
+  } catch (error) {
+    api.signedOut.value = error instanceof Error ? error.message : String(error);
+  }
+  return true;
+}
+
+/** From the start, as whoever is signed in now. */
+function begin(): void {
+  connection.value = { state: "loading" };
+  wait = FIRST_WAIT;
   void connect();
+}
+
+/** Nothing that was shown before stays. */
+function leave(): void {
+  clearTimeout(retry);
+  source?.close();
+  source = null;
+  cursor = "";
+  batch(() => {
+    connection.value = { state: "out" };
+    viewer.value = null;
+    server.value = null;
+    runs.value = new Map();
+    touched.value = [];
+  });
 }
 
 export function retryNow(): void {
@@ -50,10 +95,11 @@ export function retryNow(): void {
 async function connect(): Promise<void> {
   source?.close();
   try {
+    viewer.value = await api.session(); // an EventSource does not tell that it was refused
     if (connection.value.state === "loading" || cursor === "") takeAll(await api.runs());
     listen();
   } catch (error) {
-    lose(error instanceof Error ? error.message : String(error));
+    if (api.signedOut.value === null) lose(error instanceof Error ? error.message : String(error));
   }
 }
 
@@ -124,5 +170,5 @@ function tick(): void {
   now.value = performance.now() + clockAhead;
   if (performance.now() - lastHeard < QUIET && !server.value?.trouble) return;
   lastHeard = performance.now();
-  api.runs().then(takeAll, (error: Error) => lose(error.message));
+  api.runs().then(takeAll, (error: Error) => api.signedOut.value === null && lose(error.message));
 }

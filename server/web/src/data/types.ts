@@ -40,6 +40,15 @@ export interface ServerInfo {
   readonly trouble?: string;
 }
 
+export interface Viewer {
+  readonly id: string;
+  readonly role: "read" | "write" | "admin";
+  /** "" means all projects. */
+  readonly project: string;
+  /** Whether somebody signed in to this page, and so can sign out. */
+  readonly signed_in: boolean;
+}
+
 export interface RunsReply {
   readonly server: ServerInfo;
   readonly now: number;
