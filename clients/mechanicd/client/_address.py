@@ -28,6 +28,7 @@ class Address(NamedTuple):
 
 TLS: Final = "https://"
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_HOST: Final = re.compile(r"[^\s/@?#\[\]]+|\[[^\s/@?#\[\]]+\]")
 _GRPC_URLS: Final = ("dns", "xds", "unix")
 _GRPC_NAMES: Final = ("dns:", "xds:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:")
 _ONE_PLACE: Final = re.compile(r"(?:(?:dns|ipv4|ipv6):(?:///)?)?(\[[0-9a-f:.]+\]|[a-z0-9.-]+):[0-9]+", re.IGNORECASE)
@@ -149,7 +150,7 @@ def _check(address: str) -> None:
         raise _invalid(given, "has several colons", "put an IPv6 address in brackets, as in [::1]:50051")
     if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
         raise _invalid(given, f"has the port {port!r}", "a port is a number from 1 to 65535")
-    if re.search(r"[\s/@?#]", host) or not _can_be_resolved(host):
+    if not _HOST.fullmatch(host) or not _can_be_resolved(host):
         raise _invalid(given, f"has the host {host!r}")
 
 
