@@ -4,6 +4,7 @@ Every call has a deadline. grpc's errors are translated in one place (`translate
 not while it waits for an answer: an exception amid that code could leave a lock of the channel taken for ever.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.client import _address, _credentials, _token
@@ -240,14 +242,9 @@ class Transport:
 
 def translate(error: grpc.RpcError, target: str) -> MechanicdError:
     """A grpc error as one of this package."""
-    trailers: Any = error.trailing_metadata() or ()
-    for key, value in trailers:
-        if key == "grpc-status-details-bin":
-            status = status_pb2.Status.FromString(value)
-            info = error_details_pb2.ErrorInfo()
-            for detail in status.details:
-                if detail.Unpack(info) and info.domain == names.DOMAIN:
-                    return from_reason(info.reason, status.message, info.metadata)
+    refused = _refusal(error)
+    if refused is not None:
+        return refused
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ServerUnavailable(
@@ -268,6 +265,19 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
         return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method; upgrade it: {details}")
     # A training must survive whatever else went wrong, so it counts as an outage.
     return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {details}")
+
+
+def _refusal(error: grpc.RpcError) -> MechanicdError | None:
+    """What a server of ours says in the trailers; None where another answered, or what it says can't be read."""
+    trailers: Any = error.trailing_metadata() or ()
+    with contextlib.suppress(DecodeError):
+        for value in (value for key, value in trailers if key == "grpc-status-details-bin"):
+            status = status_pb2.Status.FromString(value)
+            info = error_details_pb2.ErrorInfo()
+            for detail in status.details:
+                if detail.Unpack(info) and info.domain == names.DOMAIN:
+                    return from_reason(info.reason, status.message, info.metadata)
+    return None
 
 
 def _distrust(target: str, details: str) -> NotTrusted | None:
