@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from mechanicd.client import _spool_format
 from mechanicd.client._errors import ConfigMismatch, MechanicdError, ResumeError
+from mechanicd.client._spool_format import Record
 from mechanicd.client._wire import config_in
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
+
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ def read_history(file: BinaryIO, path: Path) -> History:
     for record in _spool_format.records(file, end, size) if end else ():
         end = record.end
         if record.kind == _spool_format.OPENED:
-            request = tuner_service_pb2.OpenSessionRequest.FromString(record.message)
+            request = _read(tuner_service_pb2.OpenSessionRequest, record, str(path))
             if name not in ("", request.name):
                 raise MechanicdError("SPOOL_FOREIGN", f"{path} has steps of {name} and of {request.name}; a file is of one run")
             name, config = request.name, config_in(request.config)
@@ -88,7 +93,7 @@ def read_history(file: BinaryIO, path: Path) -> History:
         elif record.kind == _spool_format.STEP and openings:
             taken += 1
         elif record.kind == _spool_format.CLOSED and openings:
-            closed = tuner_service_pb2.CloseSessionRequest.FromString(record.message)
+            closed = _read(tuner_service_pb2.CloseSessionRequest, record, str(path))
             openings[-1] = replace(openings[-1], closed=closed)
         elif record.kind != _spool_format.SYNCED:
             raise MechanicdError(
@@ -97,6 +102,21 @@ def read_history(file: BinaryIO, path: Path) -> History:
     _with_steps(openings, taken)
     _spool_format.check_tail(str(path), file, end)
     return History(path, name, config, tuple(openings), end, max(0, size - end))
+
+
+def _read(kind: type[M], record: Record, name: str) -> M:
+    """The message of a record.
+
+    Raises:
+        MechanicdError: SPOOL_DAMAGED: it is another than the record's kind says, although its checksum is right.
+    """
+    try:
+        return kind.FromString(record.message)
+    except DecodeError:
+        raise MechanicdError(
+            "SPOOL_DAMAGED",
+            f"{name} has no {kind.__name__} at byte {record.offset:,}, where one belongs; what wrote the file was no mechanicd",
+        ) from None
 
 
 def _with_steps(openings: list[Opening], taken: int) -> Opening | None:
@@ -127,7 +147,7 @@ def steps(file: BinaryIO, opening: Opening) -> Iterator[resources_pb2.StepRecord
         if expected == opening.last or record.kind == _spool_format.OPENED:
             return
         if record.kind == _spool_format.STEP:
-            step = resources_pb2.StepRecord.FromString(record.message)
+            step = _read(resources_pb2.StepRecord, record, file.name)
             expected += 1
             if step.step != expected:
                 raise MechanicdError("SPOOL_DAMAGED", f"{file.name} has step {step.step} where step {expected} belongs")
@@ -137,16 +157,23 @@ def steps(file: BinaryIO, opening: Opening) -> Iterator[resources_pb2.StepRecord
 def opened(file: BinaryIO, opening: Opening) -> tuner_service_pb2.OpenSessionRequest:
     """The record with which a session began."""
     record = next(_spool_format.records(file, opening.offset))
-    return tuner_service_pb2.OpenSessionRequest.FromString(record.message)
+    return _read(tuner_service_pb2.OpenSessionRequest, record, file.name)
 
 
 def advanced(tuner: Tuner, state: TunerState, step: resources_pb2.StepRecord) -> TunerState:
-    """The tuner's state after a step of the file."""
+    """The tuner's state after a step of the file.
+
+    Raises:
+        MechanicdError: SPOOL_DAMAGED, or what the tuner refuses: no trainer has taken such a step.
+    """
     if step.outcome == resources_pb2.STEP_OUTCOME_HELD:
         return tuner.hold(state)
     sent = step.reductions
-    groups = zip(sent.delta_dot_g, sent.delta_dot_x, sent.g_norm_sq, sent.x_norm_sq, strict=True)
-    return tuner.update(state, [Reductions(*group) for group in groups])
+    fields = (sent.delta_dot_g, sent.delta_dot_x, sent.g_norm_sq, sent.x_norm_sq)
+    if len(set(map(len, fields))) != 1:
+        counts = ", ".join(str(len(field)) for field in fields)
+        raise MechanicdError("SPOOL_DAMAGED", f"step {step.step} has {counts} scalars; it needs one of each for a scale group")
+    return tuner.update(state, [Reductions(*group) for group in zip(*fields, strict=True)])
 
 
 def state_after(file: BinaryIO, history: History, step: int) -> TunerState | None:
