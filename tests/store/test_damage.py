@@ -219,14 +219,14 @@ def test_a_check_ends_whatever_the_number_of_rewinds(epoch: int, made: Any) -> N
     assert store.branches(training.row) == [1]
     assert [finding for finding in check(store) if not finding.harmless] == []
     name = f"projects/p/runs/{training.row.run}"
-    for rewinds in (2**40, -1, 0):  # a flipped bit
+    for rewinds in (2**40, 2**31, -1, 0):  # a flipped bit
         with store.transaction() as db:
             db.execute(
                 "UPDATE runs SET rewinds = :rewinds, epoch = :epoch WHERE id = :id",
                 {"rewinds": rewinds, "epoch": epoch, "id": training.row.id},
             )
         found = {(finding.run, finding.reason) for finding in check(store) if not finding.harmless}
-        damaged = not 0 <= rewinds <= epoch
+        damaged = not 0 <= rewinds <= min(epoch, 2**32 - 1)
         seen = [row.id for row in store.list_runs(None, None, 10)]
         assert seen == ([other.row.id] if damaged else [training.row.id, other.row.id])
         if damaged:

@@ -6,6 +6,7 @@ S here is the largest of the scale groups.
 import json
 import math
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -164,16 +165,31 @@ class RunStats:
 
     @classmethod
     def from_text(cls, text: str) -> "RunStats":
-        """The inverse of `to_text`. Fields from a newer mechanicd are ignored."""
+        """The inverse of `to_text`. Fields from a newer mechanicd are ignored.
+
+        Raises:
+            ValueError: the text is damaged.
+        """
         if not text:
             return cls()
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("the statistics are nested too deeply") from None
+        if not isinstance(values, dict):
+            raise ValueError("the statistics are no JSON object")
         if not values.keys() <= _NEW.keys():
             values = {name: value for name, value in values.items() if name in _NEW}
-        for name in _TUPLES & values.keys():
-            values[name] = tuple(values[name])
-        if "marks" in values:
-            values["marks"] = tuple(map(Mark._make, values["marks"]))
+        try:
+            for name in _TUPLES & values.keys():
+                values[name] = tuple(values[name])
+            if "marks" in values:
+                values["marks"] = tuple(map(Mark._make, values["marks"]))
+            wrong = [name for name, value in values.items() if not _is_possible(name, value)]
+        except TypeError:
+            raise ValueError("a list of the statistics is none") from None
+        if wrong:
+            raise ValueError(f"{wrong[0]} is nothing that steps have")
         return cls(**values)
 
 
@@ -184,6 +200,29 @@ def first_scale(config: TunerConfig) -> float:
 
 _TUPLES: Final = {"turns", "returns"}
 _NEW: Final = {each.name: each.default for each in fields(RunStats)}
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Whether a value of this name can have been written by `to_text`."""
+    match _NEW[name]:
+        case int():
+            return _is_count(value) or (name == "heading" and value == -1)
+        case float():
+            return _is_number(value)
+        case None:
+            return value is None or _is_number(value)
+    if name != "marks":
+        return all(map(_is_count, value))
+    counts, numbers = (mark[::3] for mark in value), (mark[1:3] for mark in value)
+    return all(map(_is_count, chain.from_iterable(counts))) and all(map(_is_number, chain.from_iterable(numbers)))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or type(value) is int
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _streak(before: int, which: NDArray[Any]) -> int:

@@ -20,6 +20,8 @@ WITHOUT_STATE: Final = RUN.replace("runs.state", "NULL AS state")
 _READ_OTHERWISE: Final = ("labels", "config", "state", "scale", "status", "step_interval", "vitals")
 _PLAIN: Final = tuple(column for column in TABLES["runs"][:-1] if column not in _READ_OTHERWISE)
 
+_COUNTS: Final = ("last_step", "create_time", "open_time", "step_time", "session_count", "archive_time")
+
 
 def has_trainer(row: Sequence[Any], oldest: int) -> bool:
     """Whether a session holds the run of (id, session, status, vitals), and its trainer was there after a time."""
@@ -74,6 +76,8 @@ def _labels_in(text: str) -> dict[str, str]:
     labels = json.loads(text)
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels are no JSON object of strings")
+    if "\\u" in text:  # half of a character can be written so, and can't be sent
+        "".join((*labels, *labels.values())).encode()
     return {intern(key): intern(value) for key, value in labels.items()}  # many runs have the same ones
 
 
@@ -91,11 +95,13 @@ def run_in(row: Sequence[Any]) -> RunRow:
             stats=RunStats.from_text(values["vitals"]),
             **{name: values[name] for name in _PLAIN},
         )
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         told = f"projects/{values['project']}/runs/{values['run']} can't be read: its row is damaged ({type(error).__name__})"
         raise StoreDamaged(f"{told}; `mechanicd store check` lists all damage, and a backup may still have it") from None
     if not 0 <= read.rewinds <= read.epoch:  # each rewind begins an epoch; clients count on it
         raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has {read.rewinds} rewinds")
+    if not all(0 <= values[name] < 2**63 for name in _COUNTS) or max(read.session_count, read.rewinds) >= 2**32:
+        raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has a number that no run has")
     if len(read.scale) != len(read.config.scale_groups):
         raise StoreDamaged(f"projects/{read.project}/runs/{read.run} can't be read: its row has another number of scales")
     return read
