@@ -38,7 +38,10 @@ def text(facts: Facts, accept: str) -> tuple[bytes, str]:
     """The metrics and their media type, in the form that the Accept header asks for."""
     registry = CollectorRegistry()
     registry.register(_Told(facts))
-    encode, media_type = choose_encoder(accept)
+    try:
+        encode, media_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # the header asks for a version that is no number
+        encode, media_type = choose_encoder("")
     return encode(registry), media_type
 
 
