@@ -23,7 +23,7 @@ QUICK   := $(wildcard tests/tuner tests/runs tests/contract tests/store) tests/t
 SOAK    := tests/crash tests/cli/test_faults.py tests/client/test_network_faults.py tests/client/test_connections.py \
 	tests/client/test_elsewhere.py tests/*/test_interrupt.py tests/torch/test_optim_db.py tests/jax/test_optax_suite.py \
 	tests/jax/test_corners.py tests/jax/test_through_server.py tests/jax/test_training.py \
-	tests/integrations/test_huggingface.py tests/experiments tests/docs/test_training_scripts.py
+	tests/integrations/test_huggingface.py tests/experiments tests/docs/test_training_scripts.py tests/fuzz
 
 .PHONY: demo experiments quick test soak floors check format docs bench proto baseline clean help
 
@@ -44,7 +44,7 @@ quick: $(VENV)/dev.stamp  ## run the tests without a server and one with a real 
 test: $(VENV)/dev.stamp $(PAGE) $(NODE_MODULES) $(FOREIGN)  ## run all tests (under 15 minutes on two cores)
 	$(PYTEST) $(ARGS)
 
-soak: $(VENV)/dev.stamp  ## run the crash campaigns at full length, what else takes long, torch's and optax's tests, every BASE, and all experiments with --quick (MECHANICD_SEED=n repeats a campaign)
+soak: $(VENV)/dev.stamp  ## run the crash campaigns and the fuzz targets at full length, what else takes long, torch's and optax's tests, every BASE, and all experiments with --quick (MECHANICD_SEED=n repeats a campaign)
 	MECHANICD_SOAK=1 $(BIN)/python -m pytest $(SOAK) $(ARGS)
 	$(BIN)/python -m tests.torch.bases
 	rm -rf .mechanicd/soak

@@ -1,0 +1,88 @@
+"""Inputs that were at fault once, and what they are refused with now."""
+
+import struct
+from typing import Any
+
+import grpc
+import pytest
+
+from mechanicd.client import ServerUnavailable, _spool_format, _transport
+from mechanicd.runs import RunStats
+from mechanicd.store import StoreDamaged, _rows
+from mechanicd.v1 import resources_pb2
+from tests.fuzz import stored
+from tests.fuzz.parsers import _RpcError
+from tests.fuzz.targets import TARGETS
+
+
+def refused(target: str, given: Any) -> str:
+    """The reason with which an input is refused, "" if it is taken."""
+    try:
+        TARGETS[target].take(given)
+    except TARGETS[target].refused as error:
+        return str(getattr(error, "reason", type(error).__name__))
+    return ""
+
+
+@pytest.mark.parametrize("host", ["]", "[", "[]", "[[::1]]", "a]", "[a:b"])
+def test_a_host_with_loose_brackets_is_none(host: str) -> None:
+    assert refused("target", f"{host}:50051") == "INVALID_TARGET"
+
+
+@pytest.mark.parametrize("version", ["ersion=1.0.0", "1.x", "", "1.0.0é", "a.b.c"])
+def test_an_accept_header_with_a_version_that_is_none_is_answered(version: str) -> None:
+    assert refused("accept", f"application/openmetrics-text; version={version}") == ""
+
+
+@pytest.mark.parametrize("trailer", [b"\x08", b"\x1a\xff", b"\x1a\x03\x12\x01\xff", struct.pack("<Q", 2**64 - 1)])
+def test_details_that_cannot_be_read_are_those_of_no_server_of_ours(trailer: bytes) -> None:
+    error = _transport.translate(_RpcError(grpc.StatusCode.UNAVAILABLE, "Socket closed", trailer), "127.0.0.1:1")
+    assert type(error) is ServerUnavailable
+    assert error.reason == "SERVER_UNREACHABLE"
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[]", "7", '{"tuned": "x"}', '{"tuned": -1}', '{"turns": 7}', '{"marks": [[1, 2, 3, null]]}']
+)
+def test_damaged_statistics_of_a_run_are_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"statistic|steps have"):
+        RunStats.from_text(text)
+
+
+DAMAGE: dict[str, Any] = {
+    "labels": ['{"a": "\\ud800"}', "[" * 5_000],
+    "vitals": ["null", '{"peak": "high"}', '{"non_finite_step": -3}'],
+    **{column: [-1, -(2**63)] for column in ("last_step", "create_time", "step_time", "archive_time")},
+    "session_count": [-1, 2**32],
+    "rewinds": [2**40],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in DAMAGE.items() for value in values])
+def test_a_row_of_a_run_that_no_reader_could_show_is_damaged(column: str, value: Any) -> None:
+    row = stored.run_row()
+    assert _rows.run_in(tuple(row.values())).last_step == 5
+    row |= {"epoch": 2**62, column: value}
+    with pytest.raises(StoreDamaged):
+        _rows.run_in(tuple(row.values()))
+
+
+def test_statistics_that_training_can_have_are_taken_again() -> None:
+    stats = RunStats(tuned=3, peak=float("inf"), heading=-1, base_lr=1, turns=(1, 2), marks=((64, 1.0, float("inf"), 0),))  # type: ignore[arg-type]
+    assert RunStats.from_text(stats.to_text()) == stats
+
+
+OPENED, STEP, CLOSED = _spool_format.OPENED, _spool_format.STEP, _spool_format.CLOSED
+UNEVEN = resources_pb2.StepRecord(step=1, reductions={"delta_dot_g": [1.0], "g_norm_sq": [1.0, 2.0]}, scale=[1.0])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [(OPENED, b"\xff" * 9), (STEP, b"\x0a\x7fabc"), (CLOSED, b"\x0b"), (STEP, UNEVEN.SerializeToString())],
+    ids=["no opening", "no step", "no end", "uneven scalars"],
+)
+def test_a_whole_record_of_a_spool_that_is_no_message_of_its_kind_is_damage(record: tuple[int, bytes]) -> None:
+    records = list(stored.SPOOL)
+    at = next(at for at, (kind, _) in enumerate(records) if kind == record[0])
+    records[at] = record
+    assert refused("spool", stored.written(records)) == "SPOOL_DAMAGED"
