@@ -41,6 +41,7 @@ FILTERS = (
     "needs : stuck AND archived : *",
     'name : "bert/seed" AND labels.model-x.y != "a \\" b\\\\"',
     "archived = true AND status != FAILED",
+    f"step > {'1' * 9_000}x",
     "",
 )
 FILTER_WORDS = (

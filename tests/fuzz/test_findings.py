@@ -1,6 +1,7 @@
 """Inputs that were at fault once, and what they are refused with now."""
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from mechanicd.runs import RunStats
 from mechanicd.store import StoreDamaged, _rows
 from mechanicd.v1 import resources_pb2
 from tests.fuzz import stored
+from tests.fuzz.harness import Meter
 from tests.fuzz.parsers import _RpcError
 from tests.fuzz.targets import TARGETS
 
@@ -27,6 +29,20 @@ def refused(target: str, given: Any) -> str:
 @pytest.mark.parametrize("host", ["]", "[", "[]", "[[::1]]", "a]", "[a:b"])
 def test_a_host_with_loose_brackets_is_none(host: str) -> None:
     assert refused("target", f"{host}:50051") == "INVALID_TARGET"
+
+
+def test_a_port_of_thousands_of_digits_is_none() -> None:
+    assert refused("target", f"h:{'0' * 5_000}") == "INVALID_TARGET"
+
+
+@pytest.mark.parametrize("number", ["9" * 9_000 + "x", "." + "9" * 9_000 + "x", "9" * 9_000 + "e"])
+def test_a_long_number_takes_time_in_proportion_to_its_length(number: str) -> None:
+    """In proportion to its square it was: one request of 60,000 digits froze the page for seconds."""
+    meter = Meter()
+    for name, given in (("filter", f"scale > {number}"), ("query", {"run": "r", "x0": number * 7})):
+        fixed = replace(TARGETS[name], make=lambda rng, given=given: given)
+        fixed.one(1, 1, meter)
+    assert sorted(meter.said) == ["FilterError", "MALFORMED_REQUEST"]
 
 
 @pytest.mark.parametrize("version", ["ersion=1.0.0", "1.x", "", "1.0.0é", "a.b.c"])

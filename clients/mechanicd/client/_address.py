@@ -148,19 +148,19 @@ def _check(address: str) -> None:
         raise _invalid(given, "has no port" if not colon else "has no host")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise _invalid(given, "has several colons", "put an IPv6 address in brackets, as in [::1]:50051")
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
+    if not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65_536):
         raise _invalid(given, f"has the port {port!r}", "a port is a number from 1 to 65535")
     if not _HOST.fullmatch(host) or not _can_be_resolved(host):
         raise _invalid(given, f"has the host {host!r}")
 
 
 def _can_be_resolved(host: str) -> bool:
-    """Whether the system can be asked for this host: a name has labels of 1 to 63 characters."""
+    """Whether the system can be asked for this host: a name has labels of 1 to 63 characters, and 255 in all."""
     try:
-        host.encode("idna")
+        host[:256].encode("idna")
     except UnicodeError:
         return False
-    return True
+    return len(host) <= 255
 
 
 def _invalid(target: object, what: str, advice: str = "") -> InvalidArgument:

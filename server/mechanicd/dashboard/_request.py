@@ -17,7 +17,7 @@ MOST_SPARKLINES: Final = 100
 MOST_GROUPS: Final = 50
 MOST_BANDED: Final = 2000
 MOST_COLUMNS: Final = 8192
-_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 """Not all that Python's float takes: no digits of other scripts, no 1_000, no "infinity"."""
 
 

@@ -21,7 +21,7 @@ MAX_FILTER: Final = 10_000
 """The most characters of a filter."""
 MAX_COMPARISONS: Final = 100
 """The most comparisons of a filter: a list makes each of them for every run."""
-_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WORDS: Final = ("nan", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
 _AND: Final = re.compile(r"AND\b")
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
