@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sqlite3
 import threading
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pytest
 from mechanicd.runs import EventKind
 from mechanicd.service import _replay, _writer
 from mechanicd.service._run_service import RunService
-from mechanicd.store import StoreUnavailable
+from mechanicd.store import StoreUnavailable, _forking
 from mechanicd.v1 import resources_pb2, run_service_pb2, tuner_service_pb2
 from tests.service.engine_bench import NAME, SCALARS, Bench
 
@@ -199,6 +200,45 @@ def test_a_long_history_is_replayed_while_others_train_and_their_steps_become_du
     play(act)
     assert made["durable"] == 19_999
     assert made["flushed"] > 12, "not only before the replay and after it"
+
+
+def test_a_fork_is_copied_while_others_flush_and_one_that_is_cancelled_leaves_nothing(
+    play: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_forking, "_PORTION", 1)
+    durable: list[int] = []
+
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.step(8_000)
+        await bench.flush()
+        other = sqlite3.connect(bench.path, isolation_level=None)
+
+        def runs() -> int:
+            return int(other.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+        async def train(while_: Callable[[], bool]) -> None:
+            while while_():
+                bench.step()
+                durable.append(await bench.flush())
+
+        service = RunService(bench.engine)
+        fork = run_service_pb2.ForkRunRequest(source=NAME, after_step=7_900, name="projects/p/runs/fork")
+        given_up = asyncio.create_task(service.fork_run(fork))
+        await train(lambda: runs() == 1)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        assert given_up.cancelled()
+        assert runs() == 1
+        forking = asyncio.create_task(service.fork_run(fork))
+        durable.clear()
+        await train(lambda: not forking.done())
+        assert (await forking).run.durable_step == 7_900
+        assert runs() == 2
+        other.close()
+
+    play(act)
+    assert len(durable) > 6, "not only before the copy and after it"
 
 
 @pytest.mark.parametrize(("size", "age", "folds"), [(10**9, 1e9, False), (100, 1e9, True), (10**9, 0.05, True)])

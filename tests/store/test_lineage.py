@@ -88,8 +88,8 @@ def rewind(store: Store, row: RunRow, after_step: int, **changes: Any) -> RunRow
     return store.rewind(replace(wanted, **changes))
 
 
-def fork(store: Store, row: RunRow, after_step: int, run: str = "new", **changes: Any) -> RunRow:
-    wanted = Fork(
+def forked(row: RunRow, after_step: int, run: str = "new") -> Fork:
+    return Fork(
         source_id=row.id,
         expected_epoch=row.epoch,
         after_step=after_step,
@@ -101,7 +101,10 @@ def fork(store: Store, row: RunRow, after_step: int, run: str = "new", **changes
         message="a copy",
         events=(EventRow(7, after_step, EventKind.FORKED, "so"),),
     )
-    return store.fork(replace(wanted, **changes))
+
+
+def fork(store: Store, row: RunRow, after_step: int, run: str = "new") -> RunRow:
+    return store.fork(forked(row, after_step, run))
 
 
 def history(store: Store, row: RunRow, branch: int = 0) -> list[StepRow]:

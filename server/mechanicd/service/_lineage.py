@@ -3,6 +3,7 @@ there. Knows no transport."""
 
 import logging
 import secrets
+from contextlib import suppress
 from typing import Final
 
 from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus
@@ -148,7 +149,7 @@ class Lineage:
                 events=(EventRow(now, state.step, EventKind.FORKED, f"from {source} after step {state.step}"),),
             )
             try:
-                made = await self._call(self._store.fork, change)
+                made = await self._forked(change)
             except OwnershipLost as error:  # the source was opened or rewound at this moment: read it again
                 log.info("%s: %s", source, error)
                 continue
@@ -157,6 +158,19 @@ class Lineage:
             log.info("%s: %s", name, message)
             return made
         raise _busy(source)
+
+    async def _forked(self, change: Fork) -> RunRow:
+        """The new run. Others use the store between its portions; of a fork that fails or is cancelled nothing is left."""
+        forking = self._store.forking(change)
+        try:
+            while (made := await self._call(forking.more)) is None:
+                pass
+        except BaseException:
+            with suppress(ServiceError):  # what is left is deleted when the store is opened
+                while await self._call(forking.undo):
+                    pass
+            raise
+        return made
 
     async def _state(self, row: RunRow, after_step: int) -> TunerState:
         """The tuner's state of a run after one of its steps.

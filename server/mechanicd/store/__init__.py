@@ -2,10 +2,10 @@
 
 `open_store(url)` returns a `Store` (`_interface`); `_url` reads the URL. Two engines, `_sqlite` and `_postgres`, share what
 `_store` does over SQL (`_sql`, `_rows`); `_history` folds the journal (`_journal`) into chunks of packed steps with their
-buckets (`_summary`, and `_pyramid` above the chunks); `_chunks` finds what is damaged. `_clock` is the time of day that all
-who use a store share, `_model` has the changes that a store can make, `_errors` its errors. `_migrations` updates old files,
-`_files` watches those of SQLite, and `_check` and `_copy` are for maintenance. What a run is, and how it is judged, is in
-`mechanicd.runs`.
+buckets (`_summary`, and `_pyramid` above the chunks); `_zoom` reads those of many runs at once, `_forking` copies them, and
+`_chunks` finds what is damaged. `_clock` is the time of day that all who use a store share, `_model` has the changes that a
+store can make, `_errors` its errors. `_migrations` updates old files, `_files` watches those of SQLite, and `_check` and
+`_copy` are for maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
 """
 
 from mechanicd.store._check import Finding, check

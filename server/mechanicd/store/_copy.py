@@ -5,6 +5,7 @@ from typing import Any
 
 from mechanicd.store import _tokens
 from mechanicd.store._errors import StoreDamaged, StoreNotWritable
+from mechanicd.store._forking import NAMED
 from mechanicd.store._sql import TABLES, Database, insert
 from mechanicd.store._store import SQLStore
 
@@ -55,15 +56,15 @@ def _rows(db: Database, table: str) -> Iterator[dict[str, Any]]:
     columns = TABLES[table]
     key = {"runs": "id", "sessions": "session", "events": "id", "journal": "id"}.get(table)
     if key is None:
-        for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
+        for (run_id,) in db.execute(f"SELECT id FROM runs WHERE {NAMED} ORDER BY id").fetchall():
             for row in db.execute(
                 f"SELECT {', '.join(columns)} FROM {table} WHERE run_id = :run_id", {"run_id": run_id}
             ).fetchall():
                 yield dict(zip(columns, row, strict=True))
         return
-    after = -1
+    after, which = -1, f" AND {NAMED}" if table == "runs" else ""
     while rows := db.execute(
-        f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > :after ORDER BY {key} LIMIT 500", {"after": after}
+        f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > :after{which} ORDER BY {key} LIMIT 500", {"after": after}
     ).fetchall():
         for row in rows:
             if row[columns.index(key)] <= after:

@@ -71,18 +71,42 @@ def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: 
     _pyramid.rise(db, run_id, groups, branch)
 
 
-def copy_up_to(db: Database, run_id: int, to: int, groups: int, after_step: int) -> None:
-    """Copies the chunks of a run's current history, up to a step, to a run that has none; the source must be folded.
+def copy_whole(db: Database, run_id: int, to: int, groups: int, after_step: int, after: int, most: int) -> int | None:
+    """Copies chunks of a run's current history to another run: those that end before the one with `after_step`.
 
-    If the exact steps of the last chunk were thinned out, its last bucket is copied whole.
+    Args:
+        after: the number of the last chunk that was copied before, −1 if none was.
+        most: about how many bytes to copy.
+
+    Returns:
+        The number of the last chunk copied now; None if there was none left to copy.
     """
-    number = (after_step - 1) // _summary.chunk_steps(groups)
+    number, span = (after_step - 1) // _summary.chunk_steps(groups), _summary.chunk_steps(groups)
+    size = span * record_layout(groups).size + span // _summary.FINEST * _summary.dtype(groups).itemsize
+    between = {"run_id": run_id, "after": after, "number": number, "most": max(1, most // size)}
+    chosen = db.execute(
+        "SELECT number FROM chunks WHERE run_id = :run_id AND branch = 0 AND number > :after AND number < :number"
+        " ORDER BY number LIMIT :most",
+        between,
+    ).fetchall()
+    if not chosen:
+        return None
+    last = int(chosen[-1][0])
     columns = ", ".join(column for column in TABLES["chunks"] if column != "run_id")
     db.execute(
         f"INSERT INTO chunks (run_id, {columns}) SELECT :to, {columns} FROM chunks"
-        " WHERE run_id = :run_id AND branch = 0 AND number < :number",
-        {"run_id": run_id, "to": to, "number": number},
+        " WHERE run_id = :run_id AND branch = 0 AND number > :after AND number <= :last",
+        {"run_id": run_id, "to": to, "after": after, "last": last},
     )
+    return last
+
+
+def copy_cut(db: Database, run_id: int, to: int, groups: int, after_step: int) -> None:
+    """Copies the steps up to `after_step` of the chunk that it lies in; the source must be folded.
+
+    If the exact steps of that chunk were thinned out, its last bucket is copied whole.
+    """
+    number = (after_step - 1) // _summary.chunk_steps(groups)
     chunk = _chunks.read(db, run_id, groups, 0, number) if after_step else None
     if chunk is not None and int(chunk.fine["first_step"][0]) <= after_step:
         below, _ = _cut(groups, chunk, after_step, 0)

@@ -7,6 +7,7 @@ from mechanicd.access import Token
 from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow, record_layout
 from mechanicd.store._clock import Clock
 from mechanicd.store._errors import StoreDamaged
+from mechanicd.store._forking import Forking
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._summary import Buckets
 from mechanicd.tuner import TunerConfig
@@ -97,6 +98,9 @@ class Store(Protocol):
 
         Raises RunExists, and OwnershipLost where the other run began a new epoch meanwhile.
         """
+
+    def forking(self, fork: Fork) -> Forking:
+        """The same in portions: each call of `Forking.more` does one. Until the last, the new run can't be seen."""
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         """Writes everything in one transaction. Returns, for each commit, whether the writer still owned the run."""

@@ -1,16 +1,10 @@
-"""Rewinding and renaming a run by hand, and forking one from another. Each function works inside the caller's transaction."""
-
-import json
-from dataclasses import asdict, replace
-from typing import Any, Final
+"""Rewinding and renaming a run by hand. Each function works inside the caller's transaction."""
 
 from mechanicd.runs import RunRow, RunStats, RunStatus
-from mechanicd.store import _history, _pyramid
+from mechanicd.store import _history
 from mechanicd.store._errors import OwnershipLost, RunExists
-from mechanicd.store._model import Fork, Rename, Rewind
-from mechanicd.store._sql import TABLES, Database, floats_out, insert
-
-_NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
+from mechanicd.store._model import Rename, Rewind
+from mechanicd.store._sql import Database, floats_out, insert
 
 
 def rewind(db: Database, before: RunRow, change: Rewind) -> None:
@@ -67,33 +61,3 @@ def rename(db: Database, before: RunRow, change: Rename) -> None:
 def take_name(db: Database, project: str, run: str) -> None:
     """From now on a run has this name: no run that had it before is meant by it."""
     db.execute("DELETE FROM former_names WHERE project = :project AND run = :run", {"project": project, "run": run})
-
-
-def fork(db: Database, source: RunRow, change: Fork) -> int:
-    """See `Store.fork`; the source must be folded. The id of the new run."""
-    there = change.after_step == source.last_step
-    stats = replace(source.stats, away=0, returns=()) if there else RunStats(since=change.after_step)
-    values: dict[str, Any] = dict.fromkeys(_NEW, 0) | {
-        "project": change.project,
-        "run": change.run,
-        "labels": json.dumps(source.labels),
-        "config": json.dumps(asdict(source.config)),
-        "status": RunStatus.PREEMPTED,
-        "status_message": change.message,
-        "last_step": change.after_step,
-        "folded_step": change.after_step,
-        "state": change.state,
-        "scale": floats_out(change.scale),
-        "create_time": change.time,
-        "command": source.command,
-        "vitals": stats.to_text(),
-    }
-    made = db.execute(f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING id", values).fetchone()
-    if made is None:
-        raise RunExists(f"projects/{change.project}/runs/{change.run} exists")
-    take_name(db, change.project, change.run)
-    (run_id,) = made
-    groups = len(source.config.scale_groups)
-    _history.copy_up_to(db, source.id, int(run_id), groups, change.after_step)
-    _pyramid.rise(db, int(run_id), groups, 0)
-    return int(run_id)

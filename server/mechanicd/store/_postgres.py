@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import psycopg
 from psycopg import errors as pg
 
-from mechanicd.store import _deletions, _pooling, _tokens
+from mechanicd.store import _deletions, _forking, _pooling, _tokens
 from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable, StoreRejected, StoreUnavailable
 from mechanicd.store._migrations import SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers
 from mechanicd.store._sql import TABLES, Database
@@ -172,6 +172,8 @@ class PostgresStore(SQLStore):
                 (unfolded,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
                 self.unfolded = int(unfolded)
                 self.clock.start(*self._read_clock(db))
+            if not readonly:
+                _forking.tidy(self.transaction, self.clock.now())
         except BaseException:
             self.close()
             raise

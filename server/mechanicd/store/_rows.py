@@ -67,6 +67,14 @@ def by_id(db: Database, run_id: int, hold: str = "") -> RunRow:
     return run_in(row)
 
 
+def held(db: Database, run_id: int, expected_epoch: int) -> RunRow:
+    """A run that is locked until the end of the transaction. Raises OwnershipLost if it has another epoch."""
+    row = by_id(db, run_id, db.for_update)
+    if row.epoch != expected_epoch:
+        raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
+    return row
+
+
 @lru_cache(maxsize=256)
 def config_in(text: str) -> TunerConfig:
     return TunerConfig(**json.loads(text))

@@ -11,7 +11,8 @@ from pathlib import Path
 from time import time_ns
 from typing import Any, Final
 
-from mechanicd.store import _deletions, _migrations, _tokens
+from mechanicd.store import _deletions, _forking, _migrations, _tokens
+from mechanicd.store._clock import LATEST
 from mechanicd.store._errors import (
     SchemaTooNew,
     SchemaTooOld,
@@ -148,6 +149,7 @@ class SQLiteStore(SQLStore):
                     self._db.execute("PRAGMA synchronous = FULL")
                     self._migrate(version)
                     self._db.execute("PRAGMA foreign_keys = ON")
+                    _forking.tidy(self.transaction, LATEST)
                     (self.unfolded,) = self._db.execute("SELECT coalesce(sum(length(data)), 0) FROM journal").fetchone()
                 self._files = None if path == ":memory:" else Files(path, self._db, owner=not guest)
             except BaseException:

@@ -13,6 +13,7 @@ from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _
 from mechanicd.store._chunks import Damage
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
+from mechanicd.store._forking import NAMED, Forking
 from mechanicd.store._journal import Segment
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._sql import TABLES, Database, floats_out, insert
@@ -20,6 +21,7 @@ from mechanicd.tuner import TunerConfig
 
 _NEW: Final = tuple(column for column in TABLES["runs"] if column != "id")
 _PORTION: Final = 500
+_PULSE: Final = f"SELECT id, revision FROM runs WHERE {NAMED}"
 _MOST_EVENTS: Final = 1000
 _FOLD_BYTES: Final = 2**21
 """About how much of the journal is folded at a time: a commit waits for it."""
@@ -128,7 +130,7 @@ class SQLStore(ABC):
 
     def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> list[RunRow]:
         begin = after or ("", "")
-        where = "(project, run) > (:p, :r)" + ("" if project is None else " AND project = :project")
+        where = f"(project, run) > (:p, :r) AND {NAMED}" + ("" if project is None else " AND project = :project")
         with self.reading() as db:
             rows = db.execute(
                 f"SELECT {_rows.RUN} FROM runs WHERE {where} ORDER BY project, run LIMIT :limit",
@@ -138,7 +140,7 @@ class SQLStore(ABC):
 
     def pulse(self) -> dict[int, int]:
         with self.reading() as db:
-            return {int(id_): int(revision) for id_, revision in db.execute("SELECT id, revision FROM runs").fetchall()}
+            return {int(id_): int(revision) for id_, revision in db.execute(_PULSE).fetchall()}
 
     def rows(self, ids: Iterable[int], *, states: bool = True) -> list[RunRow]:
         wanted = sorted({int(id_) for id_ in ids})
@@ -176,7 +178,7 @@ class SQLStore(ABC):
 
     def rename(self, rename: Rename) -> RunRow:
         with self.transaction() as db:
-            before = self._held(db, rename.run_id, rename.expected_epoch)
+            before = _rows.held(db, rename.run_id, rename.expected_epoch)
             self._fold_one(db, before)
             _lineage.rename(db, before, rename)
             _rows.note(db, before.id, rename.events)
@@ -199,7 +201,7 @@ class SQLStore(ABC):
     def delete(self, run_id: int, expected_epoch: int | None = None) -> None:
         with self.transaction() as db:
             if expected_epoch is not None:
-                self._held(db, run_id, expected_epoch)
+                _rows.held(db, run_id, expected_epoch)
             _deletions.delete(db, [run_id])
 
     def deleted(self, session: int) -> tuple[str, str] | None:
@@ -234,7 +236,7 @@ class SQLStore(ABC):
 
     def claim(self, claim: Claim) -> RunRow:
         with self.transaction() as db:
-            before = self._held(db, claim.run_id, claim.expected_epoch)
+            before = _rows.held(db, claim.run_id, claim.expected_epoch)
             self._fold_one(db, before)
             # Which of a run's sessions is newer is told by when they were opened, whatever clocks their servers had.
             opened = min(max(claim.time, before.open_time + 1), LATEST)
@@ -277,7 +279,7 @@ class SQLStore(ABC):
         events: Sequence[EventRow] = (),
     ) -> RunRow:
         with self.transaction() as db:
-            before = self._held(db, run_id, expected_epoch)
+            before = _rows.held(db, run_id, expected_epoch)
             if before.session != session:
                 raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has another session now")
             self._fold_one(db, before)
@@ -290,19 +292,20 @@ class SQLStore(ABC):
 
     def rewind(self, rewind: Rewind) -> RunRow:
         with self.transaction() as db:
-            before = self._held(db, rewind.run_id, rewind.expected_epoch)
+            before = _rows.held(db, rewind.run_id, rewind.expected_epoch)
             self._fold_one(db, before)
             _lineage.rewind(db, before, rewind)
             _rows.note(db, before.id, rewind.events)
             return _rows.by_id(db, before.id)
 
     def fork(self, fork: Fork) -> RunRow:
-        with self.transaction() as db:
-            source = self._held(db, fork.source_id, fork.expected_epoch)
-            self._fold_one(db, source)
-            made = _lineage.fork(db, source, fork)
-            _rows.note(db, made, fork.events)
-            return _rows.by_id(db, made)
+        forking = self.forking(fork)
+        while (made := forking.more()) is None:
+            pass
+        return made
+
+    def forking(self, fork: Fork) -> Forking:
+        return Forking(self.transaction, self._journal, fork)
 
     def commit(self, commits: Sequence[Commit], releases: Sequence[Release]) -> list[bool]:
         kept: list[bool] = []
@@ -416,7 +419,7 @@ class SQLStore(ABC):
             self._journal.refresh(db)
             for id_ in sorted(self._journal.damaged):
                 yield "", "DATABASE_DAMAGED", f"row {id_} of the journal can't be read to its end"
-            for (run_id,) in db.execute("SELECT id FROM runs ORDER BY id").fetchall():
+            for (run_id,) in db.execute(f"SELECT id FROM runs WHERE {NAMED} ORDER BY id").fetchall():
                 row = db.execute(f"SELECT {_rows.RUN} FROM runs WHERE id = :id", {"id": run_id}).fetchone()
                 if row is None:  # the engine contradicts itself
                     yield "", "DATABASE_DAMAGED", f"the run with the number {run_id} is there and is not"
@@ -457,10 +460,3 @@ class SQLStore(ABC):
     def _fold_one(self, db: Database, row: RunRow) -> None:
         self._journal.refresh(db)
         _history.fold(db, row.id, len(row.config.scale_groups), self._journal.of(row.id))
-
-    @staticmethod
-    def _held(db: Database, run_id: int, expected_epoch: int) -> RunRow:
-        row = _rows.by_id(db, run_id, db.for_update)
-        if row.epoch != expected_epoch:
-            raise OwnershipLost(f"projects/{row.project}/runs/{row.run} is at epoch {row.epoch}, not {expected_epoch}")
-        return row
