@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechanicd.service import _convert, _limits
+from mechanicd.store import _forking
 from mechanicd.tuner import Tuner, TunerConfig, TunerState
 from mechanicd.v1 import names, tuner_service_pb2
 from tests.docs.pages import DOCS
@@ -187,4 +188,5 @@ def test_a_checkpoint_may_be_at_the_largest_step_and_not_after_it(training: Any)
 
 
 def test_the_limits_of_names_and_labels_are_those_of_the_contract() -> None:
+    assert limit("bytes of a fork") == _forking._PORTION
     assert limit("labels of a run") == names.MAX_LABELS
