@@ -30,6 +30,7 @@ def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path, command in COMMANDS.items() if not isinstance(command, click.Group)} == {
         "serve",
         "demo",
+        "health",
         "import",
         "runs list",
         "runs show",

@@ -101,6 +101,12 @@ main()
     assert {run.status for run in runs(server, project).values()} == {resources_pb2.RUN_STATUS_RUNNING}
 
 
+def test_a_container_s_first_process_ends_although_the_signal_has_no_default_action_there(server: Any, project: str) -> None:
+    """The kernel ignores it there. Here nothing arrives, which is the same."""
+    assert ended(server, project, signal.SIGTERM, after="os.kill = lambda pid, number: None") == (128 + signal.SIGTERM, "")
+    assert {run.status for run in runs(server, project).values()} == {PREEMPTED}
+
+
 AMID_A_STEP = """
 class Rate:
     def __float__(self):

@@ -170,7 +170,7 @@ class Client:
         return finished_scale(self.call("GetRun", run_service_pb2.GetRunRequest(name=name)).run, group)
 
     def call(self, method: str, request: Any, timeout: float = 10.0) -> Any:
-        """Calls any unary method of the contract by its name, with errors of this package.
+        """Calls any unary method of the contract by its name, with errors of this package. `Check` is gRPC health's: bytes.
 
         Raises:
             MechanicdError: what the server refuses, or ServerUnavailable.

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
@@ -50,6 +51,9 @@ _MOST_STEPS: Final = 64
 """Per message; a replay sends batches of its own size."""
 _MOST_GROUPS: Final = 100_000
 """Per message, over all its steps: four float64 each make 3.2 MB. A server takes 64 MiB, what lies between may take only 4."""
+
+_CHECK: Final = "/grpc.health.v1.Health/Check"
+"""Its messages stay bytes: the package that has them comes with the server, and the client does without."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -163,14 +167,15 @@ class Transport:
             self._channel = grpc.insecure_channel(address.at, options=options)
         self._tuner = tuner_service_pb2_grpc.TunerServiceStub(self._channel)
         self._runs = run_service_pb2_grpc.RunServiceStub(self._channel)
+        self._health = SimpleNamespace(Check=self._channel.unary_unary(_CHECK, bytes, bytes))
 
     def call(self, method: str, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
-        """Calls a unary method of TunerService or RunService by its name.
+        """Calls a unary method of TunerService or RunService by its name, or the health service's Check, in bytes.
 
         Raises:
             MechanicdError: what the server refused, or ServerUnavailable.
         """
-        service = self._tuner if hasattr(self._tuner, method) else self._runs
+        service = next(each for each in (self._tuner, self._health, self._runs) if hasattr(each, method) or each is self._runs)
         shown = metadata + _token.header(self.address, self._private)
         answered: queue.SimpleQueue[Any] = queue.SimpleQueue()
         try:

@@ -16,6 +16,7 @@ from mechanicd.cli._streams import any_streams
 
 _COMMANDS: Final = {
     "demo": "mechanicd.demo:demo",
+    "health": "mechanicd.cli._health:health",
     "import": "mechanicd.cli._import:import_",
     "runs": "mechanicd.cli._runs:runs",
     "serve": "mechanicd.cli._serve:serve",
