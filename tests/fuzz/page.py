@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 from starlette.routing import Mount, Route
 
+from mechanicd import access
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._config import PageConfig
 from tests.fuzz import mutation, stored
@@ -27,11 +28,19 @@ _NO_HEADER: Final = re.compile(rb"[\x00\n\r\f\v]")
 _WHOLE_ANSWERS: Final = 2**20
 
 
+TOKEN, _KEPT = access.create("", access.Role.ADMIN, 1)
+OTHER, _ = access.create("", access.Role.ADMIN, 1)
+SECRET_OF_RUNS: Final = b"p/runs/r1"
+"""What is told of the runs to those alone who have a token."""
+
+
 @cache
 def _config() -> PageConfig:
     path = stored.folder() / "page.db"
     path.write_bytes(stored.template())
-    return PageConfig(store=f"sqlite:///{path}", grpc=("127.0.0.1:1",), metrics_per_run=True)
+    return PageConfig(
+        store=f"sqlite:///{path}", grpc=("127.0.0.1:1",), metrics_per_run=True, local=_KEPT, proxies=("10.0.0.0/8",)
+    )
 
 
 def _routes(app: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -60,13 +69,16 @@ def _query(rng: Random) -> bytes:
     return bytes(each for each in changed if 0x21 <= each <= 0x7E)  # h11 takes no other
 
 
-def _body(rng: Random) -> bytes:
+def _body(rng: Random, path: str) -> bytes:
+    if path.endswith("/login") and rng.random() < 0.7:
+        return mutation.data(rng, (json.dumps({"token": rng.choice((TOKEN, OTHER))}).encode(),))
     return make_body(rng).replace(b'projects/p/runs/r"', b'projects/p/runs/r1"')
 
 
 def _headers(rng: Random, length: int) -> list[tuple[bytes, bytes]]:
     texts = {
         "host": ("127.0.0.1:8080", "localhost", "[::1]:1", "evil.example", ""),
+        "authorization": (f"Bearer {TOKEN}", f"Bearer {OTHER}", "Basic eDp5", f"Bearer {TOKEN} {OTHER}", ""),
         "accept": ACCEPTS,
         "last-event-id": ("0.0", "x.1", "9" * 40, ""),
         "content-type": ("application/json", "text/plain", "application/json; charset=x"),
@@ -74,16 +86,17 @@ def _headers(rng: Random, length: int) -> list[tuple[bytes, bytes]]:
         "if-none-match": ('"x"', "*"),
         "range": ("bytes=0-1", "bytes=-", "bytes=9-1,2-3", "lines=1"),
         "origin": ("http://evil.example", "null"),
-        "cookie": ("mechanicd=x; a", "=;=;"),
-        "authorization": ("Bearer x", "Basic !!"),
+        "cookie": ("mechanicd-8080=x; a", "=;=;", f"mechanicd-8080={TOKEN}"),
+        "x-forwarded-user": ("me", "", "x" * 200),
         "sec-fetch-site": ("cross-site", "same-origin"),
         "x-forwarded-for": ("1.2.3.4, ::1",),
     }
     found = [(b"content-length", str(length).encode())]
     for name, values in texts.items():
-        if name == "host" or rng.random() < 0.25:
-            plain = rng.random() < (0.95 if name == "host" else 0.6)
-            value = rng.choice(values[:3]) if plain else mutation.text(rng, values, (",", ";", "="))
+        usual = name in ("host", "authorization", "content-type")
+        if rng.random() < (0.95 if usual else 0.1):
+            plain = rng.random() < (0.95 if usual else 0.6)
+            value = values[0] if plain and usual else mutation.text(rng, values, (",", ";", "="))
             found.append((name.encode(), _NO_HEADER.sub(b" ", value.encode("latin-1", "replace"))))
     return found
 
@@ -109,7 +122,7 @@ class Sequence:
             routes = list(_routes(app))
             for _ in range(REQUESTS):
                 path, methods = rng.choice(routes)
-                body = _body(rng) if "POST" in methods or rng.random() < 0.1 else b""
+                body = _body(rng, path) if "POST" in methods or rng.random() < 0.1 else b""
                 scope = {
                     "type": "http",
                     "asgi": {"version": "3.0"},
@@ -124,17 +137,19 @@ class Sequence:
                     "client": ("127.0.0.1", 1),
                     "server": ("127.0.0.1", 8080),
                 }
+                known = any(TOKEN.encode() in value for _, value in scope["headers"])
                 self.requests.append(f"{scope['method']} {asked} {scope['query_string']!r} {scope['headers']} {body[:300]!r}")
                 begun = process_time()
-                status, reason = await _asked(app, scope, body)
+                status, reason, content = await _asked(app, scope, body)
                 meter.add(process_time() - begun, f"{status} {reason}".strip())
+                assert known or SECRET_OF_RUNS not in content or status >= 400, "runs are shown to nobody"
                 if failures:
                     raise AtFault(f"forgotten: {failures[0]}")
             child.end()
 
 
-async def _asked(app: Any, scope: dict[str, Any], body: bytes) -> tuple[int, str]:
-    """The status of an answer, and the reason of a refusal. Whoever asks for a stream leaves after its first part."""
+async def _asked(app: Any, scope: dict[str, Any], body: bytes) -> tuple[int, str, bytes]:
+    """The status of an answer, the reason of a refusal, and what came. Whoever asks for a stream leaves soon."""
     parts = [body[: len(body) // 2], body[len(body) // 2 :]]
     started: dict[str, Any] = {}
     content, left = bytearray(), asyncio.Event()
@@ -173,7 +188,7 @@ async def _asked(app: Any, scope: dict[str, Any], body: bytes) -> tuple[int, str
             assert said.isascii()
             assert said.isupper()
     assert status < 500, (status, bytes(content[:300]))
-    return status, said
+    return status, said, bytes(content)
 
 
 def _take(sequence: Sequence, meter: Meter) -> None:

@@ -208,7 +208,7 @@ def _take_words(given: str) -> None:
     told = mutation.unicode(given)
     assert len(_convert.text_in(told, 200)) <= 200
     _convert.command_in(told).encode()
-    _arguments.without_passwords(given)
+    assert _TEXT[-43:] not in _arguments.without_secrets(f"{given} {_TEXT} {given}")
 
 
 def _make_bytes_of_text(rng: Random) -> str:

@@ -19,6 +19,7 @@ _PACKAGES: Final = ("access", "cli", "client", "dashboard", "runs", "service", "
 NOTHING_FROM_OUTSIDE: Final = {
     "mechanicd.client._spool_history.start_in": "reads a spool file by read_history",
     "mechanicd.dashboard._config.PageConfig.from_line": "what the serving process wrote",
+    "mechanicd.dashboard._login.Login.sign_in": "a route of the page",
     "mechanicd.service._convert.error_in": "what error_out made",
     "mechanicd.service._session_start.from_scratch": "a question",
     "mechanicd.tuner._rules_numpy.from_bytes": "a part of TunerState.from_bytes",
