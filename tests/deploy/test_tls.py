@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trustme
 
-from mechanicd.client import MechanicdError, Reductions, Unauthenticated, connect, open_run
+from mechanicd.client import MechanicdError, Reductions, connect, open_run
 from mechanicd.tuner import Tuner
 from mechanicd.v1 import run_service_pb2
 from tests.support.envoy import EnvoyProcess
@@ -124,14 +124,6 @@ def test_a_training_goes_on_while_the_certificates_are_replaced(
         train()
         assert asked(target) == ""
     assert not about(caplog, name), "no outage"
-    # A token that is not good is the server's word, through the proxy.
-    good = token.read_text()
-    for bad in (f"mech_{'a' * 12}_{'x' * 43}", good[:-8] + "xxxxxxx"):
-        token.write_text(bad)
-        with pytest.raises(Unauthenticated) as refused:
-            open_run(target, "refused", start=0)
-        assert refused.value.reason == "UNAUTHENTICATED"
-    token.write_text(good)
     # And a server that starts again gets every step.
     server.stop()
     scales.extend(session.step(TAKEN) for _ in range(20))
