@@ -23,7 +23,8 @@ fi
 names=$(printf ',DNS:%s' "$@" mechanicd localhost) # also as the trainer of compose.yaml and this machine call it
 openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$1" -keyout new.key -out new.csr 2>/dev/null
 openssl x509 -req -in new.csr -CA ca.crt -CAkey ca.key -days 365 -out new.crt \
-    -extfile <(printf 'subjectAltName=%s\nextendedKeyUsage=serverAuth\n' "${names#,}") 2>/dev/null
+    -extfile <(printf '%s\n' "subjectAltName=${names#,}" extendedKeyUsage=serverAuth subjectKeyIdentifier=hash \
+        authorityKeyIdentifier=keyid) 2>/dev/null
 # In place: a container has the file itself, not its folder. The server keeps its pair until certificate and key fit together.
 cat new.key >tls.key
 cat new.crt >tls.crt
