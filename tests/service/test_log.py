@@ -35,7 +35,7 @@ def unread(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[byte
 
     def start(*options: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
         command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
-        command += ["--store", f"sqlite:///{tmp_path}/runs.db", *options]
+        command += ["--auth", "off", "--store", f"sqlite:///{tmp_path}/runs.db", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         started.append(process)
         assert process.stdout is not None

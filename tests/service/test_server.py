@@ -204,7 +204,7 @@ def test_an_address_that_only_this_machine_can_reach_is_fine(address: str) -> No
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "10.0.0.1:50051", "example.org:50051", "localhost.example.org:1"])
 def test_an_address_that_others_can_reach_takes_the_word_insecure(address: str) -> None:
-    with pytest.raises(ServeError, match=r"bind to 127\.0\.0\.1, or ask clients") as caught:
+    with pytest.raises(ServeError, match=r"bind to 127\.0\.0\.1, or speak TLS") as caught:
         check_address(address, insecure=False)
     assert caught.value.reason == "ADDRESS_NOT_LOOPBACK"
     assert check_address(address, insecure=True) is None
@@ -243,7 +243,7 @@ FREE, HERE = "127.0.0.1:0", "sqlite:///{folder}/x.db"
     [
         ("{target}", HERE, "PORT_IN_USE", "can't bind {target}: another program is using the port"),
         ("unix:{folder}/missing/s", HERE, "PORT_IN_USE", "its folder is missing"),
-        ("0.0.0.0:0", HERE, "ADDRESS_NOT_LOOPBACK", "bind to 127.0.0.1, or ask clients"),
+        ("0.0.0.0:0", HERE, "ADDRESS_NOT_LOOPBACK", "bind to 127.0.0.1, or speak TLS"),
         ("50051", HERE, "MALFORMED_ADDRESS", "'50051': expected HOST:PORT or unix:PATH"),
         (FREE, "sqlite:///{used}", "STORE_IN_USE", "{used} is in use by another mechanicd"),
         (FREE, "sqlite:///{folder}/missing/x.db", "STORE_NOT_WRITABLE", "{folder}/missing/x.db"),

@@ -25,3 +25,14 @@ def role_of(_: click.Context, __: click.Parameter, given: str) -> tuple[Role, st
     except ValueError:
         wanted = f"expected {', '.join(Role)}, or a role and a project such as read:bert"
         raise click.BadParameter(f"{given!r}: {wanted}") from None
+
+
+def roles_of_clients(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, Role, str], ...]:
+    """Of each `trainer.example=write:bert`: the name in a certificate, the role, and its project; "" for all of them."""
+    found = []
+    for text in given:
+        name, _, rest = text.rpartition("=")  # a name may have an equals sign, a role and a project have none
+        if not name:
+            raise click.BadParameter(f"{text!r}: expected NAME=ROLE, such as trainer.example=write:bert")
+        found.append((name, *role_of(ctx, param, rest)))
+    return tuple(found)

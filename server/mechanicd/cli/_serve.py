@@ -6,18 +6,19 @@ import json
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import click
 
-from mechanicd.cli._access import networks, role_of
+from mechanicd.access import Role, create
+from mechanicd.cli._access import networks, role_of, roles_of_clients
 from mechanicd.cli._output import fail, json_option
 from mechanicd.cli._ranges import DAYS, STEP, FiniteRange
 from mechanicd.cli._streams import forget
 
 if TYPE_CHECKING:
-    from mechanicd.access import Role
     from mechanicd.dashboard import Page, PageConfig
 
 
@@ -98,10 +99,19 @@ if TYPE_CHECKING:
     "programs on this machine. off: everyone.",
 )
 @click.option(
+    "--client-role",
+    "client_roles",
+    multiple=True,
+    callback=roles_of_clients,
+    metavar="NAME=ROLE[:PROJECT]",
+    help="What a client may do whose certificate has this common name or alternative name: read, write or admin, in one "
+    "project or in all. Needs --tls-client-ca; may be repeated.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
-    help="Allow addresses that other machines can reach, though nobody has to show who they are: whoever reaches them can "
-    "read, change and delete every run.",
+    help="Allow addresses that other machines can reach without TLS, or without tokens. Without TLS, --auth auto is then off: "
+    "whoever reaches them can read, change and delete every run.",
 )
 @click.option(
     "--flush-interval",
@@ -159,7 +169,7 @@ def serve(
     http: str | None,
     page_hosts: tuple[str, ...],
     proxies: tuple[str, ...],
-    proxy_role: "tuple[Role, str]",
+    proxy_role: tuple[Role, str],
     store_url: str,
     metrics_per_run: bool,
     webhook: str,
@@ -167,6 +177,7 @@ def serve(
     tls_key: str | None,
     tls_client_ca: str | None,
     auth: Literal["auto", "tokens", "off"],
+    client_roles: tuple[tuple[str, Role, str], ...],
     insecure: bool,
     flush_interval: float,
     durability: Literal["group", "step"],
@@ -184,6 +195,8 @@ def serve(
         raise click.UsageError("the webhook runs in the page's process: remove --http off, or remove --webhook")
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca is not None and tls_cert is None):
         raise click.UsageError("TLS needs both --tls-cert and --tls-key")
+    if client_roles and tls_client_ca is None:
+        raise click.UsageError("--client-role is for clients with certificates: add --tls-client-ca")
     try:
         importlib.import_module("fcntl")
     except ModuleNotFoundError:
@@ -196,7 +209,7 @@ def serve(
     from mechanicd.dashboard import PageConfig, PageError
     from mechanicd.logs import log_to_stderr
     from mechanicd.runs import Silence
-    from mechanicd.service import Retention, ServeError, ServerConfig, check_address
+    from mechanicd.service import Access, Retention, ServeError, ServerConfig, check_address
     from mechanicd.service import serve as serve_
     from mechanicd.store import StoreError, open_store, without_password
     from mechanicd.tls import TlsError, TlsFiles
@@ -214,8 +227,11 @@ def serve(
             forget(sys.stdout)
 
     tls = TlsFiles(tls_cert, tls_key, tls_client_ca or "") if tls_cert and tls_key else None
+    everyone = auth == "off" or (auth == "auto" and insecure and tls is None)
+    local = create("", Role.ADMIN, time.time_ns()) if auth == "auto" and not everyone else None
     config = ServerConfig(
         grpc=addresses,
+        access=Access(everyone=everyone, local=local, client_roles=client_roles),
         insecure=insecure,
         tls=tls,
         flush_interval=flush_interval,
@@ -241,7 +257,9 @@ def serve(
             started=store.clock.now(),
             clock=store.clock.offset,
             tls=tls,
-            everyone=True,
+            everyone=everyone,
+            local=local and local[1],
+            client_roles=client_roles,
             hosts=page_hosts,
             proxies=proxies,
             proxy_role=proxy_role[0],

@@ -8,13 +8,16 @@
   `_memory` returns what that has used.
 - `_run_service` answers RunService. `_run_cache` holds all runs' rows, `_lineage` rewinds, renames and forks runs, `_sketches`
   draws them.
+- `_door` lets calls in or refuses them: `_keys` knows the tokens, `_permissions` what each method takes. `_audit` notes who
+  changes what, `_refusal` is how a call is refused, `_local_files` are for programs of the server's own user.
 - `_convert` maps messages to values and back, `_errors` has the errors, `_metrics` the counters.
 """
 
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._keys import Access
 from mechanicd.service._listening import ServeError, check_address
 from mechanicd.service._server import ServerConfig, serve
 from mechanicd.service._writer import Retention
 
-__all__ = ["Engine", "Retention", "ServeError", "ServerConfig", "ServiceError", "check_address", "serve"]
+__all__ = ["Access", "Engine", "Retention", "ServeError", "ServerConfig", "ServiceError", "check_address", "serve"]

@@ -1,7 +1,7 @@
 """Requests are decoded here. What can't be decoded, or is too large, comes to its method as `Refused`, which says why by name:
 gRPC would answer without a reason."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +32,11 @@ class ManySteps(NamedTuple):
     """In the place of a message of steps that would hold up others if all of them were taken at once."""
 
     request: tuner_service_pb2.StreamStepsRequest
+
+    @property
+    def steps(self) -> Sequence[tuner_service_pb2.StepRequest]:
+        """All of them."""
+        return self.request.steps
 
     def parts(self) -> Iterator[tuner_service_pb2.StreamStepsRequest]:
         """Its steps in their order, in messages that hold up nobody."""

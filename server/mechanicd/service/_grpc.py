@@ -2,31 +2,27 @@
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import perf_counter
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
 
 from mechanicd.service import _convert, _limits
 from mechanicd.service._active_run import AlreadyTaken
+from mechanicd.service._audit import CALL
 from mechanicd.service._decoding import ManySteps, Refused
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
+from mechanicd.service._refusal import abort, fail
 from mechanicd.service._registry import Unrecognized
 from mechanicd.service._run_service import RunService
 from mechanicd.v1 import names, run_service_pb2_grpc, tuner_service_pb2_grpc
 from mechanicd.v1 import run_service_pb2 as run
 from mechanicd.v1 import tuner_service_pb2 as tuner
 
-log = logging.getLogger("mechanicd.service")
-
-_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 R = TypeVar("R")
 Context = Any
 
@@ -40,9 +36,9 @@ def _answer(handler: Callable[[Any, Any], Awaitable[R]]) -> Callable[[Any, Any, 
                 raise request.error
             return await handler(servicer, request)
         except ServiceError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except Exception:
-            await _fail(context)
+            await fail(context)
 
     return call
 
@@ -82,11 +78,14 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
     async def StreamSteps(self, _: object, context: Context) -> None:
         """Answers steps as they arrive. `read` and `write` on the context are the fastest form that grpcio has."""
         read, write, steps, took = context.read, context.write, self._engine.steps, self._engine.metrics.step_seconds.add
-        last = None
+        call, last = CALL.get(None), None
+        check = None if call is None else call.sessions
         try:
             while (request := await read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                 begun = perf_counter()
                 try:
+                    if check is not None and check.is_new(request):
+                        await check.look(request)
                     if request.__class__ is ManySteps:
                         response, old = await self._in_parts(request)
                         request = request.request
@@ -95,10 +94,12 @@ class TunerServicer(tuner_service_pb2_grpc.TunerServiceServicer):
                     took(perf_counter() - begun)
                     if old or self._settle:
                         await self._complete(request, response, old)
-                except Exception:
+                except Exception as error:
                     if isinstance(request, Refused):
-                        await _abort(context, request.error)
-                    await _fail(context)
+                        await abort(context, request.error)
+                    if isinstance(error, ServiceError):
+                        await abort(context, error)
+                    await fail(context)
                 await write(response)
                 last = request
         finally:
@@ -164,9 +165,9 @@ class RunServicer(run_service_pb2_grpc.RunServiceServicer):
                 async for response in self._runs.watch_runs(request):
                     yield response
         except ServiceError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except Exception:
-            await _fail(context)
+            await fail(context)
 
     @contextlib.contextmanager
     def _watching(self, host: str) -> Iterator[None]:
@@ -226,34 +227,3 @@ def _host(peer: str) -> str:
     """The host of a peer as gRPC names it: `ipv4:10.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, or `unix:` and a path."""
     kind, _, rest = peer.partition(":")
     return unquote(rest.rpartition(":")[0]) if kind in ("ipv4", "ipv6") else kind
-
-
-async def _abort(context: Context, error: ServiceError) -> NoReturn:
-    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=names.DOMAIN, metadata=error.metadata)]
-    if error.bad_fields:
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=bad.field, reason=bad.reason, description=bad.message)
-            for bad in error.bad_fields
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
-    status = status_pb2.Status(code=error.code, message=error.message, details=map(_any, details))
-    await context.abort(
-        _CODES[error.code], error.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),)
-    )
-    raise AssertionError("abort raises")
-
-
-async def _fail(context: Context) -> NoReturn:
-    """A bug, reported with a fixed text: grpcio would send the exception itself, which may name hosts, files and values.
-
-    It has no reason code: a client treats a bare INTERNAL as an outage, so that training survives it.
-    """
-    log.exception("a request failed unexpectedly")
-    await context.abort(grpc.StatusCode.INTERNAL, "the server failed to answer this request; its log has the details")
-    raise AssertionError("abort raises")
-
-
-def _any(detail: Any) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed

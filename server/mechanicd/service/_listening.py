@@ -22,7 +22,7 @@ def check_address(address: str, insecure: bool, unix: bool = True) -> None:
     """Refuses a malformed address, and one that other machines can reach unless `insecure`.
 
     Args:
-        insecure: whether other machines may reach it: everyone is trusted, or has to show a certificate.
+        insecure: whether other machines may reach it: by TLS they have to show who they are, or everyone is trusted.
         unix: whether `unix:PATH` is allowed.
 
     Raises:
@@ -44,8 +44,8 @@ def check_address(address: str, insecure: bool, unix: bool = True) -> None:
     if not loopback:
         raise ServeError(
             "ADDRESS_NOT_LOOPBACK",
-            f"{address} can be reached from other machines, and nothing says who may come in; bind to 127.0.0.1, or ask "
-            "clients for certificates (--tls-client-ca), or pass --insecure if you trust everyone on the network",
+            f"{address} can be reached from other machines; bind to 127.0.0.1, or speak TLS (--tls-cert, --tls-key) and ask "
+            "for tokens or certificates, or pass --insecure if you trust everyone on the network",
         )
 
 

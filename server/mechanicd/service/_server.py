@@ -16,9 +16,12 @@ from grpc_reflection.v1alpha import reflection
 from mechanicd.runs import Silence
 from mechanicd.service import _limits
 from mechanicd.service._decoding import Decoding
+from mechanicd.service._door import Door, run_of
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
+from mechanicd.service._keys import Access
 from mechanicd.service._listening import bind, check_address, credentials
+from mechanicd.service._local_files import LocalFiles
 from mechanicd.service._run_service import RunService
 from mechanicd.service._writer import Retention
 from mechanicd.store import Store
@@ -61,7 +64,8 @@ class ServerConfig:
 
     Attributes:
         grpc: addresses, `HOST:PORT` (port 0 takes a free one) or `unix:PATH`.
-        insecure: allow addresses that other machines can reach, although nobody has to show who they are.
+        access: who may come in.
+        insecure: allow addresses that other machines can reach, although there is no TLS, or nobody has to show who they are.
         tls: the files of the certificate; None: no TLS.
         flush_interval: seconds within which a step is durable.
         durability: "group" answers a step at once and commits it within `flush_interval`; "step" answers once it is durable.
@@ -71,6 +75,7 @@ class ServerConfig:
     """
 
     grpc: Sequence[str] = field(default=("127.0.0.1:50051",))
+    access: Access = field(default_factory=Access)
     insecure: bool = False
     tls: TlsFiles | None = None
     flush_interval: float = 0.02
@@ -81,8 +86,8 @@ class ServerConfig:
 
     @property
     def open_to_others(self) -> bool:
-        """Whether other machines may reach the server: all are trusted, or have to show certificates."""
-        return self.insecure or (self.tls is not None and bool(self.tls.client_ca))
+        """Whether other machines may reach the server: by TLS they have to show tokens or certificates, or all are trusted."""
+        return self.insecure or (self.tls is not None and (bool(self.tls.client_ca) or not self.access.everyone))
 
 
 async def serve(
@@ -100,6 +105,10 @@ async def serve(
     """
     for address in config.grpc:
         check_address(address, config.open_to_others)
+    if config.access.everyone and config.insecure:
+        log.warning("--insecure: everyone who reaches it may read, change and delete every run")
+    elif config.insecure and config.tls is None:
+        log.warning("--insecure: without TLS, whoever is on the way reads tokens; our clients send none then")
     keeper = None if config.tls is None else Keeper(config.tls)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -115,7 +124,8 @@ async def serve(
         task.add_done_callback(tasks.discard)
 
     engine = Engine(store, config.flush_interval, on_health, config.retention)
-    server = grpc.aio.server(options=_OPTIONS)
+    door = Door(config.access, partial(engine.writer.call, store.tokens), store.clock.now, partial(run_of, engine))
+    server = grpc.aio.server(options=_OPTIONS, interceptors=[door])
     tuner_service_pb2_grpc.add_TunerServiceServicer_to_server(
         TunerServicer(engine, config.durability == "step"), Decoding(server, _TUNER)
     )
@@ -130,10 +140,13 @@ async def serve(
     secured = None if keeper is None else credentials(keeper)
     addresses = [bind(server, address, secured) for address in config.grpc]
     engine.start()
+    await door.keys.start()
     await server.start()
     await _set_health(health_servicer, True)
     async with contextlib.AsyncExitStack() as stack:
         page = "" if beside is None else await stack.enter_async_context(beside(addresses, partial(_counts, engine, keeper)))
+        if config.access.local is not None:
+            stack.enter_context(LocalFiles(config.access.local[0], filter(None, (*addresses, page))))
         on_ready(addresses, page)
         await stopping.wait()
     log.info("draining: no new sessions; calls in flight get %.1f s", config.grace)
@@ -141,6 +154,7 @@ async def serve(
     await health_servicer.enter_graceful_shutdown()
     end = loop.time() + config.grace
     await server.stop(config.grace)
+    await door.keys.stop()
     left = await engine.stop(max(0.0, end - loop.time()))
     if left:
         log.error("stopped: %d answered steps are not committed; their trainers have them, and send them again", left)
