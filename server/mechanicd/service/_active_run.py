@@ -5,14 +5,18 @@ A step is answered from memory and committed later, so three step numbers matter
 back: `restore` resets `_committing_after`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mechanicd import runs
 from mechanicd.runs import EventRow, RunRow, StepRow
 from mechanicd.service import _convert
 from mechanicd.service._errors import ServiceError
 from mechanicd.store import Clock, Commit, steady_ns
-from mechanicd.tuner import ReductionsError, Tuner, TunerState
+from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
 
 StepRequest = tuner_service_pb2.StepRequest
@@ -43,6 +47,7 @@ class ActiveRun:
         "_first_scale",
         "_groups",
         "_interval",
+        "_is_wide",
         "_last",
         "_pending",
         "_step_time",
@@ -69,6 +74,7 @@ class ActiveRun:
         self._touched = False
         self._tuner = Tuner(row.config)
         self._groups = len(row.config.scale_groups)
+        self._is_wide = self.state.is_wide
         self._pending: list[bytes] = []
         self._committing_after = row.last_step
         self._committing = self.state
@@ -97,10 +103,15 @@ class ActiveRun:
             return self._again(request)
         # Everything that can be refused is checked before anything changes: a refused step leaves no trace.
         tuner, state = self._tuner, self.state
-        try:
-            groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
-        except ReductionsError:  # it tells of the first field alone
-            raise _convert.reductions_refused(request.reductions, self._groups) from None
+        groups: Sequence[Reductions] | NDArray[np.float64]
+        if self._is_wide:  # as arrays: an object for each of thousands of groups would hold up everybody's steps
+            g, x, gg, xx = groups = _convert.columns_in(request.reductions, self._groups)
+        else:
+            try:
+                groups = tuner.groups(_convert.reductions_in(request.reductions, self._groups))
+            except ReductionsError:  # it tells of the first field alone
+                raise _convert.reductions_refused(request.reductions, self._groups) from None
+            g, x, gg, xx = zip(*groups, strict=True)
         # h is None if a reduction is not finite. Such a step, like a held one, is recorded but leaves the tuner as it was.
         h = None if request.hold else tuner.h(state, groups)
         if h is not None:
@@ -118,7 +129,6 @@ class ActiveRun:
         # A step of a spool file has the time at which it was taken; the run, as always, the time at which it arrived.
         taken = min(request.time_ns, now) if request.time_ns > 0 else now
         lr = request.base_lr if request.HasField("base_lr") else None
-        g, x, gg, xx = zip(*groups, strict=True)
         self._pending.append(
             runs.pack(self._groups, StepRow(state.step, taken, outcome, g, x, gg, xx, h, state.scale, lr)),
         )

@@ -65,12 +65,17 @@ def scale(s: Array) -> Array:
     return total
 
 
-def h(config: Settings, S: Array, reductions: Sequence[Reductions]) -> Array | None:
-    """h per group, shape (G,); None where a scalar is NaN or infinite."""
-    values = np.fromiter(chain.from_iterable(reductions), np.float64, len(S) * len(Reductions._fields))
-    if not np.isfinite(values).all():
+def columns(reductions: Sequence[Reductions]) -> Array:
+    """The four scalars of G scale groups, shape (4, G)."""
+    values = np.fromiter(chain.from_iterable(reductions), np.float64, len(reductions) * len(Reductions._fields))
+    return np.ascontiguousarray(values.reshape(len(reductions), -1).T)
+
+
+def h(config: Settings, S: Array, columns: Array) -> Array | None:
+    """h per group, shape (G,), of `columns`; None where a scalar is NaN or infinite."""
+    if not np.isfinite(columns).all():
         return None
-    delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = np.ascontiguousarray(values.reshape(len(S), -1).T)
+    delta_dot_g, delta_dot_x, g_norm_sq, x_norm_sq = columns
     decay = config.s_decay * S * np.sqrt(g_norm_sq) * delta_dot_x / (np.sqrt(x_norm_sq) + config.eps)
     return _within(-H_MAX, delta_dot_g + decay, H_MAX)
 

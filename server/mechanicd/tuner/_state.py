@@ -58,6 +58,11 @@ class TunerState:
 
         return _rules_numpy.to_rows(self.table)  # type: ignore[arg-type]
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the table has arrays, as it does for many scale groups."""
+        return not isinstance(self.table[0], Row)
+
     @classmethod
     def initial(cls, config: TunerConfig) -> Self:
         """The state before the first step."""

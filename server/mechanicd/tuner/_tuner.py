@@ -11,7 +11,7 @@ from mechanicd.tuner._rules import Row
 from mechanicd.tuner._state import TunerState
 
 if TYPE_CHECKING:
-    from mechanicd.tuner._rules_numpy import Table
+    from mechanicd.tuner._rules_numpy import Array, Table
 
 
 class Tuner:
@@ -56,8 +56,12 @@ class Tuner:
         """
         return _reductions.checked(reductions, len(self.config.scale_groups))
 
-    def h(self, state: TunerState, groups: Sequence[Reductions]) -> tuple[float, ...] | None:
-        """h_t per scale group, or None where a scalar is NaN or infinite, and the step must be held."""
+    def h(self, state: TunerState, groups: "Sequence[Reductions] | Array") -> tuple[float, ...] | None:
+        """h_t per scale group, or None where a scalar is NaN or infinite, and the step must be held.
+
+        Args:
+            groups: what `groups` returns; or, if the state `is_wide`, the four checked scalars as an array of shape (4, G).
+        """
         if isinstance(state.table[0], Row):
             for group in groups:
                 if not group.is_finite():
@@ -70,7 +74,8 @@ class Tuner:
         from mechanicd.tuner import _rules_numpy
 
         with np.errstate(over="ignore", under="ignore"):
-            found = _rules_numpy.h(self.config, np.array(state.scale), groups)
+            columns = groups if isinstance(groups, np.ndarray) else _rules_numpy.columns(groups)
+            found = _rules_numpy.h(self.config, np.array(state.scale), columns)
             return None if found is None else tuple(found.tolist())
 
     def advance(self, state: TunerState, h: Sequence[float]) -> TunerState:
