@@ -1,7 +1,9 @@
 """Runs of very many scale groups: their steps go through arrays, and give what the plain form gives, bit for bit."""
 
+import asyncio
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from mechanicd.runs import StepRow, pack, unpack
 from mechanicd.runs import _records as records
 from mechanicd.service import ServiceError, _convert
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
-from mechanicd.v1 import resources_pb2
+from mechanicd.v1 import resources_pb2, tuner_service_pb2
+from tests.service.engine_bench import Bench
 
 GROUPS = 300
 UNKNOWN = [b"", b"\x08\x01", b"\x92\x3e\x01x", b"\x0b\x12\x08" + bytes(8) + b"\x0c", b"\x0d1234" * 700]
@@ -63,6 +66,36 @@ def test_the_tuner_takes_them_as_it_takes_reductions(convention: str) -> None:
     message = reductions(rng, delta_dot_x=[math.inf] * GROUPS)
     assert tuner.h(state, _convert.columns_in(message, GROUPS)) is None
     assert not TunerState.initial(TunerConfig()).is_wide
+
+
+def test_a_session_of_many_groups_is_opened_while_others_take_their_steps(play: Callable[..., Bench]) -> None:
+    answered: list[int] = []
+
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        message = resources_pb2.TunerConfig(scale_groups=map(str, range(2**14)), betas=[0.5] * 8)
+        request = tuner_service_pb2.OpenSessionRequest(name="projects/p/runs/wide", config=message, after_step=0)
+        opening = asyncio.create_task(bench.engine.open_session(request))
+        while not opening.done():
+            bench.step()
+            await asyncio.sleep(0.001)
+            answered.append(len(bench.states))
+        opened = await opening
+        state = Tuner(_convert.config_in(message)).init()
+        assert (opened.tuner_state, tuple(opened.scale)) == (state.to_bytes(), state.scale)
+        state = Tuner(_convert.config_in(message)).hold(state)
+        step = tuner_service_pb2.StepRequest(session=opened.session, step=1, reductions=_ones(2**14), hold=True)
+        assert tuple(bench.engine.step(step).scale) == state.scale
+        flush = tuner_service_pb2.FlushRequest(session=opened.session, with_tuner_state=True)
+        flushed = await bench.engine.flush(flush)
+        assert (flushed.durable_step, flushed.tuner_state) == (1, state.to_bytes())
+
+    play(act)
+    assert len(answered) > 4
+
+
+def _ones(groups: int) -> resources_pb2.Reductions:
+    return resources_pb2.Reductions(**{field: [1.0] * groups for field in Reductions._fields})
 
 
 @pytest.mark.parametrize("lr", [None, 0.5])

@@ -75,6 +75,8 @@ class ActiveRun:
         self._tuner = Tuner(row.config)
         self._groups = len(row.config.scale_groups)
         self._is_wide = self.state.is_wide
+        if self._is_wide:  # its bytes are many, and `state` is what counts from here on
+            self.row = replace(row, state=b"")
         self._pending: list[bytes] = []
         self._committing_after = row.last_step
         self._committing = self.state

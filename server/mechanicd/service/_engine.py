@@ -9,6 +9,7 @@ from typing import Any, Final
 from mechanicd.runs import RunRow, SessionRow
 from mechanicd.service import _convert, _events, _session_start
 from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repeated
+from mechanicd.service._aside import aside
 from mechanicd.service._errors import ServiceError, every
 from mechanicd.service._metrics import Metrics
 from mechanicd.service._registry import NewName, Registry, Unrecognized, unknown
@@ -233,7 +234,7 @@ class Engine:
                     expected_epoch=row.epoch,
                     session=session,
                     after_step=decision.after_step,
-                    state=state.to_bytes(),
+                    state=await aside(row.config, state.to_bytes),
                     scale=state.scale,
                     labels=labels,
                     time=now,
@@ -245,7 +246,7 @@ class Engine:
         run = await self._hold(name, row, decision.after_step)
         self.metrics.opened[_OUTCOMES[decision.outcome]] += 1
         log.info("%s: session %d by %s: %s", name, row.session_count, client or "an unnamed client", decision.explanation)
-        return _opened(run, decision.outcome, decision.explanation)
+        return await aside(run.row.config, _opened, run, run.state, decision.outcome, decision.explanation)
 
     async def _reattach(self, name: names.RunName, session: int, config: TunerConfig) -> tuner_service_pb2.OpenSessionResponse:
         """The session that holds the run reconnects: after a lost connection, or after a restart of this server."""
@@ -272,7 +273,7 @@ class Engine:
             self.writer.mark(run)
         explanation = f"the session reattached; the server has step {run.state.step}"
         log.info("%s: session %d: %s", name, run.row.session_count, explanation)
-        return _opened(run, _session_start.REATTACHED, explanation)
+        return await aside(run.row.config, _opened, run, run.state, _session_start.REATTACHED, explanation)
 
     def _unused(self, name: names.RunName, start: Start) -> int:
         """The session that holds a run here, if it starts where `start` says and has taken no step yet; else 0."""
@@ -286,8 +287,9 @@ class Engine:
         """See TunerService.Flush."""
         run = await self._run(request.session)
         await self.writer.flush(run)
-        state = run.state.to_bytes() if request.with_tuner_state else b""
-        return tuner_service_pb2.FlushResponse(durable_step=run.durable_step, tuner_state=state)
+        durable = run.durable_step
+        state = await aside(run.row.config, run.state.to_bytes) if request.with_tuner_state else b""
+        return tuner_service_pb2.FlushResponse(durable_step=durable, tuner_state=state)
 
     async def close_session(self, request: tuner_service_pb2.CloseSessionRequest) -> tuner_service_pb2.CloseSessionResponse:
         """See TunerService.CloseSession."""
@@ -382,7 +384,7 @@ class Engine:
             if error.reason != "STORE_DAMAGED":  # then a step that is sent again can't be repeated, and all others go on
                 raise
             last = []
-        run = ActiveRun(row, begun_after, last[0] if last else None, self.store.clock)
+        run = await aside(row.config, ActiveRun, row, begun_after, last[0] if last else None, self.store.clock)
         self.registry.hold(name, run)
         return run
 
@@ -413,10 +415,11 @@ class Engine:
             if renamed is not None:
                 raise _session_start.renamed(name, renamed)
         _session_start.check_new(start)
-        state = TunerState.initial(config)
+        state = await aside(config, TunerState.initial, config)
+        packed = await aside(config, state.to_bytes)
         try:
             created = await self.writer.call(
-                self.store.create, name.project, name.run, config, state.to_bytes(), state.scale, self._now()
+                self.store.create, name.project, name.run, config, packed, state.scale, self._now()
             )
         except RunExists:
             return await self._get(name), False
@@ -446,15 +449,15 @@ def _start_in(request: tuner_service_pb2.OpenSessionRequest) -> Start:
 
 
 def _opened(
-    run: ActiveRun, outcome: "tuner_service_pb2.OpenOutcome", explanation: str
+    run: ActiveRun, state: TunerState, outcome: "tuner_service_pb2.OpenOutcome", explanation: str
 ) -> tuner_service_pb2.OpenSessionResponse:
     return tuner_service_pb2.OpenSessionResponse(
         session=run.row.session,
         outcome=outcome,
         explanation=explanation,
-        last_step=run.state.step,
-        tuner_state=run.state.to_bytes(),
-        scale=run.state.scale,
-        durable_step=run.durable_step,
+        last_step=state.step,
+        tuner_state=state.to_bytes(),
+        scale=state.scale,
+        durable_step=min(run.durable_step, state.step),
         run=_convert.run_out(run.row),
     )

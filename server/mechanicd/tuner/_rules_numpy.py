@@ -44,13 +44,16 @@ def to_rows(table: Table) -> tuple[Row, ...]:
     return tuple(Row(*parts) for parts in zip(*columns, strict=True))
 
 
-def to_bytes(table: Table) -> bytes:
-    """For each group m, v, r, s, q: n float64 each, little-endian."""
-    return np.stack(table).transpose(2, 0, 1).astype("<f8").tobytes()
+def write(table: Table, data: bytearray, offset: int) -> None:
+    """Writes into `data`, from `offset` on, for each group m, v, r, s, q: n float64 each, little-endian."""
+    n, groups = table.m.shape
+    places = np.frombuffer(data, "<f8", len(table) * n * groups, offset).reshape(groups, len(table), n)
+    for index, field in enumerate(table):
+        places[:, index, :] = field.T
 
 
 def from_bytes(data: bytes, n: int, groups: int) -> Table | None:
-    """The inverse of `to_bytes`; None where a value is impossible: not finite, or below zero where it can't be."""
+    """The inverse of `write`; None where a value is impossible: not finite, or below zero where it can't be."""
     fields = np.frombuffer(data, "<f8").reshape(groups, len(Row._fields), n).transpose(1, 2, 0).astype(np.float64, order="C")
     table = _frozen(fields)
     possible = bool(np.isfinite(fields).all()) and all(bool((field >= 0.0).all()) for field in (table.m, table.v, table.s))

@@ -103,15 +103,20 @@ class TunerState:
         """The versioned binary form, little-endian: header, then m v r s q per group as float64, then a CRC-32."""
         first = self.table[0]
         n = len(first.m if isinstance(first, Row) else first)
+        head = _HEADER.pack(_MAGIC, _VERSION, n, len(self.scale), self.step)
         if isinstance(first, Row):
             values = [value for row in self.rows for field in row for value in field]
-            packed = struct.pack(f"<{len(values)}d", *values)
-        else:
-            from mechanicd.tuner import _rules_numpy
+            body = head + struct.pack(f"<{len(values)}d", *values)
+            return body + _CRC.pack(zlib.crc32(body))
+        from mechanicd.tuner import _rules_numpy
 
-            packed = _rules_numpy.to_bytes(self.table)  # type: ignore[arg-type]
-        body = _HEADER.pack(_MAGIC, _VERSION, n, len(self.scale), self.step) + packed
-        return body + _CRC.pack(zlib.crc32(body))
+        # In place: a state of many groups has megabytes, and while they are copied no other thread of Python's runs.
+        data = bytearray(len(head) + 8 * len(Row._fields) * n * len(self.scale) + _CRC.size)
+        data[: len(head)] = head
+        _rules_numpy.write(self.table, data, len(head))  # type: ignore[arg-type]
+        with memoryview(data) as whole, whole[: -_CRC.size] as body_:
+            _CRC.pack_into(data, len(data) - _CRC.size, zlib.crc32(body_))
+        return bytes(data)
 
     @classmethod
     def from_bytes(cls, data: bytes, config: TunerConfig | None) -> Self:
