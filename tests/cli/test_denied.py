@@ -54,6 +54,15 @@ def test_each_command_says_so(gate: Gate, token: Path, project: str, capsys: pyt
     assert {shown for _, shown in gate.seen} == {OLD}
 
 
+def test_a_probe_depends_on_no_token(server: Any, token: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in (OLD, "no token", ""):
+        token.write_text(text)
+        assert run(capsys, "health", "--target", server.target) == (0, "SERVING\n", "")
+    token.unlink()
+    assert run(capsys, "health", "--target", server.target)[0] == 0
+    assert run(capsys, "runs", "list", "--target", server.target)[0] == 1
+
+
 def test_an_import_says_so_once_and_goes_on_when_it_is_let_in(
     gate: Gate, token: Path, project: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

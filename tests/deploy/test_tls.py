@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import trustme
+from click.testing import CliRunner
 
-from mechanicd.client import MechanicdError, Reductions, connect, open_run
+from mechanicd.cli import main
+from mechanicd.client import MechanicdError, Reductions, Unauthenticated, connect, open_run
 from mechanicd.tuner import Tuner
 from mechanicd.v1 import run_service_pb2
 from tests.support.envoy import EnvoyProcess
@@ -63,15 +65,16 @@ def server(new_server: Callable[..., ServerProcess], certificates: Certificates)
 
 
 @pytest.fixture
-def token(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Any) -> Path:
+def token(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the trainers' token, which the environment names."""
     file = tmp_path / "token"
     monkeypatch.setenv("MECHANICD_TOKEN_FILE", str(file))
-    file.write_text(run_cli("tokens", "create", "--project", "default", "--role", "write", "--store", server.store).stdout)
+    arguments = ["tokens", "create", "--project", "default", "--role", "write", "--store", server.store]
+    file.write_text(CliRunner().invoke(main, arguments).stdout)
     return file
 
 
-@pytest.fixture(params=["envoy", "nginx"])
+@pytest.fixture(params=["envoy", pytest.param("nginx", marks=pytest.mark.soak)])
 def proxy(request: pytest.FixtureRequest, tmp_path: Path, server: ServerProcess, certificates: Certificates) -> Iterator[Any]:
     upstreams = [f"localhost:{server.port}"] if request.param == "nginx" else [server.target]
     process: Any
@@ -124,6 +127,14 @@ def test_a_training_goes_on_while_the_certificates_are_replaced(
         train()
         assert asked(target) == ""
     assert not about(caplog, name), "no outage"
+    # A token that is not good is the server's word, through the proxy.
+    good = token.read_text()
+    for bad in (f"mech_{'a' * 12}_{'x' * 43}", good[:-8] + "xxxxxxx"):
+        token.write_text(bad)
+        with pytest.raises(Unauthenticated) as refused:
+            open_run(target, "refused", start=0)
+        assert refused.value.reason == "UNAUTHENTICATED"
+    token.write_text(good)
     # And a server that starts again gets every step.
     server.stop()
     scales.extend(session.step(TAKEN) for _ in range(20))

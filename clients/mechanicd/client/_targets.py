@@ -36,7 +36,6 @@ class Targets:
     Raises:
         InvalidArgument: INVALID_TARGET.
         NotTrusted: TLS_FILE_UNUSABLE.
-        Unauthenticated: TOKEN_FILE_UNUSABLE, TOKEN_MALFORMED, TOKEN_IN_CLEAR.
     """
 
     def __init__(self, target: str) -> None:
@@ -46,9 +45,6 @@ class Targets:
         self._open: dict[Address, Transport] = {}
         self._lock = threading.Lock()
         self.closed = False
-        if _token.is_configured():
-            for address in self.addresses():
-                _token.header(address, _token.is_private(address, self._proxied(address)))
 
     def addresses(self) -> list[Address]:
         """Every address, in the order given; host names are resolved again each time."""
@@ -56,6 +52,16 @@ class Targets:
         for target in self.given:
             found += [address for address in _resolved(target) if address not in found]
         return found
+
+    def check_token(self) -> None:
+        """Looks whether the token, if there is one, may be sent to every address.
+
+        Raises:
+            Unauthenticated: TOKEN_FILE_UNUSABLE, TOKEN_MALFORMED, TOKEN_IN_CLEAR.
+        """
+        if _token.is_configured():
+            for address in self.addresses():
+                _token.header(address, _token.is_private(address, self._proxied(address)))
 
     def transport(self, address: Address) -> Transport:
         """The channel to an address."""
@@ -133,6 +139,7 @@ class Route:
     def __init__(self, targets: Targets, run: str) -> None:
         self._targets = targets
         self._run = run
+        targets.check_token()  # also for the servers to which a run would move only later
         addresses = targets.addresses()
         self.transport = targets.transport(addresses[zlib.crc32(run.encode()) % len(addresses)])
 
