@@ -23,6 +23,7 @@ from mechanicd.client import (
     PermissionDenied,
     Reductions,
     Unauthenticated,
+    _connection,
     _token,
     connect,
     open_run,
@@ -33,6 +34,7 @@ from mechanicd.v1 import local_token, run_service_pb2
 from tests.client.gate import Gate
 from tests.client.test_outage import oracle, some_reductions
 from tests.support.logs import about
+from tests.support.servers import free_port
 
 GOOD, OLD = f"mech_{'a' * 12}_{'G' * 43}", f"mech_{'b' * 12}_{'O' * 43}"
 ONE = Reductions(-0.1, 0.0, 1.0, 4.0)
@@ -45,6 +47,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
     for name in (_token.TOKEN, _token.TOKEN_FILE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(_connection, "_BACKOFF_MOST", 0.2)
     return monkeypatch
 
 
@@ -359,6 +362,24 @@ def test_a_stream_that_is_refused_is_no_end_of_the_training(
     session.close()
     assert "refuses this client" in "".join(about(caplog, "streamless"))
     assert [record.step for record in history(server.target, "streamless", project)] == [1, 2, 3, 4, 5]
+
+
+def test_a_training_that_began_in_an_outage_learns_of_it_then_and_catches_up(
+    server: Any, file: Path, project: str, history: Callable[..., list[Any]], wait_for: Callable[..., bool],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    file.write_text(OLD)
+    gate = Gate(server.target, GOOD)
+    session = open_run(f"127.0.0.1:{free_port()},{gate.target}", "early", project=project, start=0)
+    session.step(ONE)
+    with gate:
+        assert wait_for(lambda: any("UNAUTHENTICATED" in line for line in about(caplog, "early")))
+        file.write_text(GOOD)
+        session.step(ONE)
+        assert session.flush(20) == 2
+        session.close()
+    assert sum("UNAUTHENTICATED" in line for line in about(caplog, "early")) == 1
+    assert [record.step for record in history(server.target, "early", project)] == [1, 2]
 
 
 def test_where_an_outage_raises_so_does_this(gate: Gate, file: Path, project: str) -> None:
