@@ -35,7 +35,18 @@ RUN = "gpt2-124m/by-layer/seed0"
 @contextmanager
 def server(folder: Path) -> Iterator[tuple[str, str]]:
     """Its gRPC target and its page."""
-    command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "mechanicd.cli",
+        "serve",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--auth",
+        "off",
+    ]
     command += ["--store", f"sqlite:///{folder / 'fleet.db'}", "--silent-after", "20", "4", "--log-level", "error"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -63,7 +63,18 @@ class Page:
 @contextmanager
 def served(url: str) -> Iterator[tuple[psutil.Process, str]]:
     """A server over the store, and its page's address."""
-    command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "mechanicd.cli",
+        "serve",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--auth",
+        "off",
+    ]
     server = subprocess.Popen(
         [*command, "--store", url, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

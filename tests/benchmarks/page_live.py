@@ -124,7 +124,19 @@ def with_viewers(address: str, count: int, work: Callable[[], list[float]]) -> t
 
 
 def measure(given: argparse.Namespace, folder: str) -> dict[str, Any]:
-    serve = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
+    serve = [
+        sys.executable,
+        "-m",
+        "mechanicd.cli",
+        "serve",
+        "--grpc",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--json",
+        "--auth",
+        "off",
+    ]
     log = (Path(folder) / "server.log").open("w")
     store = f"sqlite:///{Path(folder) / 'live.db'}"
     server = subprocess.Popen([*serve, "--store", store], stdout=subprocess.PIPE, stderr=log, text=True)

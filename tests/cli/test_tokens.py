@@ -118,5 +118,7 @@ def test_the_local_token_is_printed_where_the_server_left_it(tmp_path: Path, mon
     local_token.path("127.0.0.1:8080").write_text("mech_y\n")
     assert run("local", "--page").output == "http://127.0.0.1:8080/#token=mech_y\n"
     assert run("local", "--page", "https://localhost:8080/").output == "https://localhost:8080/#token=mech_y\n"
+    assert run("local", "--page", "http://[::]:8080").output == "http://[::1]:8080/#token=mech_y\n"
+    assert run("local", "--page", "http://10.0.0.0:8080").output == "http://10.0.0.0:8080/#token=mech_y\n"
     assert read("local", "--page", "localhost:8080") == {"token": "mech_y", "link": "http://localhost:8080/#token=mech_y"}
     assert refused("local", "--page", "http://127.0.0.1:8081")[0] == "TOKEN_NOT_FOUND"

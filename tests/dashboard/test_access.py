@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import os
 import re
-import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,19 +17,17 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-import uvicorn
-import uvloop
 from starlette.routing import Route
 
 from mechanicd.access import Role, Token, create
+from mechanicd.client import connect
 from mechanicd.dashboard import PageConfig, _keys, _sessions
 from mechanicd.dashboard._app import Child, make_app
-from mechanicd.dashboard._connections import Connection
 from mechanicd.dashboard._door import subjects
-from mechanicd.dashboard._errors import Json
-from mechanicd.store import open_store
+from mechanicd.store import open_beside, open_store
 from mechanicd.tls import TlsFiles
 from mechanicd.tuner import TunerConfig
+from mechanicd.v1 import local_token
 
 API = "/api/v1"
 MINE, OTHERS = "projects/mine/runs/a", "projects/others/runs/a"
@@ -267,10 +267,10 @@ def test_a_token_typed_once_becomes_a_cookie(visit: Callable[..., None], caplog:
                 assert token[-43:] not in refused.text
         lines = [record.getMessage() for record in caplog.records if record.name == "mechanicd.audit"]
         assert lines == [
-            *(f"login token={id_} from=192.0.2.7 result=ok" for _ in range(2)),
-            f"logout token={id_} from=192.0.2.7 result=ok",
-            f"login token={id_} from=192.0.2.7 result=refused",
-            *("login token=- from=192.0.2.7 result=refused" for _ in range(2)),
+            *(f"token={id_} method=login run=- result=ok from=192.0.2.7" for _ in range(2)),
+            f"token={id_} method=logout run=- result=ok from=192.0.2.7",
+            f"token={id_} method=login run=- result=refused from=192.0.2.7",
+            *("token=- method=login run=- result=refused from=192.0.2.7" for _ in range(2)),
         ]
         assert token[-43:] not in caplog.text
 
@@ -321,6 +321,23 @@ def test_a_session_ends_with_its_token(visit: Callable[..., None], monkeypatch: 
             assert (await third.get(f"{API}/runs")).status_code == 200
 
     visit(test)
+
+
+def test_the_pages_process_is_told_all_that_the_server_was() -> None:
+    config = PageConfig(
+        store="sqlite:///x.db",
+        local=create("", Role.ADMIN, 1)[1],
+        hosts=("runs.example.org",),
+        proxies=("10.0.0.0/8",),
+        proxy_role=Role.WRITE,
+        client_roles=(("ada", Role.READ, "mine"),),
+        told=(("projects/mine/runs/a", "stuck"),),
+        tls=TlsFiles("a", "b"),
+    )
+    again = PageConfig.from_line(config.to_line())
+    assert again == config
+    assert again.local is not None
+    assert all(isinstance(role, Role) for role in (again.local.role, again.proxy_role, again.client_roles[0][1]))
 
 
 def test_sessions_last_a_week_and_are_bounded() -> None:
@@ -403,6 +420,8 @@ def test_no_other_site_gets_in_through_a_visitors_browser(visit: Callable[..., N
                 for path in (f"{API}/login", f"{API}/logout", f"{API}/series", f"{API}/bands"):
                     content = json.dumps(series).encode()
                     assert await asked("POST", path, content=content, headers={"Content-Type": kind}) == (415, "NOT_JSON")
+            kept = (await http.get(f"{API}/runs")).headers
+            assert (kept["cache-control"], kept["cross-origin-resource-policy"]) == ("no-store", "same-origin")
             own = {"Origin": "http://localhost:8080", "Sec-Fetch-Site": "same-origin"}
             assert await asked("POST", f"{API}/series", json=series, headers=own) == (200, "")
         async with site.client(headers=bearer(site.token())) as program:
@@ -479,38 +498,21 @@ def test_a_trusted_proxy_says_who_it_is(visit: Callable[..., None]) -> None:
     visit(test, proxies=("10.1.0.0/16", "fd00::/8"), proxy_project="mine")
 
 
-def test_a_request_comes_with_its_clients_certificate(tmp_path: Path) -> None:
+def certificates(folder: Path) -> tuple[ssl.SSLContext, tuple[str, ...]]:
+    """A browser with a certificate of ada's, and the options of a server that asks for it."""
     authority = trustme.CA()
-    server_side, client_side = authority.issue_cert("localhost"), authority.issue_cert("ada.example.org", common_name="ada")
+    server_side, client_side = authority.issue_cert("127.0.0.1"), authority.issue_cert("ada.example.org", common_name="ada")
     for name, pem in (
         ("server.pem", server_side.cert_chain_pems[0]),
         ("server.key", server_side.private_key_pem),
         ("ca.pem", authority.cert_pem),
         ("client.pem", client_side.private_key_and_cert_chain_pem),
     ):
-        pem.write_to_path(tmp_path / name)
-    tls = TlsFiles(*(str(tmp_path / name) for name in ("server.pem", "server.key", "ca.pem")))
-    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    context.load_cert_chain(tmp_path / "client.pem")
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await Json(list(subjects(scope["state"]["peercert"])))(scope, receive, send)
-
-    async def run() -> None:
-        settings = uvicorn.Config(app, lifespan="off", log_config=None, http=Connection)
-        settings.load()
-        settings.ssl = tls.context()
-        server = uvicorn.Server(settings)
-        listening = socket.create_server(("127.0.0.1", 0))
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        async with asyncio.timeout(10), httpx.AsyncClient(verify=context, trust_env=False) as client:
-            answer = await client.get(f"https://localhost:{listening.getsockname()[1]}/")
-        assert answer.json() == ["ada", "ada.example.org"]
-        server.should_exit = True
-        await serving
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        pem.write_to_path(folder / name)
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    context.load_cert_chain(folder / "client.pem")
+    files = zip(("--tls-cert", "--tls-key", "--tls-client-ca"), ("server.pem", "server.key", "ca.pem"), strict=True)
+    return context, tuple(word for option, name in files for word in (option, str(folder / name)))
 
 
 def test_a_clients_certificate_has_a_role(visit: Callable[..., None]) -> None:
@@ -536,3 +538,64 @@ def test_a_clients_certificate_has_a_role(visit: Callable[..., None]) -> None:
         assert (await session({"subject": ((("commonName", "eve"),),)}))["error"]["reason"] == "UNAUTHENTICATED"
 
     visit(test, client_roles=(("ada", Role.WRITE, "mine"),))
+
+
+# ---- a real server
+
+
+def test_the_servers_own_user_comes_in_and_a_live_view_ends_with_its_token(
+    new_server: Callable[..., Any], new_http: Callable[..., httpx.Client]
+) -> None:
+    server = new_server("--http", "127.0.0.1:0", "--auth", "auto").start()
+    own = local_token.path(server.page).read_text().strip()
+    store = open_beside(server.store)
+    text, token = create("", Role.READ, store.clock.now())
+    store.add_token(token)
+    http = new_http(server, headers=bearer(own))
+    assert http.get(f"{API}/session").json() == {"id": "local", "role": "admin", "project": "", "signed_in": False}
+    stranger = new_http(server)
+    assert stranger.get(f"{API}/runs").status_code == 401
+    assert stranger.get("/").status_code == stranger.get("/healthz").status_code == 200
+    assert stranger.post(f"{API}/login", json={"token": own}).status_code == 200
+    assert stranger.get(f"{API}/runs").status_code == 200
+    with stranger.stream("GET", f"{API}/events") as stays, http.stream("GET", f"{API}/events", headers=bearer(text)) as ends:
+        going_on = stays.iter_lines()
+        assert next(going_on).startswith("retry:")
+        store.revoke_token(token.id, store.clock.now())
+        assert [line for line in ends.iter_lines() if line.startswith("event:")] == ["event: reset"], "it has come to its end"
+        with connect(server.target) as trainer:
+            trainer.open_run("later", start=0).close("finished")
+        assert any("later" in line for line in going_on)
+    assert new_http(server, headers=bearer(text)).get(f"{API}/runs").status_code == 401
+    store.close()
+    assert "token=local method=login run=- result=ok from=127.0.0.1" in server.log.read_text()
+    assert own[-43:] not in server.log.read_text()
+
+
+def test_at_a_terminal_the_server_prints_a_link_that_signs_in(tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "--store", f"sqlite:///{tmp_path}/x.db"], stdout=its, stderr=subprocess.DEVNULL
+    ) as process:
+        os.close(its)
+        with open(ours, encoding="utf-8") as terminal:
+            page = re.search(r" http=(\S+)", terminal.readline())
+            link = re.search(r"signs you in to the page: (\S+)#token=(mech_\S+)", terminal.readline())
+        assert page is not None
+        assert link is not None
+        assert link[1] == f"{page[1]}/"
+        answer = httpx.post(f"{page[1]}{API}/login", json={"token": link[2]}, trust_env=False)
+        assert answer.json()["id"] == "local"
+        process.terminate()
+
+
+def test_over_tls_a_client_shows_a_certificate_that_has_a_role(
+    tmp_path: Path, new_server: Callable[..., Any], new_http: Callable[..., httpx.Client]
+) -> None:
+    context, options = certificates(tmp_path)
+    roles = ("--client-role", "ada=read:mine")
+    server = new_server("--http", "127.0.0.1:0", "--auth", "tokens", *options, *roles).start()
+    http = new_http(server, verify=context)
+    assert http.get(f"{API}/session").json() == {"id": "cert:ada", "role": "read", "project": "mine", "signed_in": False}
+    assert http.get(f"{API}/runs", params={"project": "others"}).status_code == 403

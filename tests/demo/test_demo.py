@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mechanicd.demo import _fleet
+from mechanicd.v1 import local_token
 
 DEMO = [sys.executable, "-m", "mechanicd.cli", "demo"]
 PROC = Path("/proc")
@@ -104,7 +105,9 @@ def test_the_page_stays_after_the_table_until_ctrl_c(tmp_path: Path):
     assert process.stdout is not None
     try:
         address = next(match[1] for line in process.stdout if (match := re.search(r"The page is open: (http://\S+)", line)))
-        with urllib.request.urlopen(f"{address}/api/v1/runs", timeout=30) as reply:
+        token = local_token.path(address).read_text().strip()
+        asked = urllib.request.Request(f"{address}/api/v1/runs", headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(asked, timeout=30) as reply:
             runs = json.load(reply)["runs"]
         assert {run["run"] for run in runs} == {recipe.run for recipe in _fleet.quick().recipes}
         assert {run["status"] for run in runs} == {"finished"}

@@ -106,7 +106,7 @@ def make_certificates(folder: Path) -> None:
 def shell(new_server: Any, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
     """A shell beside a server with a page, in the folder of its database, where the run sine/seed0 has taken 1,000 steps, and
     sine/offline one without the server."""
-    server = new_server("--http", "127.0.0.1:0").start()
+    server = new_server("--http", "127.0.0.1:0", "--auth", "auto").start()
     with open_run(server.target, "sine/seed0", start=0) as session:
         for t in range(1000):
             session.begin(Reductions(-1e-3, 0.0, 1.0 + t % 3, 1.0))

@@ -42,6 +42,8 @@ def client(target: str, folder: Path) -> None:
 
 def server(target: str, folder: Path, store: str = "") -> None:
     """A server of this environment: trained against, killed, started again, asked by its page and its command line."""
+    from mechanicd.v1 import local_token
+
     command = [sys.executable, "-m", "mechanicd", "serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--json"]
     command += ["--store", store or f"sqlite:///{folder / 'runs.db'}"]
     for _ in range(2):
@@ -50,8 +52,10 @@ def server(target: str, folder: Path, store: str = "") -> None:
                 assert process.stdout is not None
                 ready = json.loads(process.stdout.readline())["ready"]
                 client(ready["grpc"][0], folder)
+                own = {"Authorization": f"Bearer {local_token.path(ready['http']).read_text().strip()}"}
                 for path, expected in (("/api/v1/runs", b"client"), ("/metrics", b"mechanicd"), ("/", b"<html")):
-                    with urllib.request.urlopen(ready["http"].rstrip("/") + path, timeout=20) as answer:
+                    asked = urllib.request.Request(ready["http"].rstrip("/") + path, headers=own)
+                    with urllib.request.urlopen(asked, timeout=20) as answer:
                         assert expected in answer.read(), path
                 listed = [sys.executable, "-m", "mechanicd", "runs", "list", "--json", "--target", ready["grpc"][0]]
                 done = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True)

@@ -81,7 +81,11 @@ def _tell(folder: Folder, outcomes: list[Outcome], seconds: float, quick: bool, 
 
 def _stay(server: Server, signals: StopSignals) -> None:
     """Keeps the page open until Ctrl-C."""
-    click.echo(f"\nThe page is open: {server.page}\nCtrl-C stops the server.")
+    click.echo(f"\nThe page is open: {server.page}")
+    if server.link != server.page:
+        how = server.link if sys.stdout.isatty() else f"`mechanicd tokens local --page {server.page}` prints it"
+        click.echo(f"This link signs you in: {how}")
+    click.echo("Ctrl-C stops the server.")
     try:
         while True:
             signals.check()
@@ -103,7 +107,7 @@ def _train(
 
         with _display.Board(console, conductor.runs, conductor.sweep_size) as board:
             board.note(f"server at {server.target}, store {folder.store_url}")
-            board.note(f"meanwhile, in a browser: {server.page}")
+            board.note(f"meanwhile, in a browser: {server.link if console.is_terminal else server.page}")
             board.note(f"or in another terminal: mechanicd runs list --target {server.target}")
             conductor.conduct(board, check)
     return [Outcome(run) for run in conductor.runs]

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
+from mechanicd.v1 import local_token
+
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 10.0
 _STOP_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -117,6 +119,14 @@ class Server:
                 return ready[1], ready[2] or ""
             time.sleep(0.05)
         raise DemoError(f"the server was not ready in {START_SECONDS:.0f} s; see {self._log}")
+
+    @property
+    def link(self) -> str:
+        """An address that signs a browser in to the page, by the token that the server left for its own user."""
+        try:
+            return local_token.link(self.page, local_token.path(self.page).read_text(encoding="ascii").strip())
+        except (OSError, ValueError):  # it asks nobody who they are, or could not leave one
+            return self.page
 
     def check(self) -> None:
         """Raises DemoError if the server has ended."""

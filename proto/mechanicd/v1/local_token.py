@@ -32,6 +32,15 @@ def path(address: str) -> Path:
     return _config() / "mechanicd" / "local" / machine / _key(address)
 
 
+def link(page: str, token: str) -> str:
+    """An address that signs a browser in to a server's page: what is behind the # is not sent, and the page takes it away."""
+    scheme, found, place = page.rpartition("://")
+    for everywhere, here in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:")):
+        if place.startswith(everywhere):
+            place = here + place.removeprefix(everywhere)
+    return f"{scheme if found else 'http'}://{place.rstrip('/')}/#token={token}"
+
+
 def _key(address: str) -> str:
     if address.startswith(_UNIX):
         named = address.removeprefix(_UNIX)

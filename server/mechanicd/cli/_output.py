@@ -45,9 +45,3 @@ def confirm(question: str, as_json: bool) -> None:
         click.confirm(question, abort=True, err=True)
     elif sys.stdin.readline().strip().lower() not in ("y", "yes"):
         fail("NOT_CONFIRMED", f"{question} Nothing was changed; pass --yes to confirm", as_json)
-
-
-def page_link(page: str, token: str) -> str:
-    """An address that signs a browser in to the page: what is behind the # is sent to nobody, and the page takes it away."""
-    scheme, found, place = page.rpartition("://")
-    return f"{scheme if found else 'http'}://{place.rstrip('/')}/#token={token}"

@@ -17,6 +17,7 @@ from mechanicd.cli._access import networks, role_of, roles_of_clients
 from mechanicd.cli._output import fail, json_option
 from mechanicd.cli._ranges import DAYS, STEP, FiniteRange
 from mechanicd.cli._streams import forget
+from mechanicd.v1 import local_token
 
 if TYPE_CHECKING:
     from mechanicd.dashboard import Page, PageConfig
@@ -222,6 +223,8 @@ def serve(
         text = f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}"
         try:
             click.echo(json.dumps({"ready": {**ready, "http": page or None}}) if as_json else text)
+            if page and local is not None and not as_json and sys.stdout.isatty():
+                click.echo(f"This link signs you in to the page: {local_token.link(page, local[0])}")
         except OSError as error:  # nobody reads the line, but trainers may come
             logging.getLogger("mechanicd").warning("stdout can't be written (%s); serving all the same", error.strerror)
             forget(sys.stdout)

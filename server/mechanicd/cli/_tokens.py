@@ -13,7 +13,7 @@ from mechanicd import store as stores
 from mechanicd.access import Role, Token
 from mechanicd.access import create as new_token
 from mechanicd.cli._options import reports_errors, target_option
-from mechanicd.cli._output import fail, json_option, page_link, printable
+from mechanicd.cli._output import fail, json_option, printable
 from mechanicd.cli._store import store_option
 from mechanicd.client import InvalidArgument, MechanicdError
 from mechanicd.v1 import local_token, names
@@ -136,7 +136,7 @@ def local(target: str, page: str | None, as_json: bool) -> None:
             "`mechanicd tokens create`"
         )
         fail("TOKEN_NOT_FOUND", message, as_json)
-    link = page_link(page, text) if page else ""
+    link = local_token.link(page, text) if page else ""
     if as_json:
         click.echo(json.dumps({"token": text, **({"link": link} if link else {})}))
     else:

@@ -156,7 +156,7 @@ def make_app(child: Child) -> Starlette:
 
     async def events(request: Request) -> Response:
         cursor = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(child.live.stream(cursor, visitor(request)), media_type="text/event-stream", headers=headers)
 
     async def series(request: Request) -> Response:
@@ -192,7 +192,7 @@ def make_app(child: Child) -> Starlette:
         if asked.branch > row.rewinds:
             raise ApiError("INVALID_RANGE", f"branch {asked.branch} does not exist; choose one from 0 to {row.rewinds}")
         name = f"{row.project}_{row.run}.{asked.format}".replace("/", "_")
-        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         portions = export(Reader(child.config.store, "export"), row, asked)
         first = await anext(portions, "")  # so that a StoreError comes before the answer has begun
         return StreamingResponse(_chained(first, portions), media_type=MEDIA_TYPES[asked.format], headers=headers)
@@ -205,7 +205,7 @@ def make_app(child: Child) -> Starlette:
 
     async def session(request: Request) -> Response:
         found = visitor(request)
-        return Json(told(found.principal, found.signed_in), headers={"Cache-Control": "no-store"})
+        return Json(told(found.principal, found.signed_in))
 
     async def healthz(request: Request) -> Response:
         trouble, known = child.trouble, "visitor" in request.scope["state"]

@@ -61,10 +61,11 @@ class PageConfig:
         given = json.loads(line)
         given["silence"] = Silence(**given["silence"])
         given["tls"] = given["tls"] and TlsFiles(**given["tls"])
-        if given["local"]:
-            given["local"] = Token(**{**given["local"], "digest": bytes.fromhex(given["local"]["digest"])})
+        if local := given["local"]:
+            given["local"] = Token(**{**local, "role": Role(local["role"]), "digest": bytes.fromhex(local["digest"])})
+        given["proxy_role"] = Role(given["proxy_role"])
+        given["client_roles"] = tuple((subject, Role(role), project) for subject, role, project in given["client_roles"])
         for name in ("grpc", "hosts", "proxies"):
             given[name] = tuple(given[name])
-        for name in ("told", "client_roles"):
-            given[name] = tuple(map(tuple, given[name]))
+        given["told"] = tuple(map(tuple, given["told"]))
         return cls(**given)

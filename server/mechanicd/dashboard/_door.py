@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mechanicd.access import ANYONE, Denied, Principal, Role, bearer
+from mechanicd.access import ANYONE, Denied, Principal, bearer
 from mechanicd.dashboard._config import PageConfig
 from mechanicd.dashboard._errors import denied, unavailable
 from mechanicd.dashboard._keys import Keys
@@ -66,8 +66,8 @@ class Door:
         self._keys = keys
         self._sessions = sessions
         self._proxies = [ipaddress.ip_network(cidr) for cidr in config.proxies]
-        self._proxy_role, self._proxy_project = Role(config.proxy_role), config.proxy_project
-        self._roles = {subject: (Role(role), project) for subject, role, project in config.client_roles}
+        self._proxy_role, self._proxy_project = config.proxy_role, config.proxy_project
+        self._roles = {subject: (role, project) for subject, role, project in config.client_roles}
 
     async def enter(self, asking: HTTPConnection) -> Visitor:
         """Who asks.

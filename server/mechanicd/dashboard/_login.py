@@ -41,14 +41,14 @@ class Login:
         try:
             principal = await self._keys.check(token)
         except Denied:
-            audit.warning("login token=%s from=%s result=refused", named[0] if named else "-", _plain(host))
+            audit.warning("token=%s method=login run=- result=refused from=%s", named[0] if named else "-", _plain(host))
             raise
         if principal is ANYONE:  # nobody needs to sign in
             return Json(told(principal, False))
         if (before := cookie(request)) is not None:
             self._sessions.end(before)
         session = self._sessions.begin(token, principal.id, monotonic())
-        audit.info("login token=%s from=%s result=ok", principal.id, _plain(host))
+        audit.info("token=%s method=login run=- result=ok from=%s", principal.id, _plain(host))
         return _with_cookie(Json(told(principal, True)), request, session, SECONDS)
 
     async def sign_out(self, request: Request) -> Response:
@@ -56,7 +56,7 @@ class Login:
         session = cookie(request)
         owner = None if session is None else self._sessions.end(session)
         if owner is not None:
-            audit.info("logout token=%s from=%s result=ok", owner, _plain(self._door.host(request)))
+            audit.info("token=%s method=logout run=- result=ok from=%s", owner, _plain(self._door.host(request)))
         return _with_cookie(Json({}), request, "", 0)
 
     def _count(self, host: str) -> None:
@@ -78,7 +78,6 @@ def _with_cookie(answer: Response, request: Request, value: str, seconds: int) -
     secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
     name = cookie_names(request)[0 if secure else 1]
     answer.set_cookie(name, value, max_age=seconds, path="/", secure=secure, httponly=True, samesite="strict")
-    answer.headers["Cache-Control"] = "no-store"
     return answer
 
 

@@ -54,8 +54,8 @@ export function SignIn({ why }: { why: string }) {
         </p>
       </form>
       <p>
-        Did you start this server yourself? On its machine, <code>mechanicd tokens local --page</code> prints a link
-        that signs you in.
+        Did you start this server yourself? On its machine, <code>mechanicd tokens local --page {location.origin}</code>{" "}
+        prints a link that signs you in.
       </p>
       <p>
         Otherwise ask whoever runs it for a token: <code>mechanicd tokens create --role read --project …</code> makes
