@@ -19,8 +19,9 @@ from mechanicd.service._keys import Keys
 from mechanicd.service._local_files import LocalFiles
 from mechanicd.store import open_beside
 from mechanicd.tls import TlsFiles
+from mechanicd.tuner import Tuner
 from mechanicd.v1 import local_token, run_service_pb2
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, wait_for
 
 NewServer = Callable[..., ServerProcess]
 TAKEN = Reductions(-1.0, 0.5, 1.0, 2.0)
@@ -119,6 +120,45 @@ def test_a_folder_is_closed_to_others_and_a_link_is_not_followed(tmp_path: Path,
     path.parent.symlink_to(tmp_path / "elsewhere")
     with LocalFiles("mech_x", ["127.0.0.1:1"]):
         assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_training_whose_token_is_revoked_goes_on_and_catches_up_with_the_next_one(
+    new_server: NewServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = new_server("--auth", "tokens").start()
+    store = open_beside(server.store)
+    (first, token), (second, successor) = (create("p", Role.WRITE, store.clock.now()) for _ in range(2))
+    store.add_token(token)
+    file = tmp_path / "token"
+    file.write_text(first)
+    monkeypatch.setenv("MECHANICD_TOKEN_FILE", str(file))
+    session, tuner = open_run(server.target, "r", project="p", start=0), Tuner()
+    state, scales = tuner.init(), []
+
+    def take(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state = tuner.update(state, [TAKEN])
+            assert session.step(TAKEN) == state.scale[0]
+            scales.append(state.scale)
+
+    take(20)
+    store.revoke_token(token.id, store.clock.now())
+    assert wait_for(lambda: take(1) or "was revoked" in caplog.text)
+    take(20)
+    store.add_token(successor)
+    file.write_text(second)
+    assert wait_for(lambda: take(1) or "reconnected" in caplog.text)
+    assert session.flush() == len(scales)
+    session.close()
+    row = store.get("p", "r")
+    assert row is not None
+    assert [step.scale for step in store.steps(row, 0, 1, 2**62, 2**62)] == scales, "no step is lost"
+    assert row.rewinds == 0
+    assert caplog.text.count("was revoked") == 1, "said once"
+    store.close()
+    assert server.stop() == 0
+    assert not any(text[-43:] in server.log.read_text() + caplog.text for text in (first, second))
 
 
 # ---- certificates

@@ -5,6 +5,7 @@ The methods are found by reflection, so that none can be forgotten: a new one ha
 
 import queue
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -382,27 +383,40 @@ def test_each_change_has_one_line_with_who_and_what(site: Site, tokens: dict[Rol
     site.call("UpdateRun", {"run": {"name": evil}, "update_mask": field_mask_pb2.FieldMask(paths=["labels"])}, bearer(writer))
     site.call("DeleteRun", {"name": name(MINE, "audited")}, bearer(writer))
     site.call("DeleteRun", {"name": name(MINE, "audited")})
+    site.call("DeleteRun", {"name": name(MINE, "audited")}, bearer(tokens[WRITE].bad["revoked"]))
     closing = {"session": session, "status": resources_pb2.RUN_STATUS_FINISHED}
     assert site.call("CloseSession", closing, bearer(writer)) == "OK"
     assert site.call("ArchiveRun", {"name": name(MINE, "audited")}, bearer(site.local)) == "OK"
-    assert wait_for(lambda: len(audit(site)) >= before + 5)
+    assert wait_for(lambda: len(audit(site)) >= before + 6)
     lines = audit(site)[before:]
     assert [line.partition(" run=")[0] for line in lines] == [
         f"token={id_} method=UpdateRun",
         f"token={id_} method=DeleteRun",
         "token=- method=DeleteRun",
+        f"token={tokens[WRITE].bad['revoked'].split('_')[1]} method=DeleteRun",
         f"token={id_} method=CloseSession",
         "token=local method=ArchiveRun",
     ]
-    results = ["MALFORMED_NAME", "PERMISSION_DENIED", "UNAUTHENTICATED", "ok", "ok"]
+    results = ["MALFORMED_NAME", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAUTHENTICATED", "ok", "ok"]
     assert [line.rpartition(" result=")[2] for line in lines] == results
     assert all(len(line.split(" ")) == 4 for line in lines), "four fields, whatever a client sends"
     runs = [line.split(" ")[2] for line in lines]
     audited = f"run={name(MINE, 'audited')}"
-    assert [runs[1], runs[3], runs[4]] == [audited] * 3
-    assert runs[2] == "run=-", "who is not known is not listened to"
+    assert [runs[1], runs[4], runs[5]] == [audited] * 3
+    assert runs[2:4] == ["run=-"] * 2, "who is not let in is not listened to"
     methods = {line.split(" ")[1].removeprefix("method=") for line in audit(site)}
     assert methods <= changes
+
+
+def test_strangers_do_not_fill_the_log(site: Site) -> None:
+    time.sleep(1.0 - time.monotonic() % 1.0)  # into a new second
+    before = len(audit(site))
+    for _ in range(50):
+        assert site.call("DeleteRun", {"name": name(MINE)}) == "UNAUTHENTICATED"
+    time.sleep(1.0 - time.monotonic() % 1.0)
+    site.call("DeleteRun", {"name": name(MINE)})
+    assert wait_for(lambda: "more calls without a good token were refused" in site.server.log.read_text())
+    assert 0 < len(audit(site)) - before < 50
 
 
 def audit(site: Site) -> list[str]:

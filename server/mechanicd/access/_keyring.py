@@ -58,9 +58,9 @@ class Keyring:
         if not token.has(secret) or token.digest is _NOBODY:
             raise Denied("UNAUTHENTICATED", "no such token: copy the whole text of one that this server's store has")
         if token.revoke_time:
-            raise Denied("UNAUTHENTICATED", f"token {id_} was revoked on {_day(token.revoke_time)}: {_ANOTHER}")
+            raise Denied("UNAUTHENTICATED", f"token {id_} was revoked on {_day(token.revoke_time)}: {_ANOTHER}", id_)
         if token.expire_time and token.expire_time <= now:
-            raise Denied("UNAUTHENTICATED", f"token {id_} expired on {_day(token.expire_time)}: {_ANOTHER}")
+            raise Denied("UNAUTHENTICATED", f"token {id_} expired on {_day(token.expire_time)}: {_ANOTHER}", id_)
         if token is self._local:
             return Principal("local", token.role, token.project)
         return token.principal

@@ -21,12 +21,17 @@ _ORDER: Final = tuple(Role)
 
 
 class Denied(Exception):
-    """Who asks may not. The message says what to do, and has no secret in it."""
+    """Who asks may not. The message says what to do, and has no secret in it.
 
-    def __init__(self, reason: Literal["UNAUTHENTICATED", "PERMISSION_DENIED"], message: str) -> None:
+    Args:
+        id: of the token that is no longer good, where its secret was right.
+    """
+
+    def __init__(self, reason: Literal["UNAUTHENTICATED", "PERMISSION_DENIED"], message: str, id: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.id = id
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from mechanicd.access import Principal
 
 log = logging.getLogger("mechanicd.audit")
 
+MOST_OF_STRANGERS: Final = 10
+"""Lines in a second about calls of nobody known."""
 _MOST: Final = 400
 """The longest name of a run in a line; well-formed ones are within it, but for the longest of all."""
 
@@ -31,6 +34,7 @@ class Call:
     Attributes:
         method: its path, `/mechanicd.v1.RunService/GetRun`.
         principal: who makes it; None as long as that is not known.
+        refused: the id of a token that is no longer good.
         runs: the names of the runs that it is about.
         result: "ok", or the reason of a refusal.
         sessions: for a stream of steps: what checks its sessions; None if they need no check.
@@ -38,6 +42,7 @@ class Call:
 
     method: str
     principal: Principal | None = None
+    refused: str = ""
     runs: Sequence[str] = ()
     result: str = "ok"
     sessions: "SessionCheck | None" = None
@@ -47,15 +52,39 @@ CALL: Final = ContextVar[Call]("call")
 """The call that this task answers."""
 
 
-def note(call: Call) -> None:
-    """Writes the line of a change."""
-    log.info(
-        "token=%s method=%s run=%s result=%s",
-        _word(call.principal.id if call.principal else "-"),
-        call.method.rpartition("/")[2],
-        ",".join(_word(name) for name in call.runs) or "-",
-        call.result,
-    )
+class Audit:
+    """Writes the lines.
+
+    Strangers can call as often as they like: of the calls by nobody known, `MOST_OF_STRANGERS` have a line in a second, and the
+    others are counted.
+    """
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = self._left_out = 0
+
+    def note(self, call: Call) -> None:
+        """The line of a change."""
+        who = call.principal.id if call.principal else call.refused
+        if not who and not self._has_room():
+            return
+        log.info(
+            "token=%s method=%s run=%s result=%s",
+            _word(who or "-"),
+            call.method.rpartition("/")[2],
+            ",".join(map(_word, call.runs)) or "-",
+            call.result,
+        )
+
+    def _has_room(self) -> bool:
+        second = int(monotonic())
+        if second != self._second:
+            if self._left_out:
+                log.warning("%d more calls without a good token were refused", self._left_out)
+            self._second, self._lines, self._left_out = second, 0, 0
+        self._lines += 1
+        self._left_out += self._lines > MOST_OF_STRANGERS
+        return self._lines <= MOST_OF_STRANGERS
 
 
 def _word(text: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Final
 import grpc
 
 from mechanicd.access import Denied, Principal, Role, bearer
-from mechanicd.service import _audit, _convert, _permissions
-from mechanicd.service._audit import CALL, Call
+from mechanicd.service import _convert, _permissions
+from mechanicd.service._audit import CALL, Audit, Call
 from mechanicd.service._decoding import Refused
 from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError
@@ -49,6 +49,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self.keys = Keys(access, read, now, self._look_around)
         self._run_of = run_of
         self._streams = set[_Stream]()
+        self._audit = Audit()
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -63,7 +64,8 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if text is not None or not self.keys.asks_certificates:
                 call.principal = await self.keys.check(text)
         except (Denied, ServiceError) as error:
-            return _refusing(handler, call, rule, _told(error))
+            call.refused = error.id if isinstance(error, Denied) else ""
+            return self._refusing(handler, call, rule, _told(error))
         return self._guarded(handler, call, rule, text)
 
     def _guarded(self, handler: Any, call: Call, rule: Rule, text: str | None) -> Any:
@@ -71,18 +73,18 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = getattr(handler, kind)
 
         async def once(request: Any, context: Any) -> Any:
-            with _noting(call, rule):
+            with self._noting(call, rule):
                 await self._enter(call, rule, request, context)
                 return await method(request, context)
 
         async def streaming_steps(requests: Any, context: Any) -> None:
-            with _noting(call, rule):
+            with self._noting(call, rule):
                 await self._enter(call, rule, None, context)
                 async with self._staying(text, context):
                     await method(requests, context)
 
         async def streaming_answers(request: Any, context: Any) -> AsyncIterator[Any]:
-            with _noting(call, rule):
+            with self._noting(call, rule):
                 await self._enter(call, rule, request, context)
                 async with self._staying(text, context), aclosing(method(request, context)) as answers:
                     async for answer in answers:
@@ -110,6 +112,28 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 _check_session(principal, rule.role, run)
         except (Denied, ServiceError) as error:
             await abort(context, _told(error))
+
+    def _refusing(self, handler: Any, call: Call, rule: Rule, error: ServiceError) -> Any:
+        """Refuses a call without a look at its request."""
+        (kind,) = (each for each in _BEHAVIOURS if getattr(handler, each))
+
+        async def refuse(_: Any, context: Any) -> None:
+            with self._noting(call, rule):
+                await abort(context, error)
+
+        return handler._replace(**{kind: refuse}, request_deserializer=None)
+
+    @contextlib.contextmanager
+    def _noting(self, call: Call, rule: Rule) -> Iterator[None]:
+        CALL.set(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            call.result = "cancelled"
+            raise
+        finally:
+            if rule.change:
+                self._audit.note(call)
 
     @contextlib.asynccontextmanager
     async def _staying(self, text: str | None, context: Any) -> AsyncIterator[None]:
@@ -193,30 +217,6 @@ class _Stream:
         self.text = text
         self.task = task
         self.denied: Denied | None = None
-
-
-@contextlib.contextmanager
-def _noting(call: Call, rule: Rule) -> Iterator[None]:
-    CALL.set(call)
-    try:
-        yield
-    except asyncio.CancelledError:
-        call.result = "cancelled"
-        raise
-    finally:
-        if rule.change:
-            _audit.note(call)
-
-
-def _refusing(handler: Any, call: Call, rule: Rule, error: ServiceError) -> Any:
-    """Refuses a call without a look at its request."""
-    (kind,) = (each for each in _BEHAVIOURS if getattr(handler, each))
-
-    async def refuse(_: Any, context: Any) -> None:
-        with _noting(call, rule):
-            await abort(context, error)
-
-    return handler._replace(**{kind: refuse}, request_deserializer=None)
 
 
 def _told(error: Denied | ServiceError) -> ServiceError:
