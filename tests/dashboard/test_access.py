@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ from mechanicd.store import open_beside, open_store
 from mechanicd.tls import TlsFiles
 from mechanicd.tuner import TunerConfig
 from mechanicd.v1 import local_token
+from tests.service.test_limits import limits
 
 API = "/api/v1"
 MINE, OTHERS = "projects/mine/runs/a", "projects/others/runs/a"
@@ -69,6 +71,11 @@ class Site:
         text, token = create(project, role, 1)
         self.store.add_token(Token(**{**{name: getattr(token, name) for name in Token.__dataclass_fields__}, **fields}))
         return text
+
+    def session(self, text: str, age: float = 0.0) -> dict[str, str]:
+        """The cookie of one who signed in with a token, so many seconds ago."""
+        name = self.child.login._sessions.begin(text, text.split("_")[1], monotonic() - age)
+        return {"Cookie": f"mechanicd-8080={name}"}
 
     def revoke(self, text: str) -> None:
         self.store.revoke_token(text.split("_")[1], 2)
@@ -176,6 +183,10 @@ def test_each_route_lets_in_those_with_a_right_token_and_nobody_else(
             "unknown": bearer(unknown),
             "revoked": bearer(revoked),
             "expired": bearer(expired),
+            "a session of a revoked token": site.session(revoked),
+            "a session of an expired token": site.session(expired),
+            "a session that is over": site.session(right, _sessions.SECONDS + 1.0),
+            "a session of another page": {"Cookie": "mechanicd-8081=" + site.session(right)["Cookie"].partition("=")[2]},
             "a malformed cookie": {"Cookie": b"mechanicd-8080=\xff;;=="},
             "the token as a cookie": {"Cookie": f"mechanicd-8080={right}"},
             "a user whom no proxy vouches for": {"X-Forwarded-User": "root"},
@@ -189,8 +200,9 @@ def test_each_route_lets_in_those_with_a_right_token_and_nobody_else(
                 else:
                     assert (status, reason) == (401, "UNAUTHENTICATED"), (path, what)
                     assert right[-43:] not in text
-            for text in (right, of_project, admin):
-                status, reason, _ = await site.ask(method, path, headers=bearer(text))
+            shown = [show(text) for text in (right, of_project, admin) for show in (bearer, site.session)]
+            for headers in shown:
+                status, reason, _ = await site.ask(method, path, headers=headers)
                 assert status not in (401, 403) or path == f"{API}/login", (path, reason)
         assert (await site.ask("GET", "/nothing"))[:2] == (401, "UNAUTHENTICATED"), (
             "what is not there is no secret's place either"
@@ -206,6 +218,7 @@ def test_a_token_of_a_project_sees_that_project_alone(visit: Callable[..., None]
             if path in OPEN:
                 continue
             status, reason, text = await site.ask(method, path, OTHERS, headers=bearer(mine))
+            assert (await site.ask(method, path, OTHERS, headers=site.session(mine)))[:2] == (status, reason)
             if path in OF_ALL:
                 assert status == 200
             else:
@@ -341,6 +354,8 @@ def test_the_pages_process_is_told_all_that_the_server_was() -> None:
 
 
 def test_sessions_last_a_week_and_are_bounded() -> None:
+    days, most = limits("days until a browser must sign in again")
+    assert (days * 86_400, most) == (_sessions.SECONDS, _sessions.MOST_OF_TOKEN)
     sessions = _sessions.Sessions()
     first = sessions.begin("text", "id", 0.0)
     assert sessions.token(first, _sessions.SECONDS - 1.0) == "text"
@@ -379,12 +394,17 @@ def test_attempts_to_sign_in_are_limited(visit: Callable[..., None], monkeypatch
         token, second = site.token(), 5.0
         monkeypatch.setattr("mechanicd.dashboard._login.monotonic", lambda: second)
         async with site.client() as http, site.client("192.0.2.8") as elsewhere:
-            answers = [await http.post(f"{API}/login", json={"token": "mech_x"}) for _ in range(11)]
-            assert [answer.status_code for answer in answers] == [401] * 10 + [429]
+            most, in_all = limits("attempts to sign in to the page in a second")
+            answers = [await http.post(f"{API}/login", json={"token": "mech_x"}) for _ in range(most + 1)]
+            assert [answer.status_code for answer in answers] == [401] * most + [429]
             assert answers[-1].json()["error"]["reason"] == "TOO_MANY_ATTEMPTS"
             assert (await elsewhere.post(f"{API}/login", json={"token": token})).status_code == 200, "one does not lock out all"
             second = 6.0
             assert (await http.post(f"{API}/login", json={"token": token})).status_code == 200
+            second = 7.0
+            many = [site.client(f"192.0.2.{number % 200}") for number in range(in_all + 1)]
+            codes = [(await each.post(f"{API}/login", json={"token": "mech_x"})).status_code for each in many]
+            assert codes == [401] * in_all + [429]
 
     visit(test)
 
