@@ -16,8 +16,8 @@ PUBLIC = {
     "mechanicd.runs": """
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING
         Alert AlertKind EventKind EventRow Filter FilterError Mark RunRow RunStats RunStatus SessionRow Silence StepOutcome
-        StepColumns StepRow alerts duration export_rows first_scale judged not_ahead outcomes pack parse_filter record_dtype
-        record_layout same_alerts unpack unpack_columns
+        StepColumns StepRow alerts cell duration export_rows first_scale judged not_ahead outcomes pack parse_filter
+        record_dtype record_layout same_alerts unpack unpack_columns
     """,
     "mechanicd.store": """
         SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore

@@ -90,6 +90,16 @@ SECRET = [
     "host=127.0.0.1 port=1 user=me password={}",
     "password='{}' host=127.0.0.1 port=1",
     "postgresql://host=127.0.0.1 password={}",
+    "postgresql://me%3A{}@127.0.0.1:1/db",
+    "postgresql://127.0.0.1:1/db&password={}",
+    "postgresql://127.0.0.1:1/db;password={}",
+    "postgresql://127.0.0.1:1/db#password={}",
+    "postgresql://127.0.0.1:1/db%3Fpassword%3D{}",
+    "postgresql://127.0.0.1:1/db?dbname=postgresql%3A%2F%2Fme%3A{}%40127.0.0.1%3A1%2Fdb",
+    "postgresql://127.0.0.1:1,me:{}@127.0.0.1:2/db",
+    "postgresql%3A//me%3A{}%40127.0.0.1/db",
+    "postgresql%3A%2F%2Fme%3A{}%40127.0.0.1%2Fdb",
+    "jdbc:postgresql://127.0.0.1:1/db?user=me&password={}",
 ]
 PASSWORDS = [
     "alphaomega",
@@ -111,6 +121,19 @@ def test_no_part_of_a_password_is_shown(form: str) -> None:
         told = f"{without_password(url)} {caught.value}"
         assert "lpha" not in told, url
         assert "omega" not in told, url
+
+
+def test_an_option_of_sqlite_that_sounds_secret_is_not_shown() -> None:
+    for password in PASSWORDS:
+        for url in (f"sqlite:///m.db?password={password}", f"sqlite:///m.db?mode=ro&key={password}"):
+            assert without_password(url) == url.removesuffix(password) + "…"
+
+
+def test_digits_that_are_no_port_are_not_shown() -> None:
+    for url in ("postgresql://me:98765432", "postgresql://me:98765/db"):
+        with pytest.raises(StoreNotWritable) as caught:
+            open_store(url)
+        assert "98765" not in f"{without_password(url)} {caught.value}"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from mechanicd.client import _address, _arguments, _close_time, _exit, _leftovers, _run_name, _signals, _spool_target
 from mechanicd.client._deferred import deferred
 from mechanicd.client._errors import InvalidArgument, MechanicdError, SessionClosed
+from mechanicd.client._secrets import command_without_secrets
 from mechanicd.client._session import OnOutage, Session, check_outage_policy
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import names
@@ -271,7 +272,7 @@ def _command() -> str:
     """The shell command that started this process; the server keeps it to show how to resume the run."""
     if os.environ.get("MECHANICD_SEND_COMMAND", "1") == "0":
         return ""
-    return _arguments.text(_arguments.without_secrets(shlex.join(sys.orig_argv)), _MAX_COMMAND)
+    return _arguments.text(shlex.join(command_without_secrets(sys.orig_argv)), _MAX_COMMAND)
 
 
 def _grpc_is_ours() -> bool:

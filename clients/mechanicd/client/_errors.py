@@ -25,6 +25,7 @@ tuner, which everything imports, so that `except MechanicdError` also catches wh
 from collections.abc import Mapping
 
 from mechanicd.tuner import InvalidArgument, MechanicdError
+from mechanicd.v1.names import plain
 
 __all__ = [
     "SURVIVED",
@@ -44,7 +45,10 @@ __all__ = [
     "StepConflict",
     "Unauthenticated",
     "from_reason",
+    "said",
 ]
+
+_MOST_OF_A_REASON = 64
 
 
 class SessionError(MechanicdError):
@@ -147,5 +151,11 @@ _BY_REASON: dict[str, type[MechanicdError]] = {
 
 
 def from_reason(reason: str, message: str, metadata: Mapping[str, str] | None = None) -> MechanicdError:
-    """The error class for a reason."""
-    return _BY_REASON.get(reason, MechanicdError)(reason, message, metadata)
+    """The error class for a reason that a server sent, with a message that a terminal and a log may have."""
+    return _BY_REASON.get(reason, MechanicdError)(said(reason, _MOST_OF_A_REASON), said(message), metadata)
+
+
+def said(text: str, most: int = 4096) -> str:
+    """What a server says to people: on one line, without what a terminal would obey, and of bounded length."""
+    shown = plain(text[:most])
+    return shown if len(text) <= most else f"{shown}…"

@@ -4,7 +4,7 @@ import logging
 import secrets
 from typing import Any, Final
 
-from mechanicd.client._errors import NotImplementedByServer, ServerUnavailable
+from mechanicd.client._errors import NotImplementedByServer, ServerUnavailable, said
 from mechanicd.client._targets import Route
 from mechanicd.tuner import TunerState
 from mechanicd.v1 import tuner_service_pb2
@@ -64,7 +64,7 @@ class Opener:
         # steps (it adopts the client's state) may be a surprise.
         expected = opened.outcome == tuner_service_pb2.OPEN_OUTCOME_REWOUND and start != 0
         surprising = opened.outcome in (tuner_service_pb2.OPEN_OUTCOME_REWOUND, tuner_service_pb2.OPEN_OUTCOME_ADOPTED)
-        log.log(logging.WARNING if surprising and not expected else logging.INFO, "%s: %s", self.name, opened.explanation)
+        log.log(logging.WARNING if surprising and not expected else logging.INFO, "%s: %s", self.name, said(opened.explanation))
         return opened
 
     def request(self, start: Start, session: int) -> tuner_service_pb2.OpenSessionRequest:

@@ -27,6 +27,7 @@ from mechanicd.client._errors import (
     ServerUnavailable,
     Unauthenticated,
     from_reason,
+    said,
 )
 from mechanicd.v1 import errors_pb2, names, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
@@ -57,6 +58,7 @@ _CHECK: Final = "/grpc.health.v1.Health/Check"
 
 Metadata = tuple[tuple[str, str], ...]
 
+_LINE: Final = "\n"
 _PROXIED: Final = " behind the environment's HTTP proxy (NO_PROXY names hosts to be reached without it)"
 
 
@@ -252,6 +254,7 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
     if refused is not None:
         return refused
     code, details = error.code(), error.details() or ""
+    shown = said(details)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ServerUnavailable(
             "DEADLINE_EXCEEDED", f"{target} did not answer in time; it may be overloaded or cut off from the network"
@@ -259,18 +262,18 @@ def translate(error: grpc.RpcError, target: str) -> MechanicdError:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return _distrust(target, details) or ServerUnavailable(
             "SERVER_UNREACHABLE",
-            f"no mechanicd answers at {target} ({details.splitlines()[0] if details else code.name.lower()}); "
+            f"no mechanicd answers at {target} ({said(details.split(_LINE)[0]) or code.name.lower()}); "
             f"start one with `mechanicd serve`, or check the address{_hint(target, details)}",
         )
     if code is grpc.StatusCode.UNAUTHENTICATED:  # what follows is not a mechanicd's own word, but a proxy's
         advice = f"let {_token.TOKEN} or {_token.TOKEN_FILE} give a token that is good"
-        return Unauthenticated("UNAUTHENTICATED", f"{target} does not know who asks ({details}); {advice}")
+        return Unauthenticated("UNAUTHENTICATED", f"{target} does not know who asks ({shown}); {advice}")
     if code is grpc.StatusCode.PERMISSION_DENIED:
-        return PermissionDenied("PERMISSION_DENIED", f"{target} does not allow this ({details})")
+        return PermissionDenied("PERMISSION_DENIED", f"{target} does not allow this ({shown})")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method; upgrade it: {details}")
+        return NotImplementedByServer("NOT_IMPLEMENTED", f"{target} does not implement this method; upgrade it: {shown}")
     # A training must survive whatever else went wrong, so it counts as an outage.
-    return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {details}")
+    return ServerUnavailable("RPC_FAILED", f"{target}: {code.name}: {shown}")
 
 
 def _refusal(error: grpc.RpcError) -> MechanicdError | None:
@@ -289,7 +292,7 @@ def _refusal(error: grpc.RpcError) -> MechanicdError | None:
 def _distrust(target: str, details: str) -> NotTrusted | None:
     """What a failed TLS handshake says, by the words of gRPC's TLS library."""
     if "CERTIFICATE_VERIFY_FAILED" in details:
-        why = details.partition("CERTIFICATE_VERIFY_FAILED: ")[2].partition(":")[0].strip() or "not valid"
+        why = said(details.partition("CERTIFICATE_VERIFY_FAILED: ")[2].partition(":")[0].strip()) or "not valid"
         advice = f"let {_credentials.CA} name a PEM file with the authority that signed it, or renew it"
         return NotTrusted("CERTIFICATE_NOT_TRUSTED", f"the certificate of {target} can't be trusted ({why}); {advice}")
     if "Hostname Verification" in details:

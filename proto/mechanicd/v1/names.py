@@ -103,3 +103,20 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 def is_text(value: str) -> bool:
     """Whether a string is Unicode text, which can be sent. Bytes that were no UTF-8, as in a command line, are surrogates."""
     return value.isprintable() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def plain(text: str, keep: str = "") -> str:
+    """The text as a terminal and a log may have it: what is not printable is escaped, but for the characters to keep.
+
+    Not printable are control characters, so an escape sequence and the end of a line too, and what changes the direction of
+    text, has no width or is no character. Whatever comes from another process goes through here before people see it.
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join([each if each.isprintable() or each in keep else _escaped(each) for each in text])
+    )
+
+
+def _escaped(character: str) -> str:
+    return ascii(character)[1:-1]

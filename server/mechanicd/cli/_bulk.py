@@ -1,6 +1,5 @@
 """Commands that change one run, several, or all that match a filter: which ones, whether to go on, and what became of each."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any, Final
 import click
 
 from mechanicd.cli import _options
-from mechanicd.cli._output import EXIT_FAILED, confirm, json_option
+from mechanicd.cli._output import EXIT_FAILED, confirm, json_option, say, say_json
 from mechanicd.client import Client, MechanicdError, ServerUnavailable, Unauthenticated, connect
 from mechanicd.v1 import resources_pb2
 
@@ -93,7 +92,7 @@ def run(
         elif not names and as_json:
             _report(change, [], [], as_json)
         elif not names:
-            click.echo(f"no runs match the filter; nothing was changed{_options.no_match(filter_)}")
+            say(f"no runs match the filter; nothing was changed{_options.no_match(filter_)}")
         else:
             if not yes and (change.ask_one or not one):
                 confirm(_question(change, names), as_json)
@@ -134,28 +133,28 @@ def _refusal(name: str, error: MechanicdError) -> dict[str, Any]:
 
 def _list(change: Change, names: Sequence[str], refused: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"dry_run": True, change.done: list(names), **({"refused": list(refused)} if refused else {})}))
+        say_json({"dry_run": True, change.done: list(names), **({"refused": list(refused)} if refused else {})})
     else:
         for name in names:
-            click.echo(f"would {change.verb} {name}")
+            say(f"would {change.verb} {name}")
         _say(refused)
         would = f"; {len(refused):,} would be refused" if refused else ""
-        click.echo(f"{_count(names)} would be {change.done}{would}; nothing was changed")
+        say(f"{_count(names)} would be {change.done}{would}; nothing was changed")
     if refused:
         sys.exit(EXIT_FAILED)
 
 
 def _say(refused: Sequence[dict[str, Any]]) -> None:
     for error in refused:
-        click.echo(f"error: {error['name']}: {error['message']} [{error['reason']}]", err=True)
+        say(f"error: {error['name']}: {error['message']} [{error['reason']}]", err=True)
 
 
 def _change_one(change: Change, client: Client, name: str, as_json: bool) -> None:
     answer = change.call(client, name)
     if not as_json:
-        click.echo(f"{change.done} {name}")
+        say(f"{change.done} {name}")
     else:
-        click.echo(json.dumps({change.done: name} if change.shown is None else change.shown(answer)))
+        say_json({change.done: name} if change.shown is None else change.shown(answer))
 
 
 def _change_all(change: Change, client: Client, names: Sequence[str], as_json: bool) -> None:
@@ -176,7 +175,7 @@ def _change_all(change: Change, client: Client, names: Sequence[str], as_json: b
         tried = len(done) + len(refused)
         left = max(0, len(names) - tried - 1)
         also = f"; {names[tried]} may be {change.done}, too" if tried < len(names) else ""
-        click.echo(f"{change.done} {_count(done)} before this{also}; {left:,} are as they were", err=True)
+        say(f"{change.done} {_count(done)} before this{also}; {left:,} are as they were", err=True)
         raise
     _report(change, done, refused, as_json)
 
@@ -184,12 +183,12 @@ def _change_all(change: Change, client: Client, names: Sequence[str], as_json: b
 def _report(change: Change, done: Sequence[str], refused: Sequence[dict[str, Any]], as_json: bool) -> None:
     """What became of each run. The exit code is 1 if a run was refused."""
     if as_json:
-        click.echo(json.dumps({change.done: list(done), "refused": list(refused)}))
+        say_json({change.done: list(done), "refused": list(refused)})
     else:
         for name in done:
-            click.echo(f"{change.done} {name}")
+            say(f"{change.done} {name}")
         _say(refused)
-        click.echo(f"{change.done} {_count(done)}" + (f"; {len(refused):,} refused" if refused else ""))
+        say(f"{change.done} {_count(done)}" + (f"; {len(refused):,} refused" if refused else ""))
     if refused:
         sys.exit(EXIT_FAILED)
 

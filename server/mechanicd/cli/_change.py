@@ -3,14 +3,13 @@
 They ask first if the change can't be undone, or is made to many runs.
 """
 
-import json
 from typing import Any
 
 import click
 from google.protobuf import field_mask_pb2
 
 from mechanicd.cli import _bulk, _options, _text
-from mechanicd.cli._output import confirm, json_option
+from mechanicd.cli._output import confirm, json_option, json_text, say, say_json
 from mechanicd.cli._ranges import STEP
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
@@ -39,9 +38,9 @@ def rewind(target: str, project: str, run: str, step: int, fence: bool, yes: boo
             confirm(question, as_json)
         now = client.call("RewindRun", run_service_pb2.RewindRunRequest(name=name, after_step=step, fence=fence), 60.0).run
     if as_json:
-        click.echo(json.dumps(_text.run_dict(now)))
+        say_json(_text.run_dict(now))
     else:
-        click.echo(f"{name} is at step {now.durable_step}; S {_text.scale(now)}")
+        say(f"{name} is at step {now.durable_step}; S {_text.scale(now)}")
 
 
 @click.command()
@@ -60,9 +59,9 @@ def fork(target: str, project: str, run: str, new: str, step: int | None, as_jso
         request = run_service_pb2.ForkRunRequest(source=source, after_step=after_step, name=name)
         made = client.call("ForkRun", request, 60.0).run
     if as_json:
-        click.echo(json.dumps(_text.run_dict(made)))
+        say_json(_text.run_dict(made))
     else:
-        click.echo(f"{name} starts from {source} at step {made.durable_step}; S {_text.scale(made)}")
+        say(f"{name} starts from {source} at step {made.durable_step}; S {_text.scale(made)}")
 
 
 @click.command()
@@ -86,7 +85,7 @@ def rename(target: str, project: str, run: str, new: str, fence: bool, as_json: 
     request = run_service_pb2.RenameRunRequest(name=str(name), new_name=_options.full_name(name.project, new), fence=fence)
     with connect(target) as client:
         now = client.call("RenameRun", request, 60.0).run
-    click.echo(json.dumps(_text.run_dict(now)) if as_json else f"{name} is now {now.name}")
+    say(json_text(_text.run_dict(now)) if as_json else f"{name} is now {now.name}")
 
 
 @click.command()
@@ -106,9 +105,9 @@ def close(target: str, project: str, run: str, status: str, message: str, fence:
     with connect(target) as client:
         now = client.call("CloseRun", request, 60.0).run
     if as_json:
-        click.echo(json.dumps(_text.run_dict(now)))
+        say_json(_text.run_dict(now))
     else:
-        click.echo(f"{name} is {status} at step {now.durable_step}")
+        say(f"{name} is {status} at step {now.durable_step}")
 
 
 @click.command()

@@ -1,6 +1,5 @@
 """`mechanicd health`: whether a server serves, for probes of containers and for scripts that start one."""
 
-import json
 import time
 from typing import Final
 
@@ -8,7 +7,7 @@ import click
 from grpc_health.v1 import health_pb2
 
 from mechanicd.cli._options import reports_errors, target_option
-from mechanicd.cli._output import fail, json_option
+from mechanicd.cli._output import fail, json_option, json_text, say
 from mechanicd.cli._ranges import FiniteRange
 from mechanicd.client import Client, NotTrusted, ServerUnavailable, connect
 
@@ -47,7 +46,7 @@ def health(target: str, wait: float, live: bool, as_json: bool) -> None:
             f"{target} answers {status}: its store is unavailable, or it drains; see its log",
             as_json,
         )
-    click.echo(json.dumps({"target": target, "status": status}) if as_json else status)
+    say(json_text({"target": target, "status": status}) if as_json else status)
 
 
 def _status(client: Client, end: float) -> str:

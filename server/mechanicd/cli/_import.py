@@ -1,6 +1,5 @@
 """`mechanicd import`: brings what trainings wrote without a network to a server."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mechanicd.cli import _options, _text
-from mechanicd.cli._output import EXIT_FAILED, json_option, printable, report
+from mechanicd.cli._output import EXIT_FAILED, json_option, report, say, say_json
 from mechanicd.client import MechanicdError, ServerUnavailable, Unauthenticated, connect
 from mechanicd.client.spool import Imported, import_spool, spool_files
+from mechanicd.v1.names import plain
 
 
 @click.command("import")
@@ -50,9 +50,9 @@ def import_(target: str, paths: tuple[str, ...], run: str | None, as_json: bool)
             else:
                 done.append(_dict(imported))
                 if not as_json:
-                    click.echo(_line(imported))
+                    say(_line(imported))
     if as_json:
-        click.echo(json.dumps(done, indent=2))
+        say_json(done, 2)
     if any("error" in each for each in done):
         sys.exit(EXIT_FAILED)
 
@@ -63,7 +63,7 @@ def _bar(file: Path, wanted: bool) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal)) as bar:
-        task = bar.add_task(printable(file.name), total=None)
+        task = bar.add_task(plain(file.name), total=None)
         yield lambda steps, of: bar.update(task, completed=steps, total=of)
 
 
@@ -87,7 +87,7 @@ def _dict(imported: Imported) -> dict[str, Any]:
 
 def _line(imported: Imported) -> str:
     if not imported.run:
-        return f"{printable(str(imported.file))}: no training has begun in it"
+        return f"{imported.file}: no training has begun in it"
     had = imported.steps - imported.imported
     what = f"{imported.imported:,} steps imported" if imported.imported or not had else "nothing to import"
     parts = [what, *([f"the server had {had:,}"] if had else []), f"the run is {imported.status}"]

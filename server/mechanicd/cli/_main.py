@@ -3,7 +3,8 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 try:
@@ -13,6 +14,7 @@ except ModuleNotFoundError:  # the base install is the client alone
 
 from mechanicd.cli._output import fail
 from mechanicd.cli._streams import any_streams
+from mechanicd.v1.names import plain
 
 _COMMANDS: Final = {
     "demo": "mechanicd.demo:demo",
@@ -24,6 +26,16 @@ _COMMANDS: Final = {
     "tokens": "mechanicd.cli._tokens:tokens",
     "top": "mechanicd.cli._top:top",
 }
+
+
+@contextmanager
+def _plain_usage_errors() -> Iterator[None]:
+    """click quotes what it was given, which may be the name or the label of a run: no terminal is to obey it."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = plain(error.message, "\n")  # type: ignore[misc]  # it is final by its annotation alone
+        raise
 
 
 class LazyGroup(click.Group):
@@ -40,6 +52,14 @@ class LazyGroup(click.Group):
     def main(self, *args: Any, **settings: Any) -> Any:
         with any_streams():
             return super().main(*args, **settings)
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        with _plain_usage_errors():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _plain_usage_errors():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.lazy)

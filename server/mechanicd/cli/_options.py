@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import click
+from google.protobuf.message import DecodeError
 
 from mechanicd.cli._output import fail
 from mechanicd.cli._text import SORTS
@@ -13,6 +14,7 @@ from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import names, resources_pb2, run_service_pb2
 
 _COMPLETION_SECONDS: Final = 1.0
+_MOST_OF_AN_ERROR: Final = 300
 _SHORT_NAME: Final = re.compile(r'(?:^|\sAND)\s*name\s*=(?!\s*"?projects/)')
 _NOT_UNICODE: Final = {
     "target": "INVALID_TARGET",
@@ -67,10 +69,10 @@ def known_runs(context: click.Context, parameter: click.Parameter, begun: str) -
             parent = parent_of(context.params.get("project"))
             request = run_service_pb2.ListRunsRequest(parent=parent, page_size=1000)
             found = client.call("ListRuns", request, _COMPLETION_SECONDS).runs
-    except (MechanicdError, names.MalformedName):
+        given = [run.name if begun.startswith("projects/") else names.parse_run(run.name).run for run in found]
+    except (MechanicdError, ValueError):
         return []
-    given = [run.name if begun.startswith("projects/") else names.parse_run(run.name).run for run in found]
-    return [name for name in given if name.startswith(begun)]
+    return [name for name in given if name.startswith(begun) and name.isprintable()]
 
 
 run_argument = click.argument("run", shell_complete=known_runs)
@@ -92,6 +94,12 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             fail(error.reason, error.message, kwargs.get("as_json", False))
         except names.MalformedName as error:
             fail(error.reason, str(error), kwargs.get("as_json", False))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, DecodeError) as error:
+            what = f"{type(error).__name__}: {error}"[:_MOST_OF_AN_ERROR]
+            advice = (
+                "either what answers is no mechanicd of a version that fits, or this is a fault of mechanicd: please report it"
+            )
+            fail("COMMAND_FAILED", f"this can't be done with what came ({what}); {advice}", kwargs.get("as_json", False))
 
     return wrapper
 

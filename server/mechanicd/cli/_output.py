@@ -3,13 +3,30 @@
 import json
 import sys
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
+
+from mechanicd.v1.names import plain
 
 EXIT_FAILED: Final = 1
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Prints lines of text. Each is one line, and no terminal obeys what a run, a server or a file has put into it."""
+    click.echo("\n".join(map(plain, lines)), err=err)
+
+
+def say_json(value: Any, indent: int | None = None) -> None:
+    """Prints a JSON value, in ASCII; a reader gets its texts exactly."""
+    click.echo(json_text(value, indent))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A JSON value without any control character but the ends of its lines."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def report(reason: str, message: str, as_json: bool = False) -> None:
@@ -19,9 +36,11 @@ def report(reason: str, message: str, as_json: bool = False) -> None:
         reason: a stable name, for programs.
         message: for people: what happened, what was expected, what to do.
     """
-    text = json.dumps({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]"
     with suppress(OSError):  # nobody reads it
-        click.echo(printable(text), err=True)
+        say(
+            json_text({"error": {"reason": reason, "message": message}}) if as_json else f"error: {message} [{reason}]",
+            err=True,
+        )
 
 
 def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
@@ -30,18 +49,9 @@ def fail(reason: str, message: str, as_json: bool = False) -> NoReturn:
     sys.exit(EXIT_FAILED)
 
 
-def printable(text: str, keep: str = "") -> str:
-    """The text without control characters, which a terminal would obey: they are escaped, but for those to keep."""
-    return text if text.isprintable() else "".join(_shown(each, keep) for each in text)
-
-
-def _shown(character: str, keep: str) -> str:
-    return character if character.isprintable() or character in keep else ascii(character)[1:-1]
-
-
 def confirm(question: str, as_json: bool) -> None:
     """Goes on only if the answer is yes. With --json a program reads the output, so it is asked only at a terminal."""
     if not as_json or sys.stdin.isatty():
-        click.confirm(question, abort=True, err=True)
+        click.confirm(plain(question), abort=True, err=True)
     elif sys.stdin.readline().strip().lower() not in ("y", "yes"):
         fail("NOT_CONFIRMED", f"{question} Nothing was changed; pass --yes to confirm", as_json)

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mechanicd.cli import _options, _text
-from mechanicd.cli._output import json_option, printable
+from mechanicd.cli._output import json_option, json_text, say, say_json
 from mechanicd.client import AccessDenied, Client, MechanicdError, NotImplementedByServer, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
+from mechanicd.v1.names import plain
 
 _SKETCHED_RUNS = 100
 _COLORED_RUNS = 200
@@ -47,9 +48,9 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
             return
         if not found:
             if filter_:
-                click.echo(f"no runs that match the filter at {target}{_options.no_match(filter_)}")
+                say(f"no runs that match the filter at {target}{_options.no_match(filter_)}")
             else:
-                click.echo(f"no runs at {target}; a training script creates one with mechanize(…, target='{target}')")
+                say(f"no runs at {target}; a training script creates one with mechanize(…, target='{target}')")
             return
         wanted = len(found) <= _SKETCHED_RUNS if sketch is None else sketch
         sketches = sketches_of(client, [run.name for run in found], _SKETCH_WIDTH) if wanted else None
@@ -57,7 +58,7 @@ def list_(target: str, project: str | None, filter_: str, sort: str, format_: st
     if out.is_terminal and len(found) <= _COLORED_RUNS:
         out.print(_text.table(found, sketches, client.clock_ahead))
     else:
-        click.echo("\n".join(_text.lines(found, sketches, client.clock_ahead)))
+        say(*_text.lines(found, sketches, client.clock_ahead))
 
 
 @click.command()
@@ -75,7 +76,7 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
         shown = {**_text.run_dict(found), "command": found.command, "events": events}
         buckets = [] if as_json else _buckets(client, name, 200)
     if as_json:
-        click.echo(json.dumps(shown, indent=2))
+        say_json(shown, 2)
         return
     out = console()
     grid = Table.grid(padding=(0, 2))
@@ -83,16 +84,16 @@ def show(target: str, project: str, run: str, as_json: bool) -> None:
         if key == "events":
             continue
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else "" if value is None else str(value)
-        grid.add_row(Text(key, style="dim"), Text(printable(text, "\n")))
+        grid.add_row(Text(key, style="dim"), Text(plain(text, "\n")))
     out.print(grid)
     if events:
         happened = Table.grid(padding=(0, 2))
         for event in events[-20:]:
-            happened.add_row(event["time"], f"step {event['step']}", event["kind"], Text(printable(event["message"], "\n")))
+            happened.add_row(event["time"], f"step {event['step']}", event["kind"], Text(plain(event["message"], "\n")))
         out.print("\nevents:" if len(events) <= 20 else f"\nthe last 20 of {len(events)} events:")
         out.print(happened)
     for need in found.needs:
-        out.print(Text(f"\nneeds attention: {printable(need.message)} [{_text.kind(need)}]", style="bold yellow"))
+        out.print(Text(f"\nneeds attention: {plain(need.message)} [{_text.kind(need)}]", style="bold yellow"))
     if buckets:
         scales = [max(bucket.scale.max) for bucket in buckets]
         least = min(min(bucket.scale.min) for bucket in buckets)
@@ -114,9 +115,9 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
         try:
             for response in client.watch(request, lost_server):
                 for run in response.runs:
-                    click.echo(json.dumps(_text.run_dict(run)) if as_json else _change(run))
+                    say(json_text(_text.run_dict(run)) if as_json else _change(run))
                 for name in response.gone:
-                    click.echo(json.dumps({"gone": name}) if as_json else f"{name}  {_why_gone(client, name)}")
+                    say(json_text({"gone": name}) if as_json else f"{name}  {_why_gone(client, name)}")
         except KeyboardInterrupt:
             return
 
@@ -124,10 +125,10 @@ def watch(target: str, project: str | None, filter_: str, as_json: bool) -> None
 def lost_server(error: MechanicdError | None) -> None:
     """Says on stderr that a watch has lost its server, or, without an error, that it goes on."""
     if error is None:
-        click.echo("the server answers again", err=True)
+        say("the server answers again", err=True)
         return
     what = "another token" if isinstance(error, AccessDenied) else "it"
-    click.echo(f"{printable(error.message)} [{error.reason}]; waiting for {what}", err=True)
+    say(f"{error.message} [{error.reason}]; waiting for {what}", err=True)
 
 
 def console() -> Console:
@@ -163,22 +164,24 @@ def _buckets(client: Client, name: str, most: int) -> list[run_service_pb2.Serie
 def _print(found: list[resources_pb2.Run], format_: str) -> None:
     runs = [_text.run_dict(run) for run in found]
     if format_ == "json":
-        click.echo(json.dumps(runs, indent=2))
+        say_json(runs, 2)
     elif format_ == "jsonl":
-        sys.stdout.write("".join(f"{json.dumps(run)}\n" for run in runs))
+        sys.stdout.write("".join(f"{json_text(run)}\n" for run in runs))
     else:
         labels = sorted({key for run in found for key in run.labels})
-        plain = ("name", "status", "step", "scale_min", "scale_max", "base_lr", "create_time", "step_time", "needs")
+        common = ("name", "status", "step", "scale_min", "scale_max", "base_lr", "create_time", "step_time", "needs")
+        from mechanicd.runs import cell  # numpy comes with it, which is slow to import
+
         writer = csv.writer(sys.stdout)
-        writer.writerow([*plain, *(f"labels.{key}" for key in labels)])
+        writer.writerow(map(cell, [*common, *(f"labels.{key}" for key in labels)]))
         for run, shown in zip(found, runs, strict=True):
-            values = {**shown, "scale_min": min(run.scale), "scale_max": max(run.scale)}
+            values = {**shown, "scale_min": min(run.scale, default=None), "scale_max": max(run.scale, default=None)}
             values["needs"] = " ".join(need["kind"] for need in shown["needs"])
-            writer.writerow([*(values[key] for key in plain), *(run.labels.get(key, "") for key in labels)])
+            writer.writerow(map(cell, [*(values[key] for key in common), *(run.labels.get(key, "") for key in labels)]))
 
 
 def _change(run: resources_pb2.Run) -> str:
-    needs = "".join(f"  needs attention: {printable(need.message)}" for need in run.needs)
+    needs = "".join(f"  needs attention: {need.message}" for need in run.needs)
     return f"{_text.short(run.name)}  {_text.status(run)}  step {run.durable_step}  S {_text.scale(run)}{needs}"
 
 

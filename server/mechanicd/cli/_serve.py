@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import json
 import logging
 import os
 import sys
@@ -14,8 +13,9 @@ import click
 
 from mechanicd.access import Role, create
 from mechanicd.cli._access import networks, role_of, roles_of_clients
-from mechanicd.cli._output import fail, json_option
+from mechanicd.cli._output import fail, json_option, json_text, say
 from mechanicd.cli._ranges import DAYS, STEP, FiniteRange
+from mechanicd.cli._secret_files import or_by_file
 from mechanicd.cli._streams import forget
 from mechanicd.v1 import local_token
 
@@ -63,9 +63,10 @@ if TYPE_CHECKING:
     metavar="ROLE[:PROJECT]",
     help="What those readers may do, and where.",
 )
-@click.option(
+@or_by_file(
     "--store",
     "store_url",
+    "MECHANICD_STORE_FILE",
     default="sqlite:///mechanicd.db",
     show_default=True,
     metavar="URL",
@@ -73,8 +74,10 @@ if TYPE_CHECKING:
     "any number of servers can share.",
 )
 @click.option("--metrics-per-run", is_flag=True, help="Export S and the step of every run in /metrics, labeled with its name.")
-@click.option(
+@or_by_file(
     "--webhook",
+    "webhook",
+    "MECHANICD_WEBHOOK_FILE",
     default="",
     metavar="URL",
     help="POST JSON here when a run starts to need attention, and again when it no longer does.",
@@ -222,9 +225,9 @@ def serve(
         where = f" http={page}" if page else ""
         text = f"mechanicd ready: grpc={','.join(listening)} store={ready['store']} pid={os.getpid()}{where}"
         try:
-            click.echo(json.dumps({"ready": {**ready, "http": page or None}}) if as_json else text)
+            say(json_text({"ready": {**ready, "http": page or None}}) if as_json else text)
             if page and local is not None and not as_json and sys.stdout.isatty():
-                click.echo(f"This link signs you in to the page: {local_token.link(page, local[0])}")
+                say(f"This link signs you in to the page: {local_token.link(page, local[0])}")
         except OSError as error:  # nobody reads the line, but trainers may come
             logging.getLogger("mechanicd").warning("stdout can't be written (%s); serving all the same", error.strerror)
             forget(sys.stdout)

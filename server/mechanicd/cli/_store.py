@@ -1,6 +1,5 @@
 """`mechanicd store …`: database maintenance, without a server."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mechanicd import store as stores
-from mechanicd.cli._output import confirm, fail, json_option
+from mechanicd.cli._output import confirm, fail, json_option, json_text, say, say_json
 from mechanicd.cli._ranges import DAYS, STEP
+from mechanicd.cli._secret_files import or_by_file, read
 from mechanicd.service import Retention
 from mechanicd.store import StoreError
 
-store_option = click.option(
+store_option = or_by_file(
     "--store",
     "url",
+    "MECHANICD_STORE_FILE",
     default="sqlite:///mechanicd.db",
     show_default=True,
     metavar="URL",
@@ -42,24 +43,28 @@ def check(url: str, as_json: bool) -> None:
         runs = sum(1 for _ in stores.every_run(opened))
     wrong = [finding for finding in findings if not finding.harmless]
     if as_json:
-        click.echo(json.dumps({"runs": runs, "ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        say_json({"runs": runs, "ok": not wrong, "findings": [asdict(finding) for finding in findings]}, 2)
     else:
         for finding in findings:
             mark = "note " if finding.harmless else "wrong"
-            click.echo(f"{mark}  {finding.run or stores.without_password(url)}: {finding.message} [{finding.reason}]")
-        click.echo(f"{runs} runs checked, {len(wrong)} problems")
+            say(f"{mark}  {finding.run or stores.without_password(url)}: {finding.message} [{finding.reason}]")
+        say(f"{runs} runs checked, {len(wrong)} problems")
     sys.exit(1 if wrong else 0)
 
 
 @store.command()
 @store_option
-@click.argument("to")
+@click.argument("to", required=False)
+@click.option("--to-file", metavar="FILE", help="A file that holds TO, which no process list shows then.")
 @json_option
-def backup(url: str, to: str, as_json: bool) -> None:
+def backup(url: str, to: str | None, to_file: str | None, as_json: bool) -> None:
     """Copy a snapshot of every run to TO: a new file, or the URL of an empty store of either engine.
 
     A server may be running. Use the same command to restore a backup, and to move runs from SQLite to PostgreSQL.
     """
+    if (to is None) == (to_file is None):
+        raise click.UsageError("name the place of the backup: TO, or --to-file FILE")
+    to = read(to_file, "--to-file", as_json) if to_file is not None else str(to)
     target_url = to if "://" in to else f"sqlite:///{to}"
     with (
         _opened(url, as_json, readonly=True) as source,
@@ -69,7 +74,7 @@ def backup(url: str, to: str, as_json: bool) -> None:
         rows = stores.copy(source, target, progress)
         runs = sum(1 for _ in stores.every_run(target))
     shown = stores.without_password(target_url)
-    click.echo(json.dumps({"to": shown, "runs": runs, "rows": rows}) if as_json else f"{runs} runs copied to {shown}")
+    say(json_text({"to": shown, "runs": runs, "rows": rows}) if as_json else f"{runs} runs copied to {shown}")
 
 
 @store.command()
@@ -93,7 +98,7 @@ def vacuum(url: str, keep_steps: int | None, keep_days: float | None, yes: bool,
         opened.vacuum()
         after = sum(1 for _ in stores.every_run(opened))
     report = {"runs": after, "runs_deleted": before - after}
-    click.echo(json.dumps(report) if as_json else f"{after} runs kept, {before - after} deleted")
+    say(json_text(report) if as_json else f"{after} runs kept, {before - after} deleted")
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from mechanicd.cli._output import printable
 from mechanicd.v1 import names, resources_pb2
+from mechanicd.v1.names import plain
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
 _STYLES: Final = {"running": "green", "finished": "cyan", "preempted": "yellow", "failed": "red", "silent": "magenta"}
@@ -21,7 +21,7 @@ SORTS: Final[dict[str, Callable[[resources_pb2.Run], Any]]] = {
     "name": lambda run: run.name,
     "status": lambda run: (status(run), run.name),
     "step": lambda run: run.durable_step,
-    "scale": lambda run: max(run.scale),
+    "scale": lambda run: max(run.scale, default=0.0),
     "age": lambda run: -run.step_time.ToNanoseconds(),
     "created": lambda run: run.create_time.ToNanoseconds(),
     "needs": lambda run: (-len(run.needs), run.name),
@@ -52,7 +52,7 @@ def run_dict(run: resources_pb2.Run) -> dict[str, Any]:
         "sessions": run.session_count,
         "rewinds": run.rewind_count,
         "config": {
-            "convention": resources_pb2.TunerConfig.Convention.Name(config.convention).removeprefix("CONVENTION_").lower(),
+            "convention": _word(resources_pb2.TunerConfig.Convention, config.convention, "CONVENTION_"),
             "betas": list(config.betas),
             "s_decay": config.s_decay,
             "s_init": config.s_init,
@@ -70,8 +70,8 @@ def need_dict(need: resources_pb2.Need) -> dict[str, Any]:
 
 def event_dict(event: resources_pb2.RunEvent) -> dict[str, Any]:
     """An event as plain JSON values."""
-    name = resources_pb2.EventKind.Name(event.kind).removeprefix("EVENT_KIND_").lower()
-    return {"time": iso(event.time), "step": event.step, "kind": name, "message": event.message}
+    kind_ = _word(resources_pb2.EventKind, event.kind, "EVENT_KIND_")
+    return {"time": iso(event.time), "step": event.step, "kind": kind_, "message": event.message}
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -119,7 +119,7 @@ def table(found: Iterable[resources_pb2.Run], sketches: dict[str, str] | None = 
         made.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right)
     now = datetime.now(UTC) + timedelta(seconds=ahead)
     for run in found:
-        styles = {"status": _STYLES[status(run)], "needs": "bold yellow", "labels": "dim"}
+        styles = {"status": _STYLES.get(status(run), ""), "needs": "bold yellow", "labels": "dim"}
         cells = zip(headings, _cells(run, sketches, now), strict=True)
         made.add_row(*(Text(cell, style=styles.get(heading, "")) for heading, cell in cells))
     return made
@@ -131,7 +131,7 @@ def _headings(sketches: dict[str, str] | None) -> tuple[str, ...]:
 
 
 def _cells(run: resources_pb2.Run, sketches: dict[str, str] | None, now: datetime) -> tuple[str, ...]:
-    return (
+    cells = (
         short(run.name),
         f"{status(run)}, archived" if run.HasField("archive_time") else status(run),
         f"{run.durable_step:,}",
@@ -139,8 +139,9 @@ def _cells(run: resources_pb2.Run, sketches: dict[str, str] | None, now: datetim
         *(() if sketches is None else (sketches.get(run.name, ""),)),
         ago(now - run.step_time.ToDatetime(tzinfo=UTC)) if run.HasField("step_time") else "–",
         " ".join(map(kind, run.needs)),
-        printable(" ".join(f"{key}={value}" for key, value in sorted(run.labels.items()))),
+        " ".join(f"{key}={value}" for key, value in sorted(run.labels.items())),
     )
+    return tuple(map(plain, cells))
 
 
 def _padded(cell: str, width: int, right: bool) -> str:
@@ -154,7 +155,7 @@ def _width(cell: str) -> int:
 
 def kind(need: resources_pb2.Need) -> str:
     """The kind of an alert, as one word."""
-    return resources_pb2.NeedKind.Name(need.kind).removeprefix("NEED_KIND_").lower()
+    return _word(resources_pb2.NeedKind, need.kind, "NEED_KIND_")
 
 
 def short(name: str) -> str:
@@ -165,12 +166,17 @@ def short(name: str) -> str:
 
 def status(run: resources_pb2.Run) -> str:
     """running, silent, preempted, failed or finished."""
-    return resources_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_").lower()
+    return _word(resources_pb2.RunStatus, run.status, "RUN_STATUS_")
+
+
+def _word(kinds: Any, value: int, prefix: str) -> str:
+    """A value of an enum as a word; one that a newer server knows stays a number."""
+    return str(kinds.Name(value)).removeprefix(prefix).lower() if value in kinds.values() else str(value)
 
 
 def scale(run: resources_pb2.Run) -> str:
     """S, or its range over the scale groups."""
-    low, high = min(run.scale), max(run.scale)
+    low, high = min(run.scale, default=0.0), max(run.scale, default=0.0)
     return f"{high:.3g}" if low == high else f"{low:.3g} … {high:.3g}"
 
 

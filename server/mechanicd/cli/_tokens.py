@@ -1,6 +1,5 @@
 """`mechanicd tokens …`: who may use the servers of a store. It works on the store itself, beside its servers or without one."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from mechanicd import store as stores
 from mechanicd.access import Role, Token
 from mechanicd.access import create as new_token
 from mechanicd.cli._options import reports_errors, target_option
-from mechanicd.cli._output import fail, json_option, printable
+from mechanicd.cli._output import fail, json_option, say, say_json
 from mechanicd.cli._store import store_option
 from mechanicd.client import InvalidArgument, MechanicdError
 from mechanicd.v1 import local_token, names
@@ -63,11 +62,11 @@ def create(url: str, project: str, role: str, expires: int, note: str, as_json: 
         text, token = new_token(where, Role(role), now, now + expires if expires else 0, note)
         store.add_token(token)
     if as_json:
-        click.echo(json.dumps({"token": text, **_as_json(token, now)}))
+        say_json({"token": text, **_as_json(token, now)})
     else:
-        click.echo(text)
+        say(text)
         until = f"until {_moment(token.expire_time)}" if token.expire_time else "until it is revoked"
-        click.echo(f"It allows {role} in {_place(token)} {until}. It is not shown again.", err=True)
+        say(f"It allows {role} in {_place(token)} {until}. It is not shown again.", err=True)
 
 
 @tokens.command("list")
@@ -79,16 +78,16 @@ def list_(url: str, as_json: bool) -> None:
     with _opened(url, as_json, readonly=True) as store:
         now, found, damaged = store.clock.now(), store.tokens(), store.damaged_tokens()
     for id_ in damaged:
-        click.echo(printable(f"warning: token {id_} can't be read any more, and lets nobody in; make another"), err=True)
+        say(f"warning: token {id_} can't be read any more, and lets nobody in; make another", err=True)
     if as_json:
-        click.echo(json.dumps([_as_json(token, now) for token in found], indent=2))
+        say_json([_as_json(token, now) for token in found], 2)
         return
     if not found:
-        click.echo("no tokens; `mechanicd tokens create` makes one", err=True)
+        say("no tokens; `mechanicd tokens create` makes one", err=True)
     for token in found:
         note = f"  {token.note}" if token.note else ""
         line = f"{token.id}  {token.role:5}  {token.project or names.ALL_PROJECTS:20}  {_state(token, now)}{note}"
-        click.echo(printable(line))
+        say(line)
 
 
 @tokens.command()
@@ -108,10 +107,10 @@ def revoke(url: str, ids: tuple[str, ...], as_json: bool) -> None:
                 raise MechanicdError("TOKEN_NOT_FOUND", message.format(shown))
         revoked = [token for id_ in ids if (token := store.revoke_token(id_, now))]
     if as_json:
-        click.echo(json.dumps([_as_json(token, now) for token in revoked], indent=2))
+        say_json([_as_json(token, now) for token in revoked], 2)
     else:
         for token in revoked:
-            click.echo(f"{token.id} revoked on {_moment(token.revoke_time)}")
+            say(f"{token.id} revoked on {_moment(token.revoke_time)}")
 
 
 @tokens.command()
@@ -138,9 +137,9 @@ def local(target: str, page: str | None, as_json: bool) -> None:
         fail("TOKEN_NOT_FOUND", message, as_json)
     link = local_token.link(page, text) if page else ""
     if as_json:
-        click.echo(json.dumps({"token": text, **({"link": link} if link else {})}))
+        say_json({"token": text, **({"link": link} if link else {})})
     else:
-        click.echo(link or text)
+        say(link or text)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`mechanicd top`: a live full-screen table of runs."""
 
 import contextlib
-import json
 import os
 import select
 import sys
@@ -17,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mechanicd.cli import _options, _query, _text
-from mechanicd.cli._output import json_option
+from mechanicd.cli._output import json_option, say, say_json
 from mechanicd.cli._ranges import FiniteRange
 from mechanicd.client import Client, MechanicdError, connect
 from mechanicd.v1 import resources_pb2, run_service_pb2
@@ -137,7 +136,7 @@ def top(target: str, project: str | None, filter_: str, sort: str, interval: flo
             elif not live:
                 found = _text.ordered(fleet.runs(), sort)
                 sketches = _Sketches(client).of(found[:_SKETCHED_RUNS])
-                click.echo("\n".join([_tallies(found), f"by {sort}", "", *_text.lines(found, sketches, client.clock_ahead)]))
+                say(_tallies(found), f"by {sort}", "", *_text.lines(found, sketches, client.clock_ahead))
             else:
                 _live(fleet, client, sort, interval)
         except KeyboardInterrupt:
@@ -146,7 +145,7 @@ def top(target: str, project: str | None, filter_: str, sort: str, interval: flo
 
 def _print_json(fleet: _Fleet, sort: str, interval: float, once: bool) -> None:
     while True:
-        click.echo(json.dumps([_text.run_dict(run) for run in _text.ordered(fleet.runs(), sort)]))
+        say_json([_text.run_dict(run) for run in _text.ordered(fleet.runs(), sort)])
         if once:
             return
         time.sleep(interval)

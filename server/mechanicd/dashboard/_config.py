@@ -33,7 +33,7 @@ class PageConfig:
         tls: the files of the certificate; None: no TLS.
     """
 
-    store: str
+    store: str = field(repr=False)
     silence: Silence = field(default_factory=Silence)
     everyone: bool = False
     local: Token | None = None
@@ -45,7 +45,7 @@ class PageConfig:
     grpc: tuple[str, ...] = ()
     metrics_per_run: bool = False
     log_level: str = "INFO"
-    webhook: str = ""
+    webhook: str = field(default="", repr=False)
     told: tuple[tuple[str, str], ...] = ()
     started: int = 0
     clock: int | None = None

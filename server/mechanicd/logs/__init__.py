@@ -11,7 +11,9 @@ import sys
 import threading
 from collections import deque
 from time import monotonic
-from typing import Final
+from typing import Any, Final
+
+from mechanicd.v1.names import plain
 
 __all__ = ["MOST_BYTES", "BackgroundHandler", "OneLine", "log_to_stderr"]
 
@@ -40,12 +42,24 @@ def log_to_stderr(level: str | int) -> None:
 
 
 class OneLine(logging.Formatter):
-    """A message is one line, whatever a client put into it: it can't look like another line, and no terminal obeys it."""
+    """A message is one line, whatever a client put into it: it can't look like another line, and no terminal obeys it.
+
+    The lines of a traceback are indented, and just as plain.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        if not record.message.isprintable():
-            record.message = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in record.message)
+        record.message = plain(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {plain(line)}" for line in text.split("\n"))
 
 
 class BackgroundHandler(logging.Handler):

@@ -8,6 +8,7 @@ Pure: nothing here knows a store, a transport or a page. `_values` has the enums
 from mechanicd.runs._alerts import Alert, alerts, same_alerts
 from mechanicd.runs._export import COLUMNS as EXPORT_COLUMNS
 from mechanicd.runs._export import FORMATS as EXPORT_FORMATS
+from mechanicd.runs._export import cell
 from mechanicd.runs._export import rows as export_rows
 from mechanicd.runs._filter import Filter, FilterError, parse_filter
 from mechanicd.runs._model import EventRow, RunRow, SessionRow
@@ -39,6 +40,7 @@ __all__ = [
     "StepOutcome",
     "StepRow",
     "alerts",
+    "cell",
     "duration",
     "export_rows",
     "first_scale",

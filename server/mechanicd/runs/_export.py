@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -46,7 +47,7 @@ def _for_each_group(column: Sequence[T], groups: int) -> Sequence[T]:
 
 
 def as_csv(rows: Iterator[Row]) -> Iterator[str]:
-    """CSV in portions of lines, the header in the first. A number reads back as the same float64."""
+    """CSV in portions of lines, the header in the first. A number reads back as the same float64, texts are those of `cell`."""
     heading = _quoted(COLUMNS)
     while (portion := list(islice(rows, _PORTION))) or heading:
         yield heading + "".join(map(_line, portion))
@@ -71,8 +72,21 @@ def _is_plain(group: str) -> bool:
 
 def _quoted(row: Row) -> str:
     text = io.StringIO()
-    csv.writer(text).writerow(row)
+    csv.writer(text).writerow(map(cell, row))
     return text.getvalue()
+
+
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FORMULA: Final = re.compile(r"(^|[;|\t\r\n])(?=[\s'\"]*[=+\-@\t\r\n＝＋－＠])")
+
+
+def cell(value: Any) -> Any:
+    """A value as a spreadsheet may have it: text that it would take for a formula gets a ' before it, and stays text.
+
+    That is text that begins with = + - @, a tab or the end of a line, also behind what other settings of a spreadsheet take
+    for the end of a cell. A number stays a number, also one that is text, such as a label's "-0.5".
+    """
+    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) and not _NUMBER.fullmatch(value) else value
 
 
 def as_jsonl(rows: Iterator[Row]) -> Iterator[str]:

@@ -164,7 +164,10 @@ class PostgresStore(SQLStore):
         except psycopg.Error:  # its text has parts of the URL, perhaps of the password
             raise _unreadable(parse(url)) from None
         self._parameters: dict[str, Any] = {**_CONNECT, **given}
-        self.path = f"PostgreSQL at {given.get('host', 'the local socket')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
+        named = str(given.get("dbname", ""))
+        named = "…" if re.search("[=@:]", named) else named  # libpq takes a whole URL there, too
+        self.path = f"PostgreSQL at {given.get('host', 'the local socket')}:{given.get('port', 5432)}/{named}"
+        self._secrets = _secrets(given)
         self._lazy: psycopg.Connection[Any] | None = None
         try:
             self._migrate()
@@ -279,12 +282,18 @@ class PostgresStore(SQLStore):
             if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
                 self.close()
             if isinstance(error, (pg.ReadOnlySqlTransaction, pg.InsufficientPrivilege)):
-                raise StoreNotWritable(
-                    f"{self.path} can't be {doing} by this user ({_short(error)}); use the primary, and a user who may do that"
-                ) from None
+                advice = "use the primary, and a user who may do that"
+                raise StoreNotWritable(f"{self.path} can't be {doing} by this user ({self._short(error)}); {advice}") from None
             if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
-                raise StoreRejected(f"{self.path} rejects a value: {_short(error)}") from None
-            raise StoreUnavailable(f"{self.path} could not be {doing}: {_short(error)}") from None
+                raise StoreRejected(f"{self.path} rejects a value: {self._short(error)}") from None
+            raise StoreUnavailable(f"{self.path} could not be {doing}: {self._short(error)}") from None
+
+    def _short(self, error: BaseException) -> str:
+        """The first line; the rest is a hint for people at a psql prompt."""
+        text = str(error).strip().partition("\n")[0]
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
 
     def _migrate(self) -> None:
         with self._errors("written" if not self._readonly else "read"):
@@ -369,6 +378,8 @@ def _unreadable(url: StoreURL) -> StoreNotWritable:
     return StoreNotWritable(f"{url.shown}: {said}; see libpq's connection URIs")
 
 
-def _short(error: BaseException) -> str:
-    """The first line; the rest is a hint for people at a psql prompt."""
-    return str(error).strip().partition("\n")[0]
+def _secrets(given: Mapping[str, Any]) -> list[str]:
+    """What libpq or the server may quote, and nobody may see: a user's name or a database's that has a password in it."""
+    named = [text for text in (str(given.get("user", "")), str(given.get("dbname", ""))) if re.search("[=@:]", text)]
+    parts = {part for text in named for part in (text, *re.split("[=@:/?&]+", text)[1:]) if len(part) > 3}
+    return sorted(parts, key=len, reverse=True)

@@ -5,12 +5,19 @@ A password can be anywhere in a URL that is wrong, so a message shows only what 
 
 import re
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 from mechanicd.store._errors import StoreNotWritable
+from mechanicd.v1.names import plain
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31}):(?://)?(.*)", re.DOTALL)
 _POSTGRES: Final = ("postgresql", "postgres")
-_MAY_HIDE: Final = re.compile(r"[@=?:;\s]")
+_MAY_HIDE: Final = re.compile(r"[@=?:;%\s]")
+_SECRET: Final = r"(?:pass\w*|pwd|secret\w*|token|\w*key)"
+_ASSIGNED: Final = re.compile(rf"\b{_SECRET}\s*=", re.IGNORECASE)
+_SECRET_OPTION: Final = re.compile(rf"([?&]{_SECRET}=).*", re.IGNORECASE | re.DOTALL)
+_COLON: Final = re.compile(":|%3A", re.IGNORECASE)
+_MOST_PORT: Final = 65535
 _HOST: Final = re.compile(r"(?:[^:\[\]]*|\[[^\[\]]*\])(?::[0-9]*)?")
 _OPTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
@@ -49,7 +56,7 @@ def parse(url: str) -> StoreURL:
         path = url.removeprefix("sqlite:///")
         if path not in ("", url) and "\0" not in path:
             options = _options(path)
-            return StoreURL(path, plain(url), options if all(options) else ())
+            return StoreURL(path, plain(_SECRET_OPTION.sub(r"\1…", url)), options if all(options) else ())
     raise StoreNotWritable(f"{_hidden(url)}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE")
 
 
@@ -61,11 +68,6 @@ def without_password(url: str) -> str:
         return _hidden(url)
 
 
-def plain(text: str) -> str:
-    """The text as any stream and any JSON can hold it, on one line: what is not printable is escaped."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
 def _postgres(start: str, rest: str) -> StoreURL:
     # As libpq reads it: a user, and a password, if an @ comes before the first slash; they end at the first @.
     login, at, after = rest.partition("@")
@@ -74,8 +76,10 @@ def _postgres(start: str, rest: str) -> StoreURL:
     place = after.partition("?")[0]
     hosts = place.partition("/")[0]
     wrong = ""
-    if "@" in place or not all(map(_HOST.fullmatch, hosts.split(","))):
+    if "@" in place or not all(map(_is_host, hosts.split(","))):
         wrong = "it has no HOST:PORT where one should be"
+    elif _ASSIGNED.search(unquote(place)):
+        wrong = "its options do not begin with a ?"
     elif _BAD_ESCAPE.search(f"{login} {after}"):
         wrong = "a % in it begins no escape"
     elif re.search(r"\s", login + after):
@@ -84,7 +88,12 @@ def _postgres(start: str, rest: str) -> StoreURL:
         raise StoreNotWritable(f"{start}…: this URL can't be read: {wrong}; {_ESCAPES}")
     if not at and "@" in after:  # in its options; or a password with a slash and a ? reaches that far
         return StoreURL(None, f"{start}…")
-    return StoreURL(None, plain(f"{start}{login.partition(':')[0]}{at}{place}"), _options(after))
+    return StoreURL(None, plain(f"{start}{_COLON.split(login)[0]}{at}{place}"), _options(after))
+
+
+def _is_host(host: str) -> bool:
+    port = host.rpartition(":")[2]
+    return _HOST.fullmatch(host) is not None and (not port.isdecimal() or (len(port) <= 5 and int(port) <= _MOST_PORT))
 
 
 def _options(text: str) -> tuple[str, ...]:
