@@ -244,6 +244,33 @@ def test_the_name_localhost_is_held_to_this_machine_at_each_connection(gate: Gat
     assert made == [f"localhost:{gate.port}"]
 
 
+def test_a_name_that_moves_to_another_machine_under_a_training_gets_no_token(
+    gate: Gate, project: str, server: Any, history: Callable[..., list[Any]], wait_for: Callable[..., bool],
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(_token.TOKEN, GOOD)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    at, real = ["127.0.0.1"], socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *given, **more: real(at[0] if host == "moves.example" else host, *given, **more)
+    )
+    session = open_run(f"moves.example:{gate.port}", "moves", project=project, start=0)
+    session.step(ONE)
+    at[0] = "192.0.2.1"
+    gate.cut()
+    session.step(ONE)
+    assert wait_for(lambda: any("TOKEN_IN_CLEAR" in line for line in about(caplog, "moves")))
+    with pytest.raises(Unauthenticated) as refused:
+        session.flush(0.05)
+    assert refused.value.reason == "TOKEN_IN_CLEAR"
+    at[0] = "127.0.0.1"
+    assert session.flush(20) == 2
+    session.close()
+    assert sum("TOKEN_IN_CLEAR" in line for line in about(caplog, "moves")) == 1
+    assert [record.step for record in history(server.target, "moves", project)] == [1, 2]
+
+
 def test_without_a_token_clear_text_goes_everywhere_as_before() -> None:
     assert _token.header(Address("192.0.2.1:1"), private=False) == ()
 
