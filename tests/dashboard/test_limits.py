@@ -1,6 +1,7 @@
 """The page's limits: unfinished requests, very many connections, heavy queries and hostile bodies harm no other viewer."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -56,6 +57,46 @@ def test_a_request_that_does_not_come_to_its_end_is_given_up_and_a_slow_answer_i
             slow = asyncio.create_task(client.get(f"http://127.0.0.1:{port}/slow"))
             await asyncio.gather(*(ends(port, parts) for parts in UNFINISHED.values()))
             assert (await slow).text == "well"
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_nobody_reads_is_given_up_and_a_slow_reader_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limit("seconds in which a viewer reads nothing") == 2 * _connections.REQUEST_SECONDS
+    monkeypatch.setattr(_connections, "REQUEST_SECONDS", 0.15)
+    whole = 16 * 2**20
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(16):
+            await send({"type": "http.response.body", "body": bytes(whole // 16), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        settings = uvicorn.Config(large, lifespan="off", log_config=None, http=_connections.Connection)
+        server = uvicorn.Server(settings)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        async with asyncio.timeout(10):
+            other, unread = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+            reader, slow = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+            for each in (unread, slow):
+                each.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            got = 0
+            while some := await reader.read(2**16):
+                got += len(some)
+                await asyncio.sleep(0.004)
+            assert got > whole
+            left = bytearray()
+            with contextlib.suppress(ConnectionError):
+                while some := await other.read(2**16):
+                    left += some
+            assert 0 < len(left) < whole
+            for each in (unread, slow):
+                each.close()
         server.should_exit = True
         await serving
 

@@ -146,6 +146,17 @@ def test_a_connection_may_have_so_many_streams(server: Any) -> None:
     assert settings[3] == limit("streams of one connection")
 
 
+@pytest.mark.soak
+def test_a_connection_that_does_not_begin_is_closed(server: Any) -> None:
+    host, port = server.target.split(":")
+    seconds = limit("seconds for a connection to begin")
+    begun = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=2 * seconds) as connection:
+        while connection.recv(2**16):  # the server's settings come first
+            pass
+    assert seconds - 2 < time.monotonic() - begun < seconds + 10
+
+
 def test_a_host_may_watch_so_often_and_again_once_a_watch_has_ended(wire: Any, training: Any) -> None:
     most = limit("watches")
     watching = [wire.call("WatchRuns", parent="projects/nobody") for _ in range(most)]
@@ -188,5 +199,7 @@ def test_a_checkpoint_may_be_at_the_largest_step_and_not_after_it(training: Any)
 
 
 def test_the_limits_of_names_and_labels_are_those_of_the_contract() -> None:
+    assert limit("seconds for a connection to begin") == _limits.HANDSHAKE_SECONDS
+    assert limit("seconds of a connection without a call") == _limits.IDLE_SECONDS
     assert limit("bytes of a fork") == _forking._PORTION
     assert limit("labels of a run") == names.MAX_LABELS

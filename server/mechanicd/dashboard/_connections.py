@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST_CONNECTIONS: Final = 512
 """A browser keeps one for the live events of each tab. A request of a further connection is answered with status 503."""
 REQUEST_SECONDS: Final = 10.0
-"""For the head of a request to come, and for its body."""
+"""For the head of a request to come, for its body, and for a part of the answer to be read."""
 _SELDOM_SECONDS: Final = 60.0
 _COMING: Final = (h11.IDLE, h11.SEND_BODY)
 
@@ -22,6 +22,7 @@ class Connection(H11Protocol):
 
     _looking: asyncio.TimerHandle
     _awaited: tuple[Any, Any] | None = (h11.IDLE, None)
+    _unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -33,7 +34,13 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        """Closes the connection if the same part of the same request has been awaited since the last look."""
+        """Closes the connection if the same part of the same request has been awaited since the last look, or if nothing of an
+        answer that waits has been read."""
+        unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        if unread and unread == self._unread:
+            self.transport.abort()  # `close` would wait for the reader
+            return
+        self._unread = unread
         state = self.conn.their_state
         awaited = (state, self.cycle) if state in _COMING else None
         if awaited is not None and awaited == self._awaited:

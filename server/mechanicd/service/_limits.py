@@ -17,6 +17,10 @@ MOST_STEP: Final = 2**40
 """The last step that a checkpoint may be at: a step a millisecond takes 35 years."""
 MOST_STREAMS: Final = 10_000
 """Of one connection: a sweep in one process. A silent stream takes about 40 KiB."""
+HANDSHAKE_SECONDS: Final = 20
+"""For a connection to begin as HTTP/2 does, over TLS where that is on."""
+IDLE_SECONDS: Final = 600
+"""That a connection may have no call. An idle one takes about 18 KiB."""
 MOST_WATCHERS: Final = 64
 """Of one host: each is sent every run, and keeps a message of 4 MiB until it is read."""
 

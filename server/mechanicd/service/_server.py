@@ -41,6 +41,9 @@ _OPTIONS: Final = [
     ("grpc.so_reuseport", 0),  # with it, a second server could bind the same port and would silently take half of the calls
     ("grpc.max_receive_message_length", _limits.MOST_LARGE_BYTES),
     ("grpc.max_concurrent_streams", _limits.MOST_STREAMS),
+    # gRPC counts no connections. One without a call is told to go; a client's next call makes another.
+    ("grpc.server_handshake_timeout_ms", _limits.HANDSHAKE_SECONDS * 1000),
+    ("grpc.max_connection_idle_ms", _limits.IDLE_SECONDS * 1000),
     # Clients ping every 20 s, also between steps; gRPC's default takes that for an attack. And a client that is gone without a
     # word is found by the server's own pings.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
