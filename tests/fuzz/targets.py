@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Final
 
 import mechanicd
-from tests.fuzz import calls, commands, page, parsers, stored
+from tests.fuzz import calls, commands, connections, page, parsers, stored
 from tests.fuzz.harness import Target
 
 TARGETS: Final[dict[str, Target]] = {
-    target.name: target for target in (*parsers.TARGETS, *stored.TARGETS, *commands.TARGETS, *calls.TARGETS, *page.TARGETS)
+    target.name: target
+    for target in (*parsers.TARGETS, *stored.TARGETS, *commands.TARGETS, *calls.TARGETS, *connections.TARGETS, *page.TARGETS)
 }
 
 _PARSER: Final = re.compile(r"parse\w*|from_\w+|unpack\w*|[a-z]\w*_in|convert|filled|translate")
