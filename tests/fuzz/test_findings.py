@@ -1,7 +1,10 @@
 """Inputs that were at fault once, and what they are refused with now."""
 
+import contextlib
+import sqlite3
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,7 +12,7 @@ import pytest
 
 from mechanicd.client import ServerUnavailable, _spool_format, _transport
 from mechanicd.runs import RunStats
-from mechanicd.store import StoreDamaged, _rows
+from mechanicd.store import SQLiteStore, StoreDamaged, _rows, check
 from mechanicd.v1 import resources_pb2
 from tests.fuzz import stored
 from tests.fuzz.harness import Meter
@@ -102,3 +105,19 @@ def test_a_whole_record_of_a_spool_that_is_no_message_of_its_kind_is_damage(reco
     at = next(at for at, (kind, _) in enumerate(records) if kind == record[0])
     records[at] = record
     assert refused("spool", stored.written(records)) == "SPOOL_DAMAGED"
+
+
+@pytest.mark.parametrize("last", [2**40, 2**62, 2**63 - 1])
+def test_curves_are_drawn_beside_a_chunk_with_a_last_step_that_cannot_be(last: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    path.write_bytes(stored.template())
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE chunks SET last_step = ? WHERE run_id = 1 AND branch = 0 AND number = 2", (last,))
+        database.commit()
+    store = SQLiteStore(str(path), readonly=True)
+    row = store.get("p", "r1")
+    assert row is not None
+    for most in (1, 100):
+        assert len(store.summary(row, 0, 1, 2**62, most)) >= 1
+    assert any(not finding.harmless for finding in check(store))
+    store.close()

@@ -104,7 +104,7 @@ def read(db: Database, groups: int, branch: int, reaches: Sequence[Reach], size:
     covered = [-1] * len(reaches)
     for tier in reversed(range(1, _highest(groups, size) + 1)):
         least = bucket_steps(groups, tier)
-        span = least * width
+        span = min(least * width, _ANY)
         stored = min(size, span)
         column = "tiers.fine" if stored == least else "tiers.coarse"
         where = f"tiers.branch = {int(branch)} AND tiers.tier = {tier}"
