@@ -15,6 +15,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import numpy as np
+from google.protobuf.message import DecodeError
+
 from mechanicd.client import MechanicdError, _spool_format, _spool_history, _wire
 from mechanicd.runs import (
     RunStats,
@@ -122,6 +125,23 @@ def _take_reductions(given: Any) -> None:
     assert all(0.0 <= each < float("inf") for each in after.scale), after.scale
 
 
+def _make_columns(rng: Random) -> tuple[int, bytes]:
+    groups = rng.choice((1, 2, 3, 130))
+    columns = {name: [abs(mutation.real(rng)) for _ in range(groups)] for name in Reductions._fields}
+    return groups, mutation.data(rng, (resources_pb2.Reductions(**columns).SerializeToString(),))
+
+
+def _take_columns(given: tuple[int, bytes]) -> None:
+    groups, data = given
+    try:
+        message = resources_pb2.Reductions.FromString(data)
+    except DecodeError:
+        return
+    columns = _convert.columns_in(message, groups)
+    expected = np.array([getattr(message, name) for name in Reductions._fields])
+    assert columns.tobytes() == expected.tobytes()
+
+
 # --- history ---------------------------------------------------------------------------------------------------------------
 
 _GROUPS: Final = (1, 3)
@@ -147,7 +167,6 @@ def _take_records(given: tuple[int, int, int, bytes]) -> None:
     columns = unpack_columns(groups, whole)
     assert isinstance(columns, StepColumns)
     assert list(columns.step) == steps
-    _chunks.records_of(groups, 0, (low, high), bool(len(data) % 2), data)
     if steps:
         RunStats().after(groups, 1e-8, whole).to_text()
         summary.of_steps(groups, whole)
@@ -481,10 +500,18 @@ TARGETS = (
         rounds=20_000,
     ),
     Target(
+        name="columns",
+        make=_make_columns,
+        take=_take_columns,
+        refused=(ServiceError,),
+        covers=(_convert.columns_in,),
+        rounds=30_000,
+    ),
+    Target(
         name="records",
         make=_make_records,
         take=_take_records,
-        covers=(unpack, unpack_columns, _chunks.readable, _chunks.records_of),
+        covers=(unpack, unpack_columns, _chunks.readable),
         rounds=20_000,
         quick=30,
     ),
