@@ -389,7 +389,9 @@ def test_a_new_token_is_good_at_once_and_guesses_do_not_ask_the_store_each_time(
     visit(test)
 
 
-def test_attempts_to_sign_in_are_limited(visit: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_to_sign_in_are_limited_and_fill_no_log(
+    visit: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test(site: Site) -> None:
         token, second = site.token(), 5.0
         monkeypatch.setattr("mechanicd.dashboard._login.monotonic", lambda: second)
@@ -403,8 +405,14 @@ def test_attempts_to_sign_in_are_limited(visit: Callable[..., None], monkeypatch
             assert (await http.post(f"{API}/login", json={"token": token})).status_code == 200
             second = 7.0
             many = [site.client(f"192.0.2.{number % 200}") for number in range(in_all + 1)]
+            caplog.clear()
             codes = [(await each.post(f"{API}/login", json={"token": "mech_x"})).status_code for each in many]
             assert codes == [401] * in_all + [429]
+            second = 8.0
+            await http.post(f"{API}/login", json={"token": "mech_x"})
+            lines = [record.getMessage() for record in caplog.records if record.name == "mechanicd.audit"]
+            assert len(lines) == 12
+            assert lines[10] == f"{in_all - 10} more attempts to sign in were refused"
 
     visit(test)
 

@@ -19,7 +19,9 @@ audit = logging.getLogger("mechanicd.audit")
 
 ATTEMPTS_OF_HOST: Final = 10
 ATTEMPTS: Final = 100
-"""A second, right ones as well. No one can guess 256 bits; this is for the log's sake, and for those who type theirs."""
+"""A second, right ones as well. No one can guess 256 bits; this is for those who type theirs, and for the log's sake."""
+MOST_OF_STRANGERS: Final = 10
+"""Lines in a second about refused attempts; the others are counted."""
 
 
 class Login:
@@ -31,6 +33,7 @@ class Login:
         self._door = door
         self._second = 0
         self._attempts: Counter[str] = Counter()
+        self._refused = 0
 
     async def sign_in(self, request: Request, body: bytes) -> Response:
         """Raises ApiError TOO_MANY_ATTEMPTS, MALFORMED_REQUEST; Denied; StoreUnavailable."""
@@ -41,7 +44,9 @@ class Login:
         try:
             principal = await self._keys.check(token)
         except Denied:
-            audit.warning("token=%s method=login run=- result=refused from=%s", named[0] if named else "-", _plain(host))
+            self._refused += 1
+            if self._refused <= MOST_OF_STRANGERS:
+                audit.warning("token=%s method=login run=- result=refused from=%s", named[0] if named else "-", _plain(host))
             raise
         if principal is ANYONE:  # nobody needs to sign in
             return Json(told(principal, False))
@@ -62,7 +67,9 @@ class Login:
     def _count(self, host: str) -> None:
         second = int(monotonic())
         if second != self._second:
-            self._second, self._attempts = second, Counter()
+            if self._refused > MOST_OF_STRANGERS:
+                audit.warning("%d more attempts to sign in were refused", self._refused - MOST_OF_STRANGERS)
+            self._second, self._attempts, self._refused = second, Counter(), 0
         if self._attempts[host] >= ATTEMPTS_OF_HOST or self._attempts.total() >= ATTEMPTS:
             raise ApiError("TOO_MANY_ATTEMPTS", "too many attempts to sign in; wait for a second")
         self._attempts[host] += 1
