@@ -112,7 +112,8 @@ def test_the_commands_of_a_target(name: str, place: Place, monkeypatch: pytest.M
             train(place, "", monkeypatch)
         assert refused.value.reason == "UNAUTHENTICATED"
         assert [get(place, "/healthz")[0], get(place, "/metrics")[0]] == [200, 401]
-        assert "mechanicd_certificate_expires_timestamp_seconds" in get(place, "/metrics", token)[1]
+        reader = place.new_token(target, "read")  # beside the running server
+        assert "mechanicd_certificate_expires_timestamp_seconds" in get(place, "/metrics", reader)[1]
         assert token not in place.log()
         if target.pre_stop:
             assert float(target.pre_stop[1]) < target.stop_seconds
