@@ -169,6 +169,16 @@ def test_a_password_of_libpqs_own_is_not_shown(about: str, tmp_path: Path, monke
     assert "alphaomega" not in str(caught.value)
 
 
+def test_what_postgresql_quotes_of_a_user_or_a_database_has_no_password(postgres: Any) -> None:
+    url = postgres.create_database("quoted")
+    place, _, database = url.rpartition("/")
+    for wrong in (url.replace("postgres@", "postgres%3Aalphaomega@"), f"{place}/{database}%3Aalphaomega"):
+        with pytest.raises(StoreError) as caught:
+            open_store(wrong)
+        assert "not exist" in str(caught.value) or "failed" in str(caught.value)
+        assert "omega" not in str(caught.value)
+
+
 def test_a_server_whose_password_has_a_hash_shows_none_of_it(postgres: Any, new_server: Callable[..., Any]) -> None:
     url = postgres.create_database("hash").replace("postgres@", "postgres:alpha#omega@")
     server = new_server("--http", "127.0.0.1:0", "--log-level", "debug", "--metrics-per-run", store=url).start()
