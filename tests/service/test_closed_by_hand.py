@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mechanicd.client import MechanicdError, Reductions, connect, open_run
+from mechanicd.runs import session_key
 from mechanicd.service._errors import alias
 from mechanicd.v1 import resources_pb2, run_service_pb2
 from tests.client.fault_proxy import FaultProxy
@@ -80,7 +81,7 @@ def test_a_live_trainer_keeps_its_run_unless_it_is_fenced(training: Any) -> None
     training.take(3)
     refused = training.wire.refused("CloseRun", name=training.name, status=FINISHED)
     assert (refused.code, refused.reason) == (9, "RUN_HELD")
-    assert refused.metadata == {"name": training.name, "session": alias(training.session)}
+    assert refused.metadata == {"name": training.name, "session": alias(session_key(training.session))}
     training.take(2)
     run = closed(training, FINISHED, fence=True)
     assert (run.status, run.durable_step, run.status_message) == (FINISHED, 5, "closed by hand")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mechanicd.runs import session_key
 from mechanicd.service._errors import alias
 from mechanicd.tuner import TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
@@ -107,7 +108,7 @@ def test_a_run_that_a_session_holds_is_not_taken_back_and_its_session_goes_on(tr
     training.take(10)
     refused = training.wire.refused("RewindRun", name=training.name, after_step=4)
     assert (refused.code, refused.reason) == (9, "RUN_HELD")
-    assert refused.metadata == {"name": training.name, "session": alias(training.session)}
+    assert refused.metadata == {"name": training.name, "session": alias(session_key(training.session))}
     assert "stop its trainer first" in refused.message
     training.take(2)
     assert training.run().rewind_count == 0

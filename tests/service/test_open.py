@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from mechanicd.runs import session_key
 from mechanicd.service._errors import alias
 from mechanicd.tuner import CONVENTIONS, Reductions, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
@@ -211,7 +212,7 @@ def test_the_older_session_is_fenced_by_name_wherever_it_turns_up(new_training: 
     old.take(3)
     new.open()
     new.states += old.states[1:]
-    facts = {"session": str(old.session), "successor": alias(new.session)}
+    facts = {"session": str(old.session), "successor": alias(session_key(new.session))}
     stream = old.wire.stream()
     (result,) = stream.take(old.request())
     assert (result.error.reason, dict(result.error.metadata)) == (10, facts)
@@ -461,7 +462,7 @@ def test_a_zombie_is_refused_by_a_restarted_server_too(new_server: Callable[...,
     server.start()
     wire = new_training(at=server).wire
     refused = wire.refused("OpenSession", name=old.name, session=old.session)
-    assert (refused.reason, refused.metadata["successor"]) == ("SESSION_FENCED", alias(new.session))
+    assert (refused.reason, refused.metadata["successor"]) == ("SESSION_FENCED", alias(session_key(new.session)))
     assert wire.call("OpenSession", name=new.name, session=new.session).outcome == REATTACHED
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mechanicd.runs import session_key
 from mechanicd.service import Engine, Retention, ServiceError, _registry, _writer
 from mechanicd.service._errors import alias
 from mechanicd.service._run_service import RunService
@@ -149,7 +150,7 @@ def test_a_fenced_session_is_told_so_with_the_holder_however_long_ago_it_was(
         for _ in range(takeovers):
             holder = await bench.open()
         (error,) = await bench.stream(old)
-        facts = {"session": str(old), "successor": alias(holder)}
+        facts = {"session": str(old), "successor": alias(session_key(holder))}
         assert (error.reason, dict(error.metadata)) == (10, facts)
         for refused in (await bench.flush(old), await bench.reattach(old)):
             assert (refused.reason, refused.metadata) == ("SESSION_FENCED", facts)
@@ -170,7 +171,8 @@ def test_what_the_store_said_of_a_session_is_remembered(
         monkeypatch.setattr(bench.store, "by_session", lambda session: (asked.append(session), look(session))[1])
         for _ in range(3):
             assert [error.reason for error in await bench.stream(old, 77, 77, old)] == [10, 11, 11, 10]
-        assert asked == [old, 77, 77, 77], "once for a fence, which is for good; once a message for a stranger"
+        once = list(map(session_key, [old, 77, 77, 77]))
+        assert asked == once, "once for a fence, which is for good; once a message for a stranger"
 
     runner.run(act())
 

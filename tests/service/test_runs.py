@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mechanicd.runs import session_key
 from mechanicd.service import Engine, _pages, _run_service
 from mechanicd.service._errors import alias
 from mechanicd.store import _store, open_store
@@ -360,7 +361,7 @@ def test_the_session_of_a_deleted_run_is_told_so_at_its_next_step(training: Any,
     training.take(5)
     held = wire.refused("DeleteRun", name=training.name)
     assert (held.code, held.reason) == (9, "RUN_HELD")
-    assert held.metadata == {"name": training.name, "session": alias(training.session)}
+    assert held.metadata == {"name": training.name, "session": alias(session_key(training.session))}
     training.take(1)
     wire.call("DeleteRun", name=training.name, fence=True)
     assert wire.refused("GetRun", name=training.name).reason == "RUN_NOT_FOUND"

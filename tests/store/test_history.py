@@ -417,7 +417,7 @@ def overwritten(at: int, value: bytes) -> Callable[[Any], None]:
 
     def spoil(db: Any) -> None:
         (records,) = db.execute("SELECT records FROM chunks").fetchone()
-        db.execute("UPDATE chunks SET records = :new", {"new": records[:at] + value + records[at + 8 :]})
+        db.execute("UPDATE chunks SET records = :new, sums = NULL", {"new": records[:at] + value + records[at + 8 :]})
 
     return spoil
 

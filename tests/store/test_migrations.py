@@ -3,6 +3,7 @@
 `fixtures/schema_vN.db` were written by the mechanicd whose schema was N, with `world.py`.
 """
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -14,9 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from mechanicd.runs import EventKind, EventRow, RunStats
+from mechanicd.runs import EventKind, EventRow, RunStats, session_key
 from mechanicd.store import SCHEMA_VERSION, SchemaTooNew, SchemaTooOld, SQLiteStore, check, open_store
-from mechanicd.store._migrations import OLD_TABLES
+from mechanicd.store._migrations import NEW_IN_5, OLD_TABLES
 from tests.store import world
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -132,6 +133,12 @@ def test_a_long_run_of_version_2_has_its_pyramid_after_the_migration(tmp_path: P
             db.execute(f"DROP TABLE {table}")
         for column in ("revision", "command", "vitals", "archive_time"):
             db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        for table in ("sessions", "chunks"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN {next(iter(NEW_IN_5[table]))}")
+        for column in NEW_IN_5["runs"]:
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        for table, session in itertools.product(("runs", "sessions"), (11, 21, 22, 23, 24, 31)):
+            db.execute(f"UPDATE {table} SET session = ? WHERE session = ?", (session, session_key(session)))
         db.execute("PRAGMA user_version = 2")
     assert len(tiers) == 2, "of the long run, and of the first branch of the rewound one"
     store = SQLiteStore(str(path))
@@ -141,7 +148,7 @@ def test_a_long_run_of_version_2_has_its_pyramid_after_the_migration(tmp_path: P
         assert db.execute("SELECT * FROM tiers ORDER BY 1, 2, 3, 4").fetchall() == tiers
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_an_old_postgresql_database_has_everything_when_opened(postgres: Any, version: int) -> None:
     """The world of the SQLite file, in the tables that the mechanicd of that version made in PostgreSQL."""
     url = str(postgres.create_database(f"migrated{version}"))

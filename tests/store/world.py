@@ -8,7 +8,7 @@ Numbers are made by formula, so the test that reads a file needs no second file 
 import math
 import sys
 
-from mechanicd.runs import EventKind, EventRow, RunRow, RunStats, RunStatus, StepRow, first_scale, pack
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStats, RunStatus, StepRow, first_scale, pack, session_key
 from mechanicd.store import Claim, Commit, Release, Store, open_store
 from mechanicd.tuner import TunerConfig, TunerState
 
@@ -62,9 +62,9 @@ def check(store: Store) -> None:
     ]
     new, groups, long, rewound = store.list_runs(None, None, 100)
     assert (new.epoch, new.session, new.last_step, new.step_time) == (0, 0, 0, 0)
-    assert (groups.config, groups.session, groups.last_step, groups.state) == (GROUPS, 31, 300, b"state 300")
+    assert (groups.config, groups.session, groups.last_step, groups.state) == (GROUPS, session_key(31), 300, b"state 300")
     assert (long.status, long.status_message, long.session, long.last_step) == (RunStatus.FINISHED, "done „well“", 0, 3000)
-    assert (rewound.session, rewound.rewinds, rewound.last_step) == (24, 2, 105)
+    assert (rewound.session, rewound.rewinds, rewound.last_step) == (session_key(24), 2, 105)
     assert rewound.labels == {"session": "24"}
     assert rewound.scale == (10.5,)
     assert [row.create_time for row in (new, groups, long, rewound)] == [10**18] * 4
@@ -76,7 +76,7 @@ def check(store: Store) -> None:
     )
     assert steps(store, rewound, 1) == packed("first", range(701, 1501))
     assert steps(store, rewound, 2) == packed("first", range(21, 701)) + packed("second", range(701, 711))
-    found = store.by_session(22)
+    found = store.by_session(session_key(22))
     assert found is not None
     assert found[0] == rewound
 
@@ -122,7 +122,7 @@ def _claim(store: Store, row: RunRow, after_step: int, session: int) -> RunRow:
         Claim(
             run_id=row.id,
             expected_epoch=row.epoch,
-            session=session,
+            session=session_key(session),
             after_step=after_step,
             state=b"state %d" % after_step,
             scale=(0.5,) * len(row.config.scale_groups),

@@ -11,7 +11,7 @@ from mechanicd.runs._export import FORMATS as EXPORT_FORMATS
 from mechanicd.runs._export import cell
 from mechanicd.runs._export import rows as export_rows
 from mechanicd.runs._filter import Filter, FilterError, parse_filter
-from mechanicd.runs._model import EventRow, RunRow, SessionRow
+from mechanicd.runs._model import EventRow, RunRow, SessionRow, session_key
 from mechanicd.runs._records import StepColumns, StepRow, outcomes, pack, unpack, unpack_columns
 from mechanicd.runs._records import dtype as record_dtype
 from mechanicd.runs._records import layout as record_layout
@@ -52,6 +52,7 @@ __all__ = [
     "record_dtype",
     "record_layout",
     "same_alerts",
+    "session_key",
     "unpack",
     "unpack_columns",
 ]

@@ -193,6 +193,19 @@ class RunStats:
         return cls(**values)
 
 
+def _plausible(name: str, value: object) -> bool:
+    """Whether a value that was read has the type of its field: readers must not meet anything else."""
+    if isinstance(value, Mark):
+        return all(type(count) is int and count >= 0 for count in (value.step, value.non_finite)) and all(
+            type(number) in (int, float) for number in (value.scale, value.x_norm)
+        )
+    if isinstance(value, tuple):
+        return all(_plausible(name, each) for each in value)
+    if isinstance(_NEW[name], int | tuple):
+        return type(value) is int and (value >= 0 or name == "heading")
+    return type(value) in (int, float)
+
+
 def first_scale(config: TunerConfig) -> float:
     """Roughly the S at which a run begins; 0 if that depends on the data."""
     return CONVENTIONS[config.convention].first_scale(config)

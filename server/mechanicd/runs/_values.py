@@ -43,6 +43,7 @@ class EventKind(StrEnum):
 class AlertKind(StrEnum):
     """The kind of an alert, in the order in which alerts are listed."""
 
+    DAMAGED = "damaged"
     SILENT = "silent"
     STUCK = "stuck"
     COLLAPSED = "collapsed"

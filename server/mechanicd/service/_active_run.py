@@ -32,10 +32,11 @@ class ActiveRun:
 
     Attributes:
         row: the run as stored when the session took it.
+        session: the id of the session, which only its trainer knows; the row has its key.
         state: the tuner's state after the last step.
         begun_after: the step after which the session began.
         durable_step: the last step that the store has.
-        fenced_by: the session that is taking the run over, or 0. While it is set, no step may be taken.
+        fenced_by: the key of the session that is taking the run over, or 0. While it is set, no step may be taken.
         stats: as of the durable step, except `away`, `returns` and `seen`, which are current.
     """
 
@@ -58,12 +59,14 @@ class ActiveRun:
         "durable_step",
         "fenced_by",
         "row",
+        "session",
         "state",
         "stats",
     )
 
-    def __init__(self, row: RunRow, begun_after: int, last: StepRow | None, clock: Clock) -> None:
+    def __init__(self, row: RunRow, session: int, begun_after: int, last: StepRow | None, clock: Clock) -> None:
         self.row = row
+        self.session = session
         self.begun_after = begun_after
         self.state = TunerState.from_bytes(row.state, row.config)
         self.durable_step = row.last_step
@@ -84,7 +87,7 @@ class ActiveRun:
         self._interval = row.interval
         self._tick = 0
         self._clock = clock
-        self._last = None if last is None else rebuilt(row.session, last)
+        self._last = None if last is None else rebuilt(session, last)
 
     def now(self) -> RunRow:
         """The run's row as it will be once all steps so far are committed."""

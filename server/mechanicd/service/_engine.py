@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
-from mechanicd.runs import RunRow, SessionRow
+from mechanicd.runs import RunRow, SessionRow, session_key
 from mechanicd.service import _convert, _events, _session_start
 from mechanicd.service._active_run import ActiveRun, AlreadyTaken, rebuilt, repeated
 from mechanicd.service._aside import aside
@@ -216,7 +216,7 @@ class Engine:
         # Decide before the fence goes up: a request that is refused must not stop the session that holds the run.
         decision = _session_start.decide(row, fresh, start)
         state = decision.state or await self._replay(row, decision.after_step)
-        with self.registry.fencing(name, session) as fenced:
+        with self.registry.fencing(name, session_key(session)) as fenced:
             if fenced is not None:
                 # The old session took steps while we awaited above. It takes none from here on, so this flush is the last:
                 # every step that was answered is in the row when the new session decides where it starts.
@@ -232,7 +232,7 @@ class Engine:
                 Claim(
                     run_id=row.id,
                     expected_epoch=row.epoch,
-                    session=session,
+                    session=session_key(session),
                     after_step=decision.after_step,
                     state=await aside(row.config, state.to_bytes),
                     scale=state.scale,
@@ -243,7 +243,7 @@ class Engine:
                     events=_events.opened(row, decision, now, client),
                 ),
             )
-        run = await self._hold(name, row, decision.after_step)
+        run = await self._hold(name, row, session, decision.after_step)
         self.metrics.opened[_OUTCOMES[decision.outcome]] += 1
         log.info("%s: session %d by %s: %s", name, row.session_count, client or "an unnamed client", decision.explanation)
         return await aside(run.row.config, _opened, run, run.state, decision.outcome, decision.explanation)
@@ -260,11 +260,12 @@ class Engine:
             run = self.registry.get(session)
         else:
             row, begun = await self._find(session, name)
+            await aside(row.config, _session_start.stored, row)
             # A new epoch: whatever another server still has of this session in memory, it can't commit it any more.
             now = self._now()
             stats, events = row.stats.came_back(now), _events.reattached(row, now, in_memory=False)
-            row = await self.writer.call(self.store.take_over, row.id, row.epoch, session, stats, events)
-            run = await self._hold(name, row, begun.after_step)
+            row = await self.writer.call(self.store.take_over, row.id, row.epoch, row.session, stats, events)
+            run = await self._hold(name, row, session, begun.after_step)
         _session_start.check_config(run.row.config, config)
         self.metrics.opened[_OUTCOMES[_session_start.REATTACHED]] += 1
         if here:
@@ -281,7 +282,7 @@ class Engine:
         if run is None or run.fenced_by or run.state.step != run.begun_after:
             return 0
         same = start.to_bytes() == run.state.to_bytes() if isinstance(start, TunerState) else start in (None, run.begun_after)
-        return run.row.session if same else 0
+        return run.session if same else 0
 
     async def flush(self, request: tuner_service_pb2.FlushRequest) -> tuner_service_pb2.FlushResponse:
         """See TunerService.Flush."""
@@ -353,16 +354,16 @@ class Engine:
         Raises:
             ServiceError: SESSION_UNKNOWN, SESSION_FENCED, RUN_DELETED.
         """
-        possible = session <= _convert.MAX_INTEGER
-        found = await self.writer.call(self.store.by_session, session) if possible else None
+        key = session_key(session)
+        found = await self.writer.call(self.store.by_session, key)
         if found is None:
-            deleted = await self.writer.call(self.store.deleted, session) if possible else None
+            deleted = await self.writer.call(self.store.deleted, key)
             raise self.registry.missing(session, deleted and names.RunName(*deleted))
         row, begun = found
         now = names.RunName(row.project, row.run)
-        if row.session == session and name in (None, now):
+        if row.session == key and name in (None, now):
             return found
-        if await self.writer.call(self.store.fenced_by_rename, session):
+        if await self.writer.call(self.store.fenced_by_rename, key):
             raise self.registry.fenced(session, NewName.of(row.session, now), now)
         if name is not None and name != now:
             # Its run was renamed while no session held it. Only as long as no other run has the old name may its client go on
@@ -377,14 +378,14 @@ class Engine:
             raise self.registry.fenced(session, row.session, names.RunName(row.project, row.run))
         raise unknown(session)  # it was the run's last session, and was closed
 
-    async def _hold(self, name: names.RunName, row: RunRow, begun_after: int) -> ActiveRun:
+    async def _hold(self, name: names.RunName, row: RunRow, session: int, begun_after: int) -> ActiveRun:
         try:
             last = await self.writer.call(self.store.steps, row, 0, row.last_step, row.last_step, 1)
         except ServiceError as error:
             if error.reason != "STORE_DAMAGED":  # then a step that is sent again can't be repeated, and all others go on
                 raise
             last = []
-        run = await aside(row.config, ActiveRun, row, begun_after, last[0] if last else None, self.store.clock)
+        run = await aside(row.config, ActiveRun, row, session, begun_after, last[0] if last else None, self.store.clock)
         self.registry.hold(name, run)
         return run
 
@@ -452,7 +453,7 @@ def _opened(
     run: ActiveRun, state: TunerState, outcome: "tuner_service_pb2.OpenOutcome", explanation: str
 ) -> tuner_service_pb2.OpenSessionResponse:
     return tuner_service_pb2.OpenSessionResponse(
-        session=run.row.session,
+        session=run.session,
         outcome=outcome,
         explanation=explanation,
         last_step=state.step,

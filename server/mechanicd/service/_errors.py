@@ -66,10 +66,9 @@ class BadField(NamedTuple):
     message: str
 
 
-def alias(session: int) -> str:
-    """A decimal number that tells another's session from others. The id itself never leaves the server: whoever knows it can
-    step, close and resume the session."""
-    return str(int.from_bytes(hashlib.sha256(f"mechanicd session {session}".encode()).digest()[:8]))
+def alias(key: int) -> str:
+    """A decimal number that tells another's session, of this key, from others. Neither its id nor its key leaves the server."""
+    return str(int.from_bytes(hashlib.sha256(f"mechanicd session {key}".encode()).digest()[:8]))
 
 
 class ServiceError(Exception):

@@ -12,6 +12,7 @@ from mechanicd.service._engine import Engine
 from mechanicd.service._errors import ServiceError, alias, every
 from mechanicd.service._registry import NewName
 from mechanicd.service._replay import replayed
+from mechanicd.service._session_start import stored
 from mechanicd.store import Fork, OwnershipLost, Rename, Rewind, RunExists
 from mechanicd.tuner import TunerState
 from mechanicd.v1 import names, run_service_pb2
@@ -187,7 +188,7 @@ class Lineage:
                 field="after_step",
             )
         if after_step == row.last_step:
-            return TunerState.from_bytes(row.state, row.config)
+            return stored(row)
         state = await replayed(self._call, self._store, row, after_step)
         if state is None:
             raise ServiceError(

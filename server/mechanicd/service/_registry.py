@@ -74,9 +74,9 @@ class Registry:
 
     def hold(self, name: names.RunName, run: ActiveRun) -> None:
         """From now on, the run's session holds it here. Call it only after the store has said so."""
-        self._former.pop(run.row.session, None)  # the session may return from another server
+        self._former.pop(run.session, None)  # the session may return from another server
         self._by_name[name] = run
-        self.by_session[run.row.session] = run
+        self.by_session[run.session] = run
 
     def opened_before(self, name: names.RunName, trainer: int, attempt: int) -> bool:
         """Whether the last session of this run was opened by an earlier call of the same trainer.
@@ -112,7 +112,7 @@ class Registry:
         """The run was deleted while its session held it. Returns what the session is told from now on."""
         self._drop(run)
         self._remember(run, _DELETED)
-        return self.refusal(run.row.session)
+        return self.refusal(run.session)
 
     def lost(self, run: ActiveRun, gone: bool = False) -> ServiceError:
         """A commit or a claim found that the run is not ours any more. Returns what its session is told from now on.
@@ -120,8 +120,8 @@ class Registry:
         Args:
             gone: it has no row any more. Otherwise another server took it over: the row has an epoch that is not ours.
         """
-        if self.by_session.get(run.row.session) is not run:
-            return self.refusal(run.row.session)  # it was closed or deleted here
+        if self.by_session.get(run.session) is not run:
+            return self.refusal(run.session)  # it was closed or deleted here
         self._metrics.lost += not gone
         what = "was deleted while a session held it" if gone else "another server took it over"
         log.warning("projects/%s/runs/%s: %s", run.row.project, run.row.run, what)
@@ -129,7 +129,7 @@ class Registry:
             return self.deleted(run)
         self._drop(run)
         self._remember(run, _ELSEWHERE)
-        return self.refusal(run.row.session)
+        return self.refusal(run.session)
 
     @contextlib.contextmanager
     def fencing(self, name: names.RunName, successor: int) -> Iterator[ActiveRun | None]:
@@ -137,6 +137,9 @@ class Registry:
 
         The fence becomes permanent only if the body succeeds. If it fails, the old session keeps the run; if another server was
         faster, the run is lost. The caller holds `lock(name)`, so there is one fence per run at a time.
+
+        Args:
+            successor: the key of a session, or a number of none.
 
         Yields:
             The run that is fenced, or None if no session holds it here.
@@ -225,13 +228,13 @@ class Registry:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _drop(self, run: ActiveRun) -> None:
-        self.by_session.pop(run.row.session, None)
+        self.by_session.pop(run.session, None)
         name = _name(run)
         if self._by_name.get(name) is run:  # not if a successor holds the name already
             del self._by_name[name]
 
     def _remember(self, run: ActiveRun, successor: int) -> None:
-        self._former[run.row.session] = _Former(successor, _name(run))
+        self._former[run.session] = _Former(successor, _name(run))
         self._forget_some()
 
     def _forget_some(self) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from mechanicd.runs import RunRow, RunStats
 from mechanicd.service._errors import ServiceError
-from mechanicd.tuner import TunerConfig, TunerState
+from mechanicd.tuner import StateError, TunerConfig, TunerState
 from mechanicd.v1 import names, tuner_service_pb2
 
 CREATED: Final = tuner_service_pb2.OPEN_OUTCOME_CREATED
@@ -71,7 +71,7 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     if fresh and after_step == 0:
         return Decision(CREATED, 0, TunerState.initial(row.config), "a new run")
     if after_step == last:
-        return Decision(RESUMED, last, TunerState.from_bytes(row.state, row.config), f"continues after step {last}")
+        return Decision(RESUMED, last, stored(row), f"continues after step {last}")
     if after_step > last:
         raise _step_unknown(after_step, last)
     if after_step == 0:
@@ -80,6 +80,26 @@ def decide(row: RunRow, fresh: bool, start: Start) -> Decision:
     return Decision(
         REWOUND, after_step, None, f"asked to start after step {after_step} and the server was at step {last}: the run rewinds"
     )
+
+
+def stored(row: RunRow) -> TunerState:
+    """The tuner's state after the last step, as stored.
+
+    Raises:
+        ServiceError: STORE_DAMAGED. A trainer that went on from it would train with a wrong S.
+    """
+    try:
+        state = TunerState.from_bytes(row.state, row.config)
+        wrong = "" if (state.step, state.scale) == (row.last_step, row.scale) else f"it is not that of step {row.last_step}"
+    except StateError as error:
+        wrong = str(error)
+    if wrong:
+        raise ServiceError(
+            "STORE_DAMAGED",
+            f"the tuner's state of {names.RunName(row.project, row.run)} is damaged in the store ({wrong}); start from a "
+            "checkpoint, whose state takes its place, or after an earlier step, from which the history is replayed",
+        )
+    return state
 
 
 def stats(row: RunRow, decision: Decision) -> RunStats:

@@ -2,11 +2,14 @@
 
 `open_store(url)` returns a `Store` (`_interface`); `_url` reads the URL. Two engines, `_sqlite` and `_postgres`, share what
 `_store` does over SQL (`_sql`, `_rows`); `_history` folds the journal (`_journal`) into chunks of packed steps with their
-buckets (`_summary`, and `_pyramid` above the chunks); `_zoom` reads those of many runs at once, `_forking` copies them, and
-`_chunks` finds what is damaged. `_clock` is the time of day that all who use a store share, `_model` has the changes that a
-store can make, `_errors` its errors. `_migrations` updates old files, `_files` watches those of SQLite, and `_check` and
-`_copy` are for maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
+buckets (`_summary`, and `_pyramid` above the chunks); `_zoom` reads those of many runs at once, `_forking` copies them.
+`_chunks` and `_damage` find what is damaged by the checksums of `_sums`. `_clock` is the time of day that all who use a store
+share, `_model` has the changes that a store can make, `_errors` its errors. `_migrations` updates old files, `_files` watches
+those of SQLite. `_check`, `_copy` and `_salvage`, which reads what `_wreck` can still get out of a damaged database, are for
+maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
 """
+
+from mechanicd.store._salvage import Left, salvage
 
 from mechanicd.store._check import Finding, check
 from mechanicd.store._clock import Clock, steady_ns
@@ -46,6 +49,7 @@ __all__ = [
     "Commit",
     "Finding",
     "Fork",
+    "Left",
     "OwnershipLost",
     "Release",
     "Rename",
@@ -74,6 +78,7 @@ __all__ = [
     "every_run",
     "open_beside",
     "open_store",
+    "salvage",
     "saved_records",
     "steady_ns",
     "without_password",

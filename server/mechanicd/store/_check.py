@@ -10,7 +10,7 @@ import numpy as np
 from mechanicd.runs import RunRow, StepOutcome, StepRow, pack, unpack
 from mechanicd.store import _summary
 from mechanicd.store._errors import StoreDamaged
-from mechanicd.store._interface import Store, every_run, saved_records
+from mechanicd.store._interface import Store, saved_records
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerState
 
 _PAGE = 10_000
@@ -33,9 +33,9 @@ def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_
     """Every finding, run by run.
 
     Reasons: DATABASE_DAMAGED (the engine's own check), TOKEN_UNREADABLE, STATE_UNREADABLE, STATE_MISPLACED (the tuner's state
-    is not that of the last step), HISTORY_DAMAGED (bytes of a run that can't be read), HISTORY_DISORDERED, HISTORY_ENDS_EARLY,
-    SCALE_DIFFERS (a step taken again gives another S), SUMMARY_DIFFERS (a bucket of the pyramid is not what its steps say); and
-    harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out).
+    is not that of the last step), ROW_DAMAGED (a row that does not have its checksum), HISTORY_DAMAGED (bytes of a run that
+    can't be read), HISTORY_DISORDERED, HISTORY_ENDS_EARLY, SCALE_DIFFERS (a step taken again gives another S), SUMMARY_DIFFERS
+    (a bucket of the pyramid is not what its steps say); and harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out).
 
     Args:
         progress: called with (runs done, runs in all).
@@ -51,11 +51,13 @@ def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_
         for run, reason, text in store.damage():
             damaged.add(run)
             yield Finding(run, reason, text)
-        rows = list(every_run(store))
-        for done, row in enumerate(rows):
-            progress(done, len(rows))
-            yield from _check_run(store, row, f"projects/{row.project}/runs/{row.run}" not in damaged)
-        progress(len(rows), len(rows))
+        ids = sorted(store.pulse())
+        for done, id_ in enumerate(ids):
+            progress(done, len(ids))
+            with store.snapshot():  # a server may be writing
+                for row in store.rows([id_]):
+                    yield from _check_run(store, row, f"projects/{row.project}/runs/{row.run}" not in damaged)
+        progress(len(ids), len(ids))
     except StoreDamaged as error:  # of the engine's own pages: what comes after them can't be checked
         yield Finding("", "DATABASE_DAMAGED", str(error))
 
@@ -67,6 +69,8 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
         whole: all of its history can be read.
     """
     name = f"projects/{row.project}/runs/{row.run}"
+    if row.damaged:
+        return  # `Store.damage` tells of it
     try:
         state = TunerState.from_bytes(row.state, row.config)
     except ValueError as error:
@@ -136,6 +140,9 @@ def _check_summary(store: Store, row: RunRow, branch: int, page: list[StepRow], 
     if first == last:
         return  # the store would return single steps here, not buckets
     kept = store.summary(row, branch, first, last, max(1, (last - first + 1) // _summary.FINEST + 1))
+    # Of a bucket whose exact steps are not all there, the others may have been thinned out.
+    exact = exact[exact["count"] == exact["size"]]
+    kept = kept[np.isin(kept["first_step"], exact["first_step"])]
     if not _same(kept, exact):
         where = f"steps {first} to {last}, branch {branch}"
         yield Finding(name, "SUMMARY_DIFFERS", f"the buckets of {where}, do not match their steps")
@@ -147,10 +154,14 @@ def _check_zooms(store: Store, row: RunRow, branch: int, name: str) -> Iterator[
     if not len(end):
         return
     last, size = int(end["last_step"][-1]), _summary.FINEST
+    spans = store.spans(row, branch)
     while size < last:
         above = size * _summary.FACTOR
-        for first in range(1, last + 1, above * _PORTION):
-            until = min(first + above * _PORTION - 1, last)
+        width = above * _PORTION
+        # Only where there are steps: a run may begin at step 10¹⁰.
+        pieces = {piece for low, high in spans for piece in range((low - 1) // width, (min(high, last) - 1) // width + 1)}
+        for first in (piece * width + 1 for piece in sorted(pieces)):
+            until = min(first + width - 1, last)
             span = until - first + 1
             fine = store.summary(row, branch, first, until, -(-span // size))
             coarse = store.summary(row, branch, first, until, -(-span // above))

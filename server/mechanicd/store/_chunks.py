@@ -1,27 +1,27 @@
 """The rows of a history as they are read back: what is damaged is found, and everything else is still there.
 
-A blob has no checksum, but it has a form: whole records, of the steps that its row stands for, in order. What breaks the form
-can't be read; the records before and after it can. Each function works inside the caller's transaction.
+A chunk has checksums (`_sums`): of 16 records together, so what is damaged costs no more than that. Chunks from before schema 5
+have none, but a form: whole records, of the steps that their row stands for, in order. What breaks the form can't be read; the
+records before and after it can. Each function works inside the caller's transaction.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from mechanicd.runs import record_dtype, record_layout
-from mechanicd.store import _summary
+from mechanicd.store import _summary, _sums
 from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._sql import Database
 
 log = logging.getLogger("mechanicd.store")
 
-_READ: Final = (
-    "SELECT branch, number, first_step, last_step, thinned, fine, records FROM chunks"
-    " WHERE run_id = :run_id AND branch = :branch AND number = :number"
-)
+_COLUMNS: Final = ("branch", "number", "first_step", "last_step", "thinned", "fine", "records", "sums", "coarse")
+_READ: Final = f"SELECT {', '.join(_COLUMNS)} FROM chunks WHERE run_id = :run_id AND branch = :branch AND number = :number"
 _MOST_TOLD: Final = 1000
 _told: set[tuple[int, int, int]] = set()
 
@@ -57,17 +57,65 @@ def read(db: Database, run_id: int, groups: int, branch: int, number: int) -> Ch
     return None if row is None else _intact(run_id, groups, row)
 
 
-def records_of(groups: int, number: int, bounds: tuple[int, int], thinned: bool, data: bytes) -> tuple[bytes, list[Gap]]:
+def chunk_in(run_id: int, groups: int, values: Mapping[str, Any]) -> Chunk | None:
+    """As `read`, of a row."""
+    return _intact(run_id, groups, [values.get(column) for column in _COLUMNS])
+
+
+def records_of(
+    groups: int, number: int, bounds: tuple[int, int], thinned: bool, data: bytes, sums: bytes | None
+) -> tuple[bytes, list[Gap]]:
     """The readable records of a chunk, and the steps that are not readable.
 
     Args:
         bounds: the first and the last step of the chunk, as its row says.
+        sums: its checksums, as stored.
     """
     low, high = span_of(groups, number)
+    known = None if sums is None else _sums.ChunkSums.from_bytes(sums)
+    if known is not None:
+        right = known.head == _sums.of_head((number, *bounds, int(thinned)))
+        return _summed(
+            groups, data, known.blocks, bounds if right and not thinned else (low, high), exact=right and not thinned
+        )
     if thinned:
         return readable(groups, data, low, high, exact=False)
     first, last = bounds
     return readable(groups, data, *((first, last) if low <= first <= last <= high else (low, high)))
+
+
+def _summed(
+    groups: int, data: bytes, sums: tuple[int, ...], bounds: tuple[int, int], *, exact: bool
+) -> tuple[bytes, list[Gap]]:
+    """The records whose checksums are right, and the steps between them, or up to the bounds, that are lost.
+
+    Args:
+        exact: the bounds are those of the records; otherwise they may be wider.
+    """
+    found = tuple(_sums.blocks(groups, data))
+    if found == sums:
+        known = steps_of(groups, data)
+        if not len(known) and exact:
+            return b"", [Gap(*bounds)]
+        if not len(known) or (bounds[0] <= known[0] and known[-1] <= bounds[1]):
+            return data, []
+    size = _sums.BLOCK * record_layout(groups).size
+    parts: list[bytes] = []
+    gaps: list[Gap] = []
+    at, lost = bounds[0], False  # the next step that may come, and whether some before it are lost
+    for index in range(max(len(found), len(sums))):
+        block = data[index * size : (index + 1) * size]
+        steps: Any = steps_of(groups, block) if found[index : index + 1] == sums[index : index + 1] else ()
+        if not len(steps) or int(steps[0]) < at or int(steps[-1]) > bounds[1]:
+            lost = True
+            continue
+        if lost and int(steps[0]) > at:
+            gaps.append(Gap(at, int(steps[0]) - 1))
+        parts.append(block)
+        at, lost = int(steps[-1]) + 1, False
+    if lost and at <= bounds[1]:
+        gaps.append(Gap(at, bounds[1]))
+    return b"".join(parts), gaps
 
 
 def span_of(groups: int, number: int) -> tuple[int, int]:
@@ -181,17 +229,30 @@ def damage(db: Database, run_id: int, groups: int) -> Iterator[Damage]:
     ).fetchall()
     for branch, number in keys:
         row = db.execute(_READ, {"run_id": run_id, "branch": branch, "number": number}).fetchone()
-        row = row or (branch, number, 0, 0, 0, b"", b"")  # None: a damaged database contradicts itself
-        _, gaps = records_of(groups, number, row[2:4], bool(row[4]), bytes(row[6]))
-        whole = len(row[6]) % record_layout(groups).size == 0
-        known: Any = steps_of(groups, bytes(row[6])) if whole else ()
-        disordered = len(known) > 0 and not (known[0] >= row[2] and known[-1] <= row[3] and (known[1:] > known[:-1]).all())
-        for gap in gaps:
-            yield Damage("HISTORY_DISORDERED" if disordered else "HISTORY_DAMAGED", str(damaged(branch, gap)))
-        low, high = span_of(groups, number)
-        fine = buckets(groups, bytes(row[5]), low, high)
-        if fine is None or not len(fine):
-            yield Damage("SUMMARY_DIFFERS", f"the summary of steps {low} to {high} of branch {branch} can't be read")
+        row = row or (branch, number, 0, 0, 0, b"", b"", None, b"")  # None: a damaged database contradicts itself
+        yield from _damage_of(groups, row)
+
+
+def damage_of(groups: int, values: Mapping[str, Any]) -> Iterator[Damage]:
+    """What can't be read of a chunk's row."""
+    return _damage_of(groups, [values.get(column) for column in _COLUMNS])
+
+
+def _damage_of(groups: int, row: Any) -> Iterator[Damage]:
+    branch, number = row[:2]
+    _, gaps = records_of(groups, number, row[2:4], bool(row[4]), bytes(row[6]), row[7])
+    whole = len(row[6]) % record_layout(groups).size == 0
+    known: Any = steps_of(groups, bytes(row[6])) if whole else ()
+    disordered = len(known) > 0 and not (known[0] >= row[2] and known[-1] <= row[3] and (known[1:] > known[:-1]).all())
+    for gap in gaps:
+        yield Damage("HISTORY_DISORDERED" if disordered else "HISTORY_DAMAGED", str(damaged(branch, gap)))
+    low, high = span_of(groups, number)
+    sums = None if row[7] is None else _sums.ChunkSums.from_bytes(row[7])
+    if row[7] is not None and (sums is None or sums.head != _sums.of_head(row[1:5])):
+        yield Damage("ROW_DAMAGED", f"the row of steps {low} to {high} of branch {branch} does not have its checksum")
+    fine = _fine(groups, row)
+    if fine is None or not len(fine) or (sums is not None and sums.coarse != zlib.crc32(row[8])):
+        yield Damage("SUMMARY_DIFFERS", f"the summary of steps {low} to {high} of branch {branch} can't be read")
 
 
 def damaged(branch: int, gap: Gap) -> StoreDamaged:
@@ -212,10 +273,18 @@ def tell(run_id: int, branch: int, number: int, what: str) -> None:
         log.error("run %d, branch %d%s is damaged: %s", run_id, branch, where, what)
 
 
+def _fine(groups: int, row: Any) -> _summary.Buckets | None:
+    """The buckets of a chunk's row, None if they are damaged."""
+    sums = None if row[7] is None else _sums.ChunkSums.from_bytes(row[7])
+    if sums is not None and sums.fine != zlib.crc32(row[5]):
+        return None
+    return buckets(groups, bytes(row[5]), *span_of(groups, row[1]))
+
+
 def _intact(run_id: int, groups: int, row: Any) -> Chunk | None:
-    branch, number, first_step, last_step, thinned, fine_data, data = row
-    records, gaps = records_of(groups, number, (first_step, last_step), bool(thinned), bytes(data))
-    fine = buckets(groups, bytes(fine_data), *span_of(groups, number))
+    branch, number, first_step, last_step, thinned, _, data, sums, _ = row
+    records, gaps = records_of(groups, number, (first_step, last_step), bool(thinned), bytes(data), sums)
+    fine = _fine(groups, row)
     if not gaps and fine is not None and len(fine):
         return Chunk(branch, number, bool(thinned), fine, records)
     tell(run_id, branch, number, "; ".join(f"steps {gap.first} to {gap.last}" for gap in gaps) or "its summary")

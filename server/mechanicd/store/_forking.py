@@ -9,11 +9,11 @@ import json
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from mechanicd.runs import RunRow, RunStats, RunStatus, record_layout
-from mechanicd.store import _history, _lineage, _pyramid, _rows, _summary
+from mechanicd.store import _history, _lineage, _pyramid, _rows, _summary, _sums
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreRejected
 from mechanicd.store._journal import Index
 from mechanicd.store._model import Fork
@@ -139,7 +139,7 @@ def _begun(db: Database, source: RunRow, change: Fork) -> int:
         "project": "",
         "run": secrets.token_hex(16),
         "labels": json.dumps(source.labels),
-        "config": json.dumps(asdict(source.config)),
+        "config": _rows.config_out(source.config),
         "status": RunStatus.PREEMPTED,
         "status_message": change.message,
         "last_step": change.after_step,
@@ -150,16 +150,18 @@ def _begun(db: Database, source: RunRow, change: Fork) -> int:
         "command": source.command,
         "vitals": stats.to_text(),
     }
-    (made,) = db.execute(f"{insert('runs', _NEW)} RETURNING id", values).fetchone()
+    (made,) = db.execute(f"{insert('runs', _NEW)} RETURNING id", _sums.sealed_run(values)).fetchone()
     return int(made)
 
 
 def _named(db: Database, made: int, change: Fork) -> None:
     _free(db, change)
     name = {"project": change.project, "run": change.run}
+    sealing = _sums.before(db, made)
     moved = db.execute("UPDATE runs SET project = :project, run = :run WHERE id = :id", {**name, "id": made})
     if not moved.rowcount:
         raise OwnershipLost("the fork was given up: it took too long")
+    _sums.after(db, made, sealing)
     _lineage.take_name(db, change.project, change.run)
     _rows.note(db, made, change.events)
 

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from mechanicd.runs import record_dtype, record_layout
-from mechanicd.store import _chunks, _pyramid, _summary
+from mechanicd.store import _chunks, _pyramid, _summary, _sums
 from mechanicd.store._chunks import Chunk, Gap
 from mechanicd.store._journal import Segment
 from mechanicd.store._sql import TABLES, Database, insert
 
 _WRITE = insert("chunks") + (
     " ON CONFLICT (run_id, branch, number) DO UPDATE SET first_step = excluded.first_step, last_step = excluded.last_step,"
-    " thinned = excluded.thinned, coarse = excluded.coarse, fine = excluded.fine, records = excluded.records"
+    " thinned = excluded.thinned, coarse = excluded.coarse, fine = excluded.fine, records = excluded.records,"
+    " sums = excluded.sums"
 )
 
 
@@ -57,8 +58,10 @@ def fold(db: Database, run_id: int, groups: int, found: Iterable[Segment]) -> No
             _write(db, run_id, groups, Chunk(0, number, chunk.thinned, fine, chunk.records + records))
     if fresh:
         _pyramid.rise(db, run_id, groups, 0)
+    sealing = _sums.before(db, run_id)
     # Moves in the same transaction as the chunks: from here on the journal's copy of these steps no longer counts.
     db.execute("UPDATE runs SET folded_step = :step WHERE id = :id", {"step": counting[-1].last_step, "id": run_id})
+    _sums.after(db, run_id, sealing)
 
 
 def branch_off(db: Database, run_id: int, groups: int, after_step: int, branch: int) -> None:
@@ -166,12 +169,12 @@ def records(
     def blobs() -> Iterator[tuple[bytes, list[Gap]]]:
         for (number,) in numbers:
             row = db.execute(
-                "SELECT first_step, last_step, thinned, records FROM chunks"
+                "SELECT first_step, last_step, thinned, records, sums FROM chunks"
                 " WHERE run_id = :run_id AND branch = :branch AND number = :number",
                 {**key, "number": number},
             ).fetchone()
-            low, high, thinned, packed = row or (0, 0, 0, b"")  # None: a damaged database contradicts itself
-            yield _chunks.records_of(groups, number, (low, high), bool(thinned), bytes(packed))
+            low, high, thinned, packed, sums = row or (0, 0, 0, b"", None)  # None: a damaged database contradicts itself
+            yield _chunks.records_of(groups, number, (low, high), bool(thinned), bytes(packed), sums)
         for segment in found:
             if segment.last_step >= first and segment.first_step <= last:
                 yield _chunks.readable(groups, segment.records, segment.first_step, segment.last_step)
@@ -194,14 +197,19 @@ def records(
 def thin(db: Database, keep_steps: int, most: int) -> int:
     """Drops the exact steps of at most `most` chunks that end more than `keep_steps` steps before their run does."""
     rows = db.execute(
-        "SELECT chunks.run_id, chunks.branch, chunks.number FROM chunks JOIN runs ON runs.id = chunks.run_id"
+        "SELECT chunks.run_id, chunks.branch, chunks.number, chunks.first_step, chunks.last_step, chunks.sums"
+        " FROM chunks JOIN runs ON runs.id = chunks.run_id"
         " WHERE chunks.thinned = 0 AND chunks.last_step <= runs.last_step - :keep LIMIT :most",
         {"keep": keep_steps, "most": most},
     ).fetchall()
     if rows:
         db.executemany(
-            "UPDATE chunks SET records = :empty, thinned = 1 WHERE run_id = :run_id AND branch = :branch AND number = :number",
-            [{"run_id": row[0], "branch": row[1], "number": row[2], "empty": b""} for row in rows],
+            "UPDATE chunks SET records = :empty, thinned = 1, sums = :sums"
+            " WHERE run_id = :run_id AND branch = :branch AND number = :number",
+            [
+                {"run_id": row[0], "branch": row[1], "number": row[2], "empty": b"", "sums": _sums.thinned(row[2:5], row[5])}
+                for row in rows
+            ],
         )
     return len(rows)
 
@@ -225,14 +233,14 @@ def chunk_values(
     run_id: int, groups: int, branch: int, number: int, fine: _summary.Buckets, records: bytes, *, thinned: bool
 ) -> dict[str, Any]:
     """A row of the table `chunks`, with every level of its part of the pyramid."""
+    head = number, int(fine["first_step"][0]), int(fine["last_step"][-1]), int(thinned)
+    coarse = _summary.upper(groups, fine, _summary.FINEST, _summary.chunk_steps(groups)).tobytes()
     return {
         "run_id": run_id,
         "branch": branch,
-        "number": number,
-        "first_step": int(fine["first_step"][0]),
-        "last_step": int(fine["last_step"][-1]),
-        "thinned": int(thinned),
-        "coarse": _summary.upper(groups, fine, _summary.FINEST, _summary.chunk_steps(groups)).tobytes(),
-        "fine": fine.tobytes(),
+        **dict(zip(("number", "first_step", "last_step", "thinned"), head, strict=True)),
+        "coarse": coarse,
+        "fine": (packed := fine.tobytes()),
         "records": records,
+        "sums": _sums.of_chunk(groups, head, coarse, packed, records).to_bytes(),
     }

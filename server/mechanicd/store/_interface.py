@@ -1,7 +1,8 @@
 """What the service needs from a store. Every method may block, so all run on the store's own thread."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
 
 from mechanicd.access import Token
 from mechanicd.runs import EventRow, RunRow, RunStats, SessionRow, StepRow, record_layout
@@ -11,6 +12,8 @@ from mechanicd.store._forking import Forking
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._summary import Buckets
 from mechanicd.tuner import TunerConfig
+
+_PORTION: Final = 500
 
 
 class Store(Protocol):
@@ -35,13 +38,17 @@ class Store(Protocol):
         """The run that this session holds or once held, with the session; the run's row says who holds it now."""
 
     def list_runs(self, project: str | None, after: tuple[str, str] | None, limit: int) -> Sequence[RunRow]:
-        """Runs in the order of (project, run), beginning after the given pair."""
+        """Runs in the order of (project, run), beginning after the given pair; see `rows` about damaged ones."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """What is read inside it is as of one moment, also beside a server that writes."""
 
     def pulse(self) -> dict[int, int]:
         """The revision of every run by id. Watchers poll this, then read only the rows that changed."""
 
     def rows(self, ids: Iterable[int], *, states: bool = True) -> Sequence[RunRow]:
-        """The runs with these ids, in order of id. Deleted ones are missing.
+        """The runs with these ids, in order of id. Deleted ones are missing; of damaged ones there is what can be read
+        (`RunRow.damaged`). Every method that gives a single run raises StoreDamaged instead.
 
         Args:
             states: False leaves `state` empty: with many scale groups it is by far the largest part of a row.
@@ -137,6 +144,9 @@ class Store(Protocol):
             held: ids of runs that are held now, as the caller knows.
         """
 
+    def spans(self, run: RunRow, branch: int) -> list[tuple[int, int]]:
+        """Where a branch has steps: the first and the last that each of its pieces may have. Elsewhere it has none."""
+
     def branches(self, run: RunRow) -> list[int]:
         """The branches of abandoned steps that a run has, in order. A rewind to a step without any after it leaves none."""
 
@@ -179,17 +189,10 @@ def changes(store: Store, known: Mapping[int, int]) -> tuple[list[RunRow], list[
 
 
 def every_run(store: Store) -> Iterator[RunRow]:
-    """All runs in the order of (project, run).
-
-    Raises:
-        StoreDamaged: the index has them in another order, so that they would never come to an end.
-    """
-    after: tuple[str, str] | None = None
-    while page := store.list_runs(None, after, 1000):
-        yield from page
-        before, after = after, (page[-1].project, page[-1].run)
-        if before is not None and after <= before:
-            raise StoreDamaged("the index of the runs is damaged: it is out of order; restore a backup")
+    """All runs in the order of their ids. By ids, which are never used again, so that no damaged name hides another run."""
+    ids = sorted(store.pulse())
+    for begin in range(0, len(ids), _PORTION):
+        yield from store.rows(ids[begin : begin + _PORTION])
 
 
 def saved_records(store: Store, run: RunRow, branch: int, first: int, last: int, limit: int) -> Iterator[bytes]:

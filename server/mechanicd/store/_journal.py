@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
@@ -11,7 +12,10 @@ from mechanicd.store._sql import Database
 
 log = logging.getLogger("mechanicd.store")
 
-_HEADER: Final = struct.Struct("<qqqqQ")
+_HEADER: Final = struct.Struct("<qqqqQI")
+_SUM: Final = struct.Struct("<I")
+_HEADER_4: Final = struct.Struct("<qqqqQ")
+"""Before schema 5."""
 
 
 class Segment(NamedTuple):
@@ -39,28 +43,62 @@ def portion(found: Mapping[int, Sequence[Segment]], most_runs: int, most_bytes: 
 
 
 def pack(segments: Iterable[Segment]) -> bytes:
-    """One blob; each segment is a header of 40 bytes and its records."""
-    parts = []
+    """One blob; each segment is a header of 48 bytes, with checksums of itself and of the records, and its records."""
+    parts: list[bytes] = []
     for segment in segments:
-        parts.append(_HEADER.pack(*segment[:4], len(segment.records)))
-        parts.append(segment.records)
+        head = _HEADER.pack(*segment[:4], len(segment.records), zlib.crc32(segment.records))
+        parts += head, _SUM.pack(zlib.crc32(head)), segment.records
     return b"".join(parts)
 
 
 def unpack(data: bytes) -> Iterator[Segment]:
-    """The segments of a blob in order; of a damaged one, those before the damage.
+    """The segments of a blob in order; of a damaged one, those that are whole.
 
     Raises:
         StoreDamaged: after them.
     """
-    at = 0
+    at, lost = 0, -1
     while at < len(data):
-        begin = at + _HEADER.size
-        run, epoch, first, last, length = _HEADER.unpack_from(data, at) if begin <= len(data) else (0, 0, 0, 0, 1)
+        found = _segment_at(data, at)
+        if found is None:  # the next header is somewhere behind
+            lost, at = at if lost < 0 else lost, at + 1
+            continue
+        segment, at, whole = found
+        if whole:
+            yield segment
+        elif lost < 0:
+            lost = at - len(segment.records)
+    if lost >= 0:
+        raise StoreDamaged(f"a row of the journal is damaged at byte {lost}")
+
+
+def _segment_at(data: bytes, at: int) -> tuple[Segment, int, bool] | None:
+    """The segment whose header is there, where it ends, and whether its records are whole; None if there is no header."""
+    body = at + _HEADER.size
+    begin = body + _SUM.size
+    if begin > len(data) or zlib.crc32(data[at:body]) != _SUM.unpack_from(data, body)[0]:
+        return None
+    run, epoch, first, last, length, checksum = _HEADER.unpack_from(data, at)
+    records = data[begin : begin + length]
+    whole = len(records) == length and zlib.crc32(records) == checksum
+    return Segment(run, epoch, first, last, records), begin + length, whole
+
+
+def of_schema_4(data: bytes) -> bytes:
+    """A row of the journal as it was written before schema 5, without checksums, as it is written now. What can't be read of it
+    stays behind what can.
+    """
+    segments, at = [], 0
+    while at < len(data):
+        begin = at + _HEADER_4.size
+        run, epoch, first, last, length = _HEADER_4.unpack_from(data, at) if begin <= len(data) else (0, 0, 0, 0, 1)
         at = begin + length
         if at > len(data) or not 0 < first <= last:
-            raise StoreDamaged(f"a row of the journal can't be read from byte {begin - _HEADER.size} on")
-        yield Segment(run, epoch, first, last, data[begin:at])
+            break
+        segments.append(Segment(run, epoch, first, last, data[begin:at]))
+    else:
+        return pack(segments)
+    return pack(segments) + data[begin - _HEADER_4.size :]
 
 
 class Index:
@@ -70,6 +108,7 @@ class Index:
         self._runs_of: dict[int, tuple[int, ...]] = {}
         self._by_run: dict[int, dict[int, list[Segment]]] = {}
         self.damaged: set[int] = set()
+        self.kept: set[int] = set()
 
     def refresh(self, db: Database) -> None:
         """Reads new rows, and drops those that were folded."""
@@ -87,7 +126,7 @@ class Index:
                     for segment in unpack(bytes(data)):
                         found.setdefault(segment.run_id, []).append(segment)
                 except StoreDamaged as error:
-                    log.error("%s; its row %d stays, and what comes before is read", error, id_)
+                    log.error("%s; its row %d stays, and what is whole is read", error, id_)
                     self.damaged.add(id_)
                 self._runs_of[id_] = tuple(found)
                 for run_id, segments in found.items():
@@ -106,9 +145,14 @@ class Index:
         """All segments of a run, whether or not they still count."""
         return [segment for segments in self._by_run.get(run_id, {}).values() for segment in segments]
 
+    def keep(self, run_id: int) -> None:
+        """The run can't be folded now, since its row is damaged: rows with its segments stay."""
+        self.kept.update(self._by_run.get(run_id, ()))
+
     @property
     def rows(self) -> list[int]:
         """The ids of all rows that may be deleted once they are folded."""
+        self.kept.clear()
         return [id_ for id_ in self._runs_of if id_ not in self.damaged]
 
     @property

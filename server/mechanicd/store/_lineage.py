@@ -1,7 +1,7 @@
 """Rewinding and renaming a run by hand. Each function works inside the caller's transaction."""
 
 from mechanicd.runs import RunRow, RunStats, RunStatus
-from mechanicd.store import _history
+from mechanicd.store import _history, _sums
 from mechanicd.store._errors import OwnershipLost, RunExists
 from mechanicd.store._model import Rename, Rewind
 from mechanicd.store._sql import Database, floats_out, insert
@@ -44,7 +44,7 @@ def rename(db: Database, before: RunRow, change: Rename) -> None:
     take_name(db, change.project, change.run)
     take_name(db, before.project, before.run)
     former = {"project": before.project, "run": before.run, "run_id": before.id, "session": before.session if held else 0}
-    db.execute(insert("former_names"), former)
+    db.execute(insert("former_names"), _sums.sealed("former_names", former))
     db.execute(
         "UPDATE runs SET project = :project, run = :run, epoch = epoch + 1, session = :session, status = :status,"
         " status_message = :message, revision = revision + 1 WHERE id = :id",

@@ -27,10 +27,10 @@ def open_store(url: str, *, readonly: bool = False) -> SQLStore:
     Raises:
         StoreError: the URL is of no known kind, or the place can't be used; its text says what to do, and has no password.
     """
+    path = file_of(url)
+    if path is not None:
+        return SQLiteStore(path, readonly=readonly)
     place = parse(url)
-    if place.sqlite is not None:
-        _check_options(place)
-        return SQLiteStore(_file(place.sqlite), readonly=readonly)
     try:
         from mechanicd.store._postgres import PostgresStore
     except ModuleNotFoundError as error:
@@ -51,6 +51,15 @@ def open_beside(url: str) -> SQLStore:
         with suppress(SchemaTooOld):
             return SQLiteStore(_file(place.sqlite), beside=True)
     return open_store(url)
+
+
+def file_of(url: str) -> str | None:
+    """The file of a SQLite store, None for another engine. Raises StoreError."""
+    place = parse(url)
+    if place.sqlite is None:
+        return None
+    _check_options(place)
+    return _file(place.sqlite)
 
 
 def _file(path: str) -> str:

@@ -15,7 +15,7 @@ from psycopg import errors as pg
 
 from mechanicd.store import _deletions, _forking, _pooling, _tokens
 from mechanicd.store._errors import SchemaTooNew, SchemaTooOld, StoreNotWritable, StoreRejected, StoreUnavailable
-from mechanicd.store._migrations import SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers
+from mechanicd.store._migrations import NEW_IN_5, SCHEMA_VERSION, VITALS_FROM_NOW, raise_tiers, to_5
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
 from mechanicd.store._url import StoreURL, parse
@@ -45,13 +45,16 @@ CREATE TABLE runs (
     vitals         TEXT NOT NULL,
     archive_time   BIGINT NOT NULL,
     folded_step    BIGINT NOT NULL,
+    row_sum        BIGINT,
+    step_sum       BIGINT,
     UNIQUE (project, run)
 ) WITH (fillfactor = 50);
 CREATE TABLE sessions (
     session    BIGINT PRIMARY KEY,
     run_id     BIGINT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     after_step BIGINT NOT NULL,
-    open_time  BIGINT NOT NULL
+    open_time  BIGINT NOT NULL,
+    checksum   BIGINT
 );
 CREATE INDEX sessions_of_run ON sessions (run_id);
 CREATE TABLE former_names (
@@ -59,6 +62,7 @@ CREATE TABLE former_names (
     run     TEXT COLLATE "C" NOT NULL,
     run_id  BIGINT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     session BIGINT NOT NULL,
+    checksum BIGINT,
     PRIMARY KEY (project, run)
 );
 CREATE TABLE events (
@@ -67,7 +71,8 @@ CREATE TABLE events (
     time    BIGINT NOT NULL,
     step    BIGINT NOT NULL,
     kind    TEXT NOT NULL,
-    message TEXT NOT NULL
+    message TEXT NOT NULL,
+    checksum BIGINT
 );
 CREATE INDEX events_of_run ON events (run_id);
 CREATE TABLE chunks (
@@ -80,6 +85,7 @@ CREATE TABLE chunks (
     coarse     BYTEA NOT NULL,
     fine       BYTEA NOT NULL,
     records    BYTEA NOT NULL,
+    sums       BYTEA,
     PRIMARY KEY (run_id, branch, number)
 );
 CREATE TABLE tiers (
@@ -91,6 +97,7 @@ CREATE TABLE tiers (
     last_step  BIGINT NOT NULL,
     coarse     BYTEA NOT NULL,
     fine       BYTEA NOT NULL,
+    checksum   BIGINT,
     PRIMARY KEY (run_id, branch, tier, number)
 );
 CREATE TABLE journal (
@@ -113,17 +120,34 @@ _FROM_3: Final = """
 ALTER TABLE runs ADD COLUMN archive_time BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE runs ALTER COLUMN archive_time DROP DEFAULT
 """
+_KEYS: Final = (
+    "ALTER TABLE {table} ALTER COLUMN session TYPE BIGINT USING CASE WHEN session = 0 THEN 0 ELSE"
+    " greatest(1, ('x' || encode(substring(sha256(int8send(session)) FROM 1 FOR 8), 'hex'))::bit(64)::bigint"
+    " & 9223372036854775807) END"
+)
+"""`runs.session_key` in SQL. It writes the table anew, so that no id stays in a dead row."""
+_FROM_4: Final = ";\n".join(
+    [
+        *(
+            f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {'BYTEA' if kind == 'BLOB' else kind}"
+            for table, columns in NEW_IN_5.items()
+            for column, kind in columns.items()
+        ),
+        *(_KEYS.format(table=table) for table in ("runs", "sessions", "former_names")),
+    ]
+)
 _NEW_IN_3: Final = re.compile(r"CREATE (TABLE|INDEX) (events|events_of_run|tiers) ")
 _NEW_IN_4: Final = re.compile(r"CREATE TABLE former_names ")
 _ADVANCE: Final = """
 WITH new AS (
     SELECT * FROM unnest(
         :id::bigint[], :epoch::bigint[], :session::bigint[], :after_step::bigint[], :last_step::bigint[], :state::bytea[],
-        :scale::bytea[], :step_time::bigint[], :step_interval::bigint[], :vitals::text[], :segment::bytea[]
-    ) AS new (id, epoch, session, after_step, last_step, state, scale, step_time, step_interval, vitals, segment)
+        :scale::bytea[], :step_time::bigint[], :step_interval::bigint[], :vitals::text[], :segment::bytea[],
+        :step_sum::bigint[]
+    ) AS new (id, epoch, session, after_step, last_step, state, scale, step_time, step_interval, vitals, segment, step_sum)
 ), moved AS (
     UPDATE runs SET last_step = new.last_step, state = new.state, scale = new.scale, step_time = new.step_time,
-        step_interval = new.step_interval, vitals = new.vitals, revision = runs.revision + 1
+        step_interval = new.step_interval, vitals = new.vitals, step_sum = new.step_sum, revision = runs.revision + 1
     FROM new
     WHERE runs.id = new.id AND runs.epoch = new.epoch AND runs.session = new.session AND runs.last_step = new.after_step
     RETURNING runs.id
@@ -235,6 +259,9 @@ class PostgresStore(SQLStore):
 
     @contextmanager
     def reading(self) -> Iterator[Database]:
+        if self._snapshot is not None:
+            yield self._snapshot
+            return
         with self._errors("read"):
             connection = self._connection()
             with connection.transaction():
@@ -325,8 +352,14 @@ class PostgresStore(SQLStore):
                     connection.execute("SET LOCAL statement_timeout = 0")
                     if version == 2:
                         _alter(connection, _FROM_2, _NEW_IN_3)
+                    if version < 4:
+                        _alter(connection, _FROM_3, _NEW_IN_4)
+                    _alter(connection, _FROM_4)
+                    if version == 2:
                         raise_tiers(_Postgres(connection))
-                    _alter(connection, _FROM_3, _NEW_IN_4)
+                    if connection.execute(f"SELECT to_regclass('mechanicd.{_deletions.TABLE}')").fetchone() != (None,):
+                        connection.execute(cast(Any, _KEYS.format(table=_deletions.TABLE)))
+                    to_5(_Postgres(connection))
                     connection.execute("UPDATE meta SET schema_version = %s", (SCHEMA_VERSION,))
                 db = _Postgres(connection)
                 if not self._readonly and not self.has_table(db, _deletions.TABLE):
@@ -357,9 +390,9 @@ class _Postgres:
         return {int(id_) for (id_,) in self.execute(_ADVANCE, columns).fetchall()}
 
 
-def _alter(connection: psycopg.Connection[Any], script: str, new: re.Pattern[str]) -> None:
+def _alter(connection: psycopg.Connection[Any], script: str, new: re.Pattern[str] | None = None) -> None:
     """One version up: the statements of a script, then those of the schema that make what is new."""
-    made = [statement for statement in _SCHEMA.split(";\n") if new.match(statement)]
+    made = [statement for statement in _SCHEMA.split(";\n") if new and new.match(statement)]
     for statement in script.split(";\n") + made:
         connection.execute(cast(Any, statement))
 

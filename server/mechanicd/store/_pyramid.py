@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from mechanicd.store import _chunks, _summary
+from mechanicd.store import _chunks, _summary, _sums
 from mechanicd.store._chunks import Level
 from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._sql import Database, insert
@@ -24,7 +24,7 @@ from mechanicd.store._sql import Database, insert
 FAN: Final = 64
 _WRITE: Final = insert("tiers") + (
     " ON CONFLICT (run_id, branch, tier, number) DO UPDATE SET first_step = excluded.first_step,"
-    " last_step = excluded.last_step, coarse = excluded.coarse, fine = excluded.fine"
+    " last_step = excluded.last_step, coarse = excluded.coarse, fine = excluded.fine, checksum = excluded.checksum"
 )
 _PORTION: Final = 64
 _ANY: Final = 2**62
@@ -216,4 +216,4 @@ def _write(db: Database, run_id: int, groups: int, branch: int, tier: int, fine:
         "coarse": _summary.upper(groups, fine, size, span).tobytes(),
         "fine": fine.tobytes(),
     }
-    db.execute(_WRITE, values)
+    db.execute(_WRITE, _sums.sealed("tiers", values))

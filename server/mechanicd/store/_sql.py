@@ -42,16 +42,16 @@ TABLES = {
     "runs": (
         *("id", "revision", "project", "run", "labels", "config", "status", "status_message", "epoch", "session", "last_step"),
         *("state", "scale", "create_time", "open_time", "step_time", "step_interval", "session_count", "rewinds", "command"),
-        *("vitals", "archive_time", "folded_step"),
+        *("vitals", "archive_time", "folded_step", "row_sum", "step_sum"),
     ),
-    "sessions": ("session", "run_id", "after_step", "open_time"),
-    "former_names": ("project", "run", "run_id", "session"),
-    "events": ("id", "run_id", "time", "step", "kind", "message"),
-    "chunks": ("run_id", "branch", "number", "first_step", "last_step", "thinned", "coarse", "fine", "records"),
-    "tiers": ("run_id", "branch", "tier", "number", "first_step", "last_step", "coarse", "fine"),
+    "sessions": ("session", "run_id", "after_step", "open_time", "checksum"),
+    "former_names": ("project", "run", "run_id", "session", "checksum"),
+    "events": ("id", "run_id", "time", "step", "kind", "message", "checksum"),
+    "chunks": ("run_id", "branch", "number", "first_step", "last_step", "thinned", "coarse", "fine", "records", "sums"),
+    "tiers": ("run_id", "branch", "tier", "number", "first_step", "last_step", "coarse", "fine", "checksum"),
     "journal": ("id", "data"),
 }
-"""Every table and its columns, the same in every engine; `_sqlite` and `_postgres` say the types."""
+"""Every table and its columns, the same in every engine; `_sqlite` and `_postgres` say the types, `_sums` what is summed."""
 
 
 def insert(table: str, columns: Iterable[str] = ()) -> str:

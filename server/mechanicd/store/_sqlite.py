@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import os
 import sqlite3
 import sys
@@ -29,6 +30,8 @@ from mechanicd.store._files import Files
 from mechanicd.store._sql import TABLES, Database
 from mechanicd.store._store import SQLStore
 
+log = logging.getLogger("mechanicd.store")
+
 SCHEMA: Final = """
 CREATE TABLE runs (
     id             INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -40,7 +43,7 @@ CREATE TABLE runs (
     status         TEXT NOT NULL,
     status_message TEXT NOT NULL,
     epoch          INTEGER NOT NULL,            -- how often a session or a server took hold of the run
-    session        INTEGER NOT NULL,            -- the one that holds the run, 0 if none
+    session        INTEGER NOT NULL,            -- the key of the one that holds the run, 0 if none
     last_step      INTEGER NOT NULL,
     state          BLOB NOT NULL,               -- TunerState.to_bytes() after last_step
     scale          BLOB NOT NULL,               -- S after last_step, float64 per scale group
@@ -54,13 +57,16 @@ CREATE TABLE runs (
     vitals         TEXT NOT NULL,               -- JSON object, see runs._run_stats
     archive_time   INTEGER NOT NULL,            -- ns since 1970, 0 if it is not archived
     folded_step    INTEGER NOT NULL,            -- the last step in chunks; later ones are in the journal
+    row_sum        INTEGER,                     -- checksums, see _sums; NULL: written before schema 5
+    step_sum       INTEGER,
     UNIQUE (project, run)
 ) STRICT;
 CREATE TABLE sessions (
-    session    INTEGER PRIMARY KEY,
+    session    INTEGER PRIMARY KEY,             -- its key, see runs.session_key
     run_id     INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     after_step INTEGER NOT NULL,
-    open_time  INTEGER NOT NULL
+    open_time  INTEGER NOT NULL,
+    checksum   INTEGER
 ) STRICT;
 CREATE INDEX sessions_of_run ON sessions (run_id);
 CREATE TABLE former_names (
@@ -68,6 +74,7 @@ CREATE TABLE former_names (
     run     TEXT NOT NULL,
     run_id  INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     session INTEGER NOT NULL,                   -- the one that the renaming fenced, 0 if none held the run
+    checksum INTEGER,
     PRIMARY KEY (project, run)
 ) STRICT;
 CREATE TABLE events (
@@ -76,7 +83,8 @@ CREATE TABLE events (
     time    INTEGER NOT NULL,                   -- ns since 1970
     step    INTEGER NOT NULL,                   -- the run's last step then
     kind    TEXT NOT NULL,                      -- see _model
-    message TEXT NOT NULL
+    message TEXT NOT NULL,
+    checksum INTEGER
 ) STRICT;
 CREATE INDEX events_of_run ON events (run_id);
 CREATE TABLE chunks (
@@ -89,6 +97,7 @@ CREATE TABLE chunks (
     coarse     BLOB NOT NULL,                   -- see _summary
     fine       BLOB NOT NULL,
     records    BLOB NOT NULL,                   -- see _records
+    sums       BLOB,                            -- see _sums
     PRIMARY KEY (run_id, branch, number)
 ) STRICT;
 CREATE TABLE tiers (
@@ -100,6 +109,7 @@ CREATE TABLE tiers (
     last_step  INTEGER NOT NULL,
     coarse     BLOB NOT NULL,                   -- as in chunks
     fine       BLOB NOT NULL,
+    checksum   INTEGER,
     PRIMARY KEY (run_id, branch, tier, number)
 ) STRICT;
 CREATE TABLE journal (
@@ -136,6 +146,8 @@ class SQLiteStore(SQLStore):
             self._db = sqlite3.connect(source, uri=guest, isolation_level=None, check_same_thread=False, timeout=5.0)
             try:
                 version = self._check()
+                # A damaged text must not fail the whole statement; whoever reads it as text finds it out (`_rows`).
+                self._db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
                 if guest:
                     if version != _migrations.SCHEMA_VERSION:
                         raise SchemaTooOld(
@@ -228,12 +240,24 @@ class SQLiteStore(SQLStore):
                 _deletions.create(_SQLite(self._db), "INTEGER PRIMARY KEY")
             # This write also finds out now, rather than at the first step, whether the file is writable.
             self._db.execute(f"PRAGMA user_version = {_migrations.SCHEMA_VERSION}")
+        if 0 < version < _migrations.SCHEMA_VERSION:
+            self._db.execute("PRAGMA secure_delete = OFF")
+            self._tidy()
         self._make_tokens()
 
     def _make_tokens(self) -> None:
         with self.transaction() as db:
             if not self.has_table(db, _tokens.TABLE):
                 _tokens.create(db, "blob")
+
+    def _tidy(self) -> None:
+        """Writes the file anew after a migration, if there is room: older versions kept the ids of sessions, and what a row was
+        before it was changed stays in unused bytes."""
+        try:
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            log.warning("%s was migrated, but not written anew (%s); `mechanicd store vacuum` does it", self.path, error)
 
     @contextmanager
     def transaction(self) -> Iterator[Database]:
@@ -258,6 +282,9 @@ class SQLiteStore(SQLStore):
 
     @contextmanager
     def reading(self) -> Iterator[Database]:
+        if self._snapshot is not None:
+            yield self._snapshot
+            return
         self._look()
         try:
             self._db.execute("BEGIN")
@@ -311,7 +338,7 @@ class _SQLite:
         for row in rows:
             cursor = self._db.execute(
                 "UPDATE runs SET last_step = :last_step, state = :state, scale = :scale, step_time = :step_time,"
-                " step_interval = :step_interval, vitals = :vitals, revision = revision + 1"
+                " step_interval = :step_interval, vitals = :vitals, step_sum = :step_sum, revision = revision + 1"
                 " WHERE id = :id AND epoch = :epoch AND session = :session AND last_step = :after_step",
                 row,
             )

@@ -3,14 +3,13 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from mechanicd.access import Token
 from mechanicd.runs import EventRow, RunRow, RunStats, RunStatus, SessionRow, StepRow, unpack
-from mechanicd.store import _chunks, _deletions, _history, _journal, _lineage, _rows, _summary, _tokens, _zoom
-from mechanicd.store._chunks import Damage
+from mechanicd.store import _chunks, _damage, _deletions, _history, _journal, _lineage, _rows, _summary, _sums, _tokens, _zoom
 from mechanicd.store._clock import LATEST, Clock, steady_ns
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreDamaged
 from mechanicd.store._forking import NAMED, Forking
@@ -35,6 +34,7 @@ class SQLStore(ABC):
         self.clock = Clock()
         self._journal = _journal.Index()
         self._folding: tuple[list[int], dict[int, list[Segment]]] | None = None
+        self._snapshot: Database | None = None
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[Database]:
@@ -47,7 +47,7 @@ class SQLStore(ABC):
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Database]:
-        """A read-only transaction: one consistent snapshot. Raises StoreUnavailable."""
+        """A read-only transaction: one consistent snapshot, inside `snapshot` that one. Raises StoreUnavailable."""
 
     @abstractmethod
     def count_on(self, db: Database) -> None:
@@ -85,6 +85,15 @@ class SQLStore(ABC):
     def _folded(self) -> None:
         """Releases the folding lock."""
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        with self.reading() as db:
+            self._snapshot = db
+            try:
+                yield
+            finally:
+                self._snapshot = None
+
     # --- runs --------------------------------------------------------------------------------------------------------
 
     def create(self, project: str, run: str, config: TunerConfig, state: bytes, scale: tuple[float, ...], time: int) -> RunRow:
@@ -92,7 +101,7 @@ class SQLStore(ABC):
             "project": project,
             "run": run,
             "labels": "{}",
-            "config": json.dumps(asdict(config)),
+            "config": _rows.config_out(config),
             "status": RunStatus.RUNNING,
             "status_message": "",
             "command": "",
@@ -103,7 +112,7 @@ class SQLStore(ABC):
         }
         with self.transaction() as db:
             statement = f"{insert('runs', _NEW)} ON CONFLICT (project, run) DO NOTHING RETURNING {_rows.RUN}"
-            made = db.execute(statement, values).fetchone()
+            made = db.execute(statement, _sums.sealed_run(values)).fetchone()
             if made is None:
                 raise RunExists(f"projects/{project}/runs/{run} exists")
             _lineage.take_name(db, project, run)
@@ -163,24 +172,30 @@ class SQLStore(ABC):
 
     def set_labels(self, run_id: int, labels: dict[str, str]) -> None:
         with self.transaction() as db:
+            sealing = _sums.before(db, run_id)
             db.execute(
                 "UPDATE runs SET labels = :labels, revision = revision + 1 WHERE id = :id",
                 {"labels": json.dumps(labels), "id": run_id},
             )
+            _sums.after(db, run_id, sealing)
 
     def archive(self, run_id: int, time: int, event: EventRow) -> None:
         with self.transaction() as db:
+            sealing = _sums.before(db, run_id)
             moved = db.execute(
                 "UPDATE runs SET archive_time = :time, revision = revision + 1 WHERE id = :id", {"time": time, "id": run_id}
             )
             if moved.rowcount:  # otherwise it has been deleted
+                _sums.after(db, run_id, sealing)
                 _rows.note(db, run_id, [event])
 
     def rename(self, rename: Rename) -> RunRow:
         with self.transaction() as db:
             before = _rows.held(db, rename.run_id, rename.expected_epoch)
             self._fold_one(db, before)
+            sealing = _sums.before(db, before.id)
             _lineage.rename(db, before, rename)
+            _sums.after(db, before.id, sealing)
             _rows.note(db, before.id, rename.events)
             return _rows.by_id(db, before.id)
 
@@ -240,7 +255,7 @@ class SQLStore(ABC):
             self._fold_one(db, before)
             # Which of a run's sessions is newer is told by when they were opened, whatever clocks their servers had.
             opened = min(max(claim.time, before.open_time + 1), LATEST)
-            rewinds = before.rewinds
+            rewinds, sealing = before.rewinds, _sums.before(db, before.id)
             if claim.after_step < before.last_step:
                 rewinds += 1
                 _history.branch_off(db, before.id, len(before.config.scale_groups), claim.after_step, rewinds)
@@ -263,10 +278,9 @@ class SQLStore(ABC):
                     "vitals": claim.stats.to_text(),
                 },
             )
-            db.execute(
-                insert("sessions"),
-                {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": opened},
-            )
+            _sums.after(db, before.id, sealing)
+            session = {"session": claim.session, "run_id": claim.run_id, "after_step": claim.after_step, "open_time": opened}
+            db.execute(insert("sessions"), _sums.sealed("sessions", session))
             _rows.note(db, claim.run_id, claim.events)
             return _rows.by_id(db, claim.run_id)
 
@@ -283,10 +297,12 @@ class SQLStore(ABC):
             if before.session != session:
                 raise OwnershipLost(f"projects/{before.project}/runs/{before.run} has another session now")
             self._fold_one(db, before)
+            sealing = _sums.before(db, run_id)
             db.execute(
                 "UPDATE runs SET epoch = epoch + 1, vitals = :vitals, revision = revision + 1 WHERE id = :id",
                 {"id": run_id, "vitals": (stats or before.stats).to_text()},
             )
+            _sums.after(db, run_id, sealing)
             _rows.note(db, run_id, events)
             return _rows.by_id(db, run_id)
 
@@ -294,7 +310,9 @@ class SQLStore(ABC):
         with self.transaction() as db:
             before = _rows.held(db, rewind.run_id, rewind.expected_epoch)
             self._fold_one(db, before)
+            sealing = _sums.before(db, before.id)
             _lineage.rewind(db, before, rewind)
+            _sums.after(db, before.id, sealing)
             _rows.note(db, before.id, rewind.events)
             return _rows.by_id(db, before.id)
 
@@ -320,6 +338,7 @@ class SQLStore(ABC):
                 moved.discard(row["id"])
                 self.unfolded += len(row["segment"])
             for release in releases:
+                sealing = _sums.before(db, release.run_id)
                 released = db.execute(
                     "UPDATE runs SET session = :successor, status = :status, status_message = :message, revision = revision + 1"
                     " WHERE id = :id AND epoch = :epoch AND session = :session",
@@ -333,6 +352,7 @@ class SQLStore(ABC):
                     },
                 )
                 if released.rowcount:
+                    _sums.after(db, release.run_id, sealing)
                     _rows.note(db, release.run_id, release.events)
         return kept
 
@@ -343,6 +363,8 @@ class SQLStore(ABC):
         return list(unpack(groups, self.records(run, branch, first, last, limit), branch))
 
     def records(self, run: RunRow, branch: int, first: int, last: int, limit: int) -> bytes:
+        if run.damaged:
+            raise StoreDamaged(run.damaged)
         groups = len(run.config.scale_groups)
         with self.reading() as db:
             journal = self._segments(db, run.id, branch)
@@ -355,6 +377,17 @@ class SQLStore(ABC):
         with self.reading() as db:
             self._journal.refresh(db)
             return _zoom.summaries(db, requests, self._journal)
+
+    def spans(self, run: RunRow, branch: int) -> list[tuple[int, int]]:
+        groups = len(run.config.scale_groups)
+        with self.reading() as db:
+            numbers = db.execute(
+                "SELECT number FROM chunks WHERE run_id = :id AND branch = :branch ORDER BY number",
+                {"id": run.id, "branch": branch},
+            ).fetchall()
+            journal = self._segments(db, run.id, branch)
+        found = [_chunks.span_of(groups, number) for (number,) in numbers]
+        return found + [(segment.first_step, segment.last_step) for segment in journal]
 
     def branches(self, run: RunRow) -> list[int]:
         with self.reading() as db:
@@ -376,10 +409,14 @@ class SQLStore(ABC):
             with self.transaction() as db:
                 chosen = _journal.portion(found, most_runs, _FOLD_BYTES)
                 for run_id, count in chosen.items():
-                    row = db.execute("SELECT config FROM runs WHERE id = :id", {"id": run_id}).fetchone()
-                    if row is not None:  # otherwise it has been deleted
-                        _history.fold(db, run_id, len(_rows.config_in(row[0]).scale_groups), found[run_id][:count])
+                    row = db.execute(f"SELECT {_rows.WITHOUT_STATE} FROM runs WHERE id = :id", {"id": run_id}).fetchone()
+                    run = None if row is None else _rows.listed_in(row)  # None: it has been deleted
+                    if run is not None and run.damaged:  # its steps stay where they are
+                        self._journal.keep(run_id)
+                    elif run is not None:
+                        _history.fold(db, run_id, len(run.config.scale_groups), found[run_id][:count])
                 done = all(count == len(found[run_id]) for run_id, count in chosen.items()) and len(chosen) == len(found)
+                ids = [id_ for id_ in ids if id_ not in self._journal.kept]
                 if done and ids:
                     db.executemany("DELETE FROM journal WHERE id = :id", [{"id": id_} for id_ in ids])
         except BaseException:
@@ -424,13 +461,15 @@ class SQLStore(ABC):
                 if row is None:  # the engine contradicts itself
                     yield "", "DATABASE_DAMAGED", f"the run with the number {run_id} is there and is not"
                     continue
-                try:
-                    run = _rows.run_in(row)
-                except StoreDamaged as error:
-                    yield f"projects/{row[2]}/runs/{row[3]}", *Damage("HISTORY_DAMAGED", str(error))
-                    continue
-                for found in _chunks.damage(db, run_id, len(run.config.scale_groups)):
-                    yield f"projects/{run.project}/runs/{run.run}", *found
+                run = _rows.listed_in(row)
+                name = f"projects/{run.project}/runs/{run.run}"
+                if run.damaged:
+                    yield name, "HISTORY_DAMAGED", run.damaged
+                for found in _damage.of_rows(db, run_id):
+                    yield name, *found
+                if not run.damaged:
+                    for found in _chunks.damage(db, run_id, len(run.config.scale_groups)):
+                        yield name, *found
 
     def ping(self) -> None:
         with self.reading() as db:

@@ -21,7 +21,7 @@ from mechanicd.store._model import SummaryRequest
 from mechanicd.store._pyramid import Reach
 from mechanicd.store._sql import Database
 
-_EXACT: Final = "chunks.records, chunks.fine, chunks.thinned, chunks.first_step, chunks.last_step"
+_EXACT: Final = "chunks.records, chunks.fine, chunks.thinned, chunks.first_step, chunks.last_step, chunks.sums"
 
 
 class Range(NamedTuple):
@@ -38,13 +38,15 @@ def summaries(db: Database, requests: Sequence[SummaryRequest], journal: Index) 
     heads = _heads(db, requests)
     alike: dict[tuple[int, int, int], dict[int, Range]] = {}
     for index, (run, branch, first, last, most) in enumerate(requests):
+        if run.damaged:
+            continue
         epoch, folded_step, newest = heads.get((run.id, branch), (0, 0, 0))  # none: the run has been deleted
         unfolded = [] if branch else _history.valid(journal.of(run.id), epoch, folded_step)
         end = unfolded[-1].last_step if unfolded else newest or 0
         size = _summary.size_for(min(last, end) - first + 1, most)
         key = len(run.config.scale_groups), branch, size
         alike.setdefault(key, {})[index] = Range(run.id, first, last, unfolded)
-    found: dict[int, _summary.Buckets] = {}
+    found: dict[int, _summary.Buckets] = {index: _summary.of_steps(1, b"") for index in range(len(requests))}
     for (groups, branch, size), wanted in alike.items():
         found |= zip(wanted, read(db, groups, branch, size, list(wanted.values())), strict=True)
     return [found[index] for index in range(len(requests))]
@@ -115,9 +117,9 @@ def _exact(groups: int, rows: Sequence[Any]) -> Level:
     """Chunks as buckets of one step each; as their finest buckets where the steps were thinned out. Raises StoreDamaged."""
     steps: list[tuple[int, bytes]] = []
     thinned = [(row[0], row[1], row[3]) for row in rows if row[4]]
-    for place, number, records, _, is_thinned, first_step, last_step in rows:
+    for place, number, records, _, is_thinned, first_step, last_step, sums in rows:
         if not is_thinned:
-            good, gaps = _chunks.records_of(groups, number, (first_step, last_step), False, bytes(records))
+            good, gaps = _chunks.records_of(groups, number, (first_step, last_step), False, bytes(records), sums)
             if gaps:
                 raise StoreDamaged("a chunk is damaged")
             steps.append((place, good))

@@ -38,14 +38,14 @@ export function compareRuns(sort: Sort): (a: RunItem, b: RunItem) => number {
   return (a, b) => chosen(a, b) || byName(a, b);
 }
 
-/** 0: no alert. 1: the run is silent or cut off. 2: an alert about S. */
+/** 0: no alert. 1: the run is silent or cut off. 2: damage, or an alert about S. */
 function urgency(run: RunItem): number {
   if (run.needs.length === 0) return 0;
   return run.needs.some((need) => KINDS.includes(need.kind)) ? 2 : 1;
 }
 
-/** Alerts about S come first: that a run is silent is in its status as well. */
-const KINDS = ["non_finite", "collapsed", "running_away", "stuck", "oscillating"];
+/** Damage and alerts about S come first: that a run is silent is in its status as well. */
+const KINDS = ["damaged", "non_finite", "collapsed", "running_away", "stuck", "oscillating"];
 
 /** A run's alerts, the most important first. */
 export function byWeight(needs: readonly Need[]): Need[] {
