@@ -79,6 +79,33 @@ def backup(url: str, to: str | None, to_file: str | None, as_json: bool) -> None
 
 @store.command()
 @store_option
+@click.option("--to", metavar="URL", help="A new file, or the URL of an empty store of either engine.")
+@click.option("--to-file", metavar="FILE", help="A file that holds the URL, which no process list shows then.")
+@json_option
+def salvage(url: str, to: str | None, to_file: str | None, as_json: bool) -> None:
+    """Bring all that is whole out of a damaged store into a new one, and say what was left.
+
+    Stop the server first. Exits with 1 if anything was left.
+    """
+    if (to is None) == (to_file is None):
+        raise click.UsageError("name the new store: --to URL, or --to-file FILE")
+    to = read(to_file, "--to-file", as_json) if to_file is not None else str(to)
+    target_url = to if "://" in to else f"sqlite:///{to}"
+    left: list[stores.Left] = []
+    with _opened(target_url, as_json) as target, _progress("rows", as_json) as progress:
+        runs = stores.salvage(url, target, left.append, progress)
+    shown = stores.without_password(target_url)
+    if as_json:
+        say_json({"to": shown, "runs": runs, "left": [each._asdict() for each in left]}, 2)
+    else:
+        for each in left:
+            say(f"left  {each.run or stores.without_password(url)}: {each.message}")
+        say(f"{runs} runs brought to {shown}, {len(left)} things left")
+    sys.exit(1 if left else 0)
+
+
+@store.command()
+@store_option
 @click.option("--keep-steps", type=STEP, metavar="N", help="As in `mechanicd serve`. Default: keep all.")
 @click.option("--keep-days", type=DAYS, metavar="DAYS", help="As in `mechanicd serve`. Default: keep all.")
 @click.option("--yes", is_flag=True, help="Don't ask before deleting anything.")
