@@ -17,13 +17,13 @@ PUBLIC = {
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING
         Alert AlertKind EventKind EventRow Filter FilterError Mark RunRow RunStats RunStatus SessionRow Silence StepOutcome
         StepColumns StepRow alerts cell duration export_rows first_scale judged not_ahead outcomes pack parse_filter
-        record_dtype record_layout same_alerts unpack unpack_columns
+        record_dtype record_layout same_alerts session_key unpack unpack_columns
     """,
     "mechanicd.store": """
-        SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork OwnershipLost Release Rename Rewind RunExists SQLStore
-        SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved StoreNotPortable
-        StoreNotWritable StorePackageMissing StorePooled StoreRejected StoreUnavailable SummaryRequest
-        changes check copy every_run open_beside open_store saved_records steady_ns without_password
+        SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork Left OwnershipLost Release Rename Rewind RunExists
+        SQLStore SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved
+        StoreNotPortable StoreNotWritable StorePackageMissing StorePooled StoreRejected StoreUnavailable SummaryRequest
+        changes check copy every_run open_beside open_store salvage saved_records steady_ns without_password
     """,
     "mechanicd.client": """
         AccessDenied Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted

@@ -9,8 +9,6 @@ those of SQLite. `_check`, `_copy` and `_salvage`, which reads what `_wreck` can
 maintenance. What a run is, and how it is judged, is in `mechanicd.runs`.
 """
 
-from mechanicd.store._salvage import Left, salvage
-
 from mechanicd.store._check import Finding, check
 from mechanicd.store._clock import Clock, steady_ns
 from mechanicd.store._copy import copy
@@ -35,6 +33,7 @@ from mechanicd.store._interface import Store, changes, every_run, saved_records
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
 from mechanicd.store._open import open_beside, open_store
+from mechanicd.store._salvage import Left, salvage
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
 from mechanicd.store._summary import SERIES, Buckets

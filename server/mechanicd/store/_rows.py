@@ -115,7 +115,7 @@ def _labels_in(text: str) -> dict[str, str]:
     labels = json.loads(text)
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels are no JSON object of strings")
-    if "\\u" in text:  # half of a character can be written so, and can't be sent
+    if "\\u" in text or not text.isascii():  # half of a character, or bytes that are no UTF-8, can't be sent
         "".join((*labels, *labels.values())).encode()
     return {intern(key): intern(value) for key, value in labels.items()}  # many runs have the same ones
 

@@ -134,6 +134,8 @@ class _Salvage:
     def _run_rows(self) -> Iterator[Row]:
         for values in self._read("runs", "runs"):
             row = {**dict.fromkeys(TABLES["runs"]), **values}
+            if not row["project"]:  # a fork that was not complete
+                continue
             if self._wreck.version < 5 and row["session"]:
                 row["session"] = session_key(row["session"])
             found = _rows.listed_in([row[column] for column in TABLES["runs"]])
