@@ -75,10 +75,6 @@ def same_alerts(before: Iterable[Alert], now: Iterable[Alert]) -> bool:
     return [(alert.kind, alert.step) for alert in before] == [(alert.kind, alert.step) for alert in now]
 
 
-def _damaged(row: RunRow, _: int) -> Alert | None:
-    return Alert(AlertKind.DAMAGED, row.damaged) if row.damaged else None
-
-
 def _silent(row: RunRow, now: int) -> Alert | None:
     if row.status != RunStatus.SILENT:
         return None
@@ -212,8 +208,11 @@ def _outage(row: RunRow, now: int) -> Alert | None:
     )
 
 
+def _damaged(row: RunRow, _: int) -> Alert | None:
+    return Alert(AlertKind.DAMAGED, row.damaged) if row.damaged else None
+
+
 _DETECTORS: Final[Iterable[Callable[[RunRow, int], Alert | None]]] = (
-    _damaged,
     _silent,
     _stuck,
     _collapsed,
@@ -221,4 +220,5 @@ _DETECTORS: Final[Iterable[Callable[[RunRow, int], Alert | None]]] = (
     _non_finite,
     _oscillating,
     _outage,
+    _damaged,
 )

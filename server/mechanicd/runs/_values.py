@@ -43,7 +43,6 @@ class EventKind(StrEnum):
 class AlertKind(StrEnum):
     """The kind of an alert, in the order in which alerts are listed."""
 
-    DAMAGED = "damaged"
     SILENT = "silent"
     STUCK = "stuck"
     COLLAPSED = "collapsed"
@@ -51,3 +50,4 @@ class AlertKind(StrEnum):
     NON_FINITE = "non_finite"
     OSCILLATING = "oscillating"
     OUTAGE = "outage"
+    DAMAGED = "damaged"
