@@ -22,7 +22,8 @@ from grpc_health.v1 import health_pb2
 from rich.console import Console
 
 from mechanicd.cli import _text, main
-from mechanicd.client import MechanicdError, connect
+from mechanicd.client import MechanicdError, connect, open_run
+from mechanicd.tuner import Reductions
 from mechanicd.v1 import names, resources_pb2, run_service_pb2, tuner_service_pb2
 
 EVIL = "a\x1b[2J\x1b]52;c;ZXZpbA==\x07\x1b]0;t\x07\r\nerror: forged \x9b31m‮⁦\x7f\x08\x00\u2028z"
@@ -195,6 +196,25 @@ def answers_oddly(method: str) -> Any:
     if "runs" in made.DESCRIPTOR.fields_by_name:
         made.runs.append(run)
     return made
+
+
+@pytest.fixture(scope="module")
+def spool(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A spool file with three steps."""
+    folder = tmp_path_factory.mktemp("spool")
+    with open_run(f"file://{folder}", "r", start=0, labels={"a": EVIL.replace("\x00", "")}) as session:
+        for step in range(3):
+            session.step(Reductions(-1.0 - step, 0.0, 1.0, 1.0))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_an_import_shows_what_a_server_says_and_obeys_none_of_it(kind: str, hostile: Server, spool: str, here: Any) -> None:
+    for as_json in ([], ["--json"]):
+        hostile.answer = ANSWERS[kind]
+        done = here("import", spool, "--target", hostile.target, *as_json)
+        plain(done.stdout + done.stderr, ("import",))
+        assert done.returncode == 1
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
