@@ -83,6 +83,9 @@ def test_everything_in_the_bundle_of_the_page_is_named_with_its_licence() -> Non
     assert {"preact", "uplot"} <= set(bundled)
     named = tables()
     assert {name: named.get(name) for name in bundled} == bundled
+    notices = (ROOT / "server" / "web" / "LICENSES.txt").read_text()
+    assert set(re.findall(r"^(\S+)\n    Copyright", notices, re.MULTILINE)) == set(bundled)
+    assert "server/web/LICENSES.txt" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license-files"]
 
 
 def test_what_is_named_is_used_and_its_licence_allows_that() -> None:
