@@ -24,9 +24,11 @@ from mechanicd.store import (
     StoreNotWritable,
     _deletions,
     _store,
+    _summary,
     check,
     copy,
 )
+from mechanicd.store._journal import Segment, portion
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
 
 CONFIG = TunerConfig()
@@ -532,3 +534,11 @@ def test_a_long_journal_of_one_run_is_folded_in_portions_while_it_trains(
     for each in (training, other):
         assert each.kept() == each.packed(each.steps)
     assert list(check(store)) == []
+
+
+def test_steps_of_very_many_scale_groups_are_folded_a_chunk_at_a_time() -> None:
+    wide = [Segment(1, 1, step, step, bytes(1000)) for step in range(1, 101)]
+    narrow = [Segment(2, 1, 100 * step + 1, 100 * step + 100, bytes(1000)) for step in range(100)]
+    assert portion({1: wide, 2: narrow}, 16, 100) == {1: _summary.FINEST}
+    assert portion({2: narrow, 1: wide}, 16, 100) == {2: 1}
+    assert portion({1: wide[:3], 2: narrow}, 16, 5000) == {1: 3, 2: 2}

@@ -15,7 +15,7 @@ from typing import Any, Final
 from mechanicd.runs import RunRow, RunStats, RunStatus, record_layout
 from mechanicd.store import _history, _lineage, _pyramid, _rows, _summary, _sums
 from mechanicd.store._errors import OwnershipLost, RunExists, StoreRejected
-from mechanicd.store._journal import Index
+from mechanicd.store._journal import Index, portion
 from mechanicd.store._model import Fork
 from mechanicd.store._sql import TABLES, Database, floats_out, insert
 
@@ -88,14 +88,11 @@ class Forking:
         """Folds a portion of the source's journal, as far as the fork needs it. Returns how many bytes that were."""
         self._journal.refresh(db)
         (folded_step,) = db.execute("SELECT folded_step FROM runs WHERE id = :id", {"id": source.id}).fetchone()
-        size, some = 0, []
-        for segment in _history.valid(self._journal.of(source.id), source.epoch, folded_step):
-            if size >= _PORTION or segment.first_step > self._change.after_step:
-                break
-            some.append(segment)
-            size += len(segment.records)
+        found = _history.valid(self._journal.of(source.id), source.epoch, folded_step)
+        needed = [segment for segment in found if segment.first_step <= self._change.after_step]
+        some = needed[: portion({source.id: needed}, 1, _PORTION)[source.id]]
         _history.fold(db, source.id, len(source.config.scale_groups), some)
-        return size
+        return sum(len(segment.records) for segment in some)
 
 
 def tidy(transaction: Callable[[], AbstractContextManager[Database]], now: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
+from mechanicd.store import _summary
 from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._sql import Database
 
@@ -29,13 +30,17 @@ class Segment(NamedTuple):
 
 
 def portion(found: Mapping[int, Sequence[Segment]], most_runs: int, most_bytes: int) -> dict[int, int]:
-    """The next runs to fold, and how many of their first segments: about `most_bytes` of records, and one segment at least."""
+    """The next runs to fold, and how many of their first segments: about `most_bytes` of records, and one segment at least.
+
+    Of a run with very many scale groups it is about a chunk, the least that is written: a step at a time would write that anew
+    for each.
+    """
     chosen: dict[int, int] = {}
     size = 0
     for run_id, segments in islice(found.items(), most_runs):
         chosen[run_id] = 0
         for segment in segments:
-            if size >= most_bytes:
+            if size >= max(most_bytes, _summary.FINEST * len(segment.records) // (segment.last_step - segment.first_step + 1)):
                 return chosen
             chosen[run_id] += 1
             size += len(segment.records)
