@@ -51,7 +51,7 @@ def seen(store: SQLStore) -> list[str]:
     """Whatever names any reader of the store is told, and what a copy has."""
     target = SQLiteStore(":memory:")
     copy(store, target)
-    copied = [row.run for row in every_run(target)]
+    copied = sorted(row.run for row in every_run(target))
     assert left(target)["runs"] == len(copied)
     target.close()
     listed = [row.run for row in store.list_runs(None, None, 100)]
