@@ -46,6 +46,7 @@ def test_the_commands_are_these() -> None:
         "runs label",
         "store check",
         "store backup",
+        "store salvage",
         "store vacuum",
         "tokens create",
         "tokens list",
