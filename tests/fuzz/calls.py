@@ -8,17 +8,22 @@ its own, and in the end its history must be whole, and `store check` must find n
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from random import Random
 from time import process_time
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from mechanicd.service import Engine, _limits
+from mechanicd import access
+from mechanicd.service import Engine, _limits, _permissions
 from mechanicd.service._decoding import Decoding
+from mechanicd.service._door import Door, run_of
 from mechanicd.service._grpc import RunServicer, TunerServicer
+from mechanicd.service._keys import Access
 from mechanicd.service._run_service import RunService
 from mechanicd.store import SQLiteStore, check
 from mechanicd.tuner import Reductions, Tuner, TunerConfig, TunerState
@@ -66,6 +71,9 @@ class _Context:
         self._requests = iter(requests)
         self.written: list[Any] = []
 
+    def auth_context(self) -> dict[str, Any]:
+        return {}
+
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
@@ -104,6 +112,16 @@ class _Handlers:
         self.by_name |= handlers
 
 
+_MADE: Final = {
+    "admin": access.create("", access.Role.ADMIN, 1),
+    "write": access.create("p", access.Role.WRITE, 1),
+    "read": access.create("p", access.Role.READ, 1),
+    "expired": access.create("", access.Role.ADMIN, 1, expire_time=2),
+}
+TOKENS: Final = {kind: text for kind, (text, _) in _MADE.items()} | {"forged": _MADE["admin"][0][:-43] + "A" * 43}
+_NO_GOOD: Final = ("expired", "forged")
+
+
 class World:
     """A server without a network, the well-behaved trainer, and what a stranger has learned so far."""
 
@@ -118,6 +136,10 @@ class World:
             RunServicer(RunService(self.engine)), Decoding(handlers, SERVICES[1])
         )
         self.handlers: dict[str, Any] = handlers.by_name
+        for _, kept in _MADE.values():
+            self.store.add_token(kept)
+        tokens = partial(self.engine.writer.call, self.store.tokens)
+        self.door = Door(Access(), tokens, self.store.clock.now, partial(run_of, self.engine))
         self.sessions: list[int] = [1]
         self.steps: Counter[int] = Counter()  # the last step of a session, as far as is known
         self.groups: dict[int, int] = {}
@@ -127,14 +149,20 @@ class World:
         self._good: list[TunerState] = [Tuner().init()]
         self._good_session = 0
 
-    async def call(self, method: str, *messages: bytes) -> list[Any]:
-        """The responses to messages, as they are on the wire.
+    async def call(self, method: str, *messages: bytes, token: str = "admin") -> list[Any]:
+        """The responses to messages, as they are on the wire, with one of `TOKENS`.
 
         Raises:
             Refused: by name.
         """
-        handler = self.handlers[method]
-        requests = [handler.request_deserializer(message) for message in messages]
+
+        async def plain(_: Any) -> Any:
+            return self.handlers[method]
+
+        shown = (("authorization", f"Bearer {TOKENS[token]}"),)
+        handler = await self.door.intercept_service(plain, SimpleNamespace(method=_full(method), invocation_metadata=shown))
+        decode = handler.request_deserializer or bytes
+        requests = [decode(message) for message in messages]
         context = _Context(requests)
         if handler.request_streaming:
             await handler.stream_stream(None, context)
@@ -142,6 +170,8 @@ class World:
         elif handler.response_streaming:
             responses = []
             watching = handler.unary_stream(requests[0], context)
+            if asyncio.iscoroutine(watching):  # grpcio takes both forms; this one refuses
+                await watching
             async for response in watching:
                 responses.append(response)
                 if not response.more:
@@ -163,6 +193,7 @@ class World:
 
     async def begin(self) -> None:
         self.engine.start()
+        await self.door.keys.start()
         self._good_session = (await self.ask("OpenSession", name=GOOD)).session
 
     async def step(self) -> None:
@@ -188,6 +219,7 @@ class World:
         assert flushed.tuner_state == self._good[-1].to_bytes()
         records = (await self.ask("QuerySeries", name=GOOD, page_size=10_000)).records
         assert [tuple(each.scale) for each in records] == [each.scale for each in self._good[1:]]
+        await self.door.keys.stop()
         await self.engine.writer.stop(5.0)
         harmful = [finding for finding in check(self.store) if not finding.harmless and not self._is_foreign(finding)]
         self.store.close()
@@ -267,6 +299,10 @@ class World:
         )
 
 
+def _full(method: str) -> str:
+    return f"/{METHODS[method].containing_service.full_name}/{method}"
+
+
 def _groups(rng: Random) -> list[str]:
     if rng.randrange(300) == 0:
         return [f"g{number}" for number in range(rng.choice((100, 2_000, 65_537)))]
@@ -307,12 +343,16 @@ class Sequence:
                 await world.step()
             method = rng.choice((*METHODS, "Step", "StreamSteps", "StreamSteps"))
             messages = [world.drawn(rng, method) for _ in range(rng.choice((1, 1, 3)) if method == "StreamSteps" else 1)]
-            self.calls.append(f"{method} {[message[:200] for message in messages]}")
+            token = rng.choice(("admin",) * 6 + ("write",) * 4 + tuple(TOKENS))
+            self.calls.append(f"{token} {method} {[message[:200] for message in messages]}")
             begun, said = process_time(), ""
             try:
-                world.learn(method, await world.call(method, *messages))
+                world.learn(method, await world.call(method, *messages, token=token))
+                assert token not in _NO_GOOD, "a stranger was let in"
+                assert token != "read" or not _permissions.rule_of(_full(method)).change, "who may read has changed something"
             except Refused as error:
                 said = error.reason
+                assert token not in _NO_GOOD or said == "UNAUTHENTICATED", said
             meter.add(process_time() - begun, said)
             if failures:
                 raise AtFault(f"forgotten: {failures[0]}")
