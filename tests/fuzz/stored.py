@@ -33,7 +33,21 @@ from mechanicd.runs import (
     unpack_columns,
 )
 from mechanicd.service import ServiceError, _convert
-from mechanicd.store import Claim, Commit, Rewind, SQLiteStore, StoreDamaged, StoreError, _chunks, _journal, _rows, _sql, check
+from mechanicd.store import (
+    Claim,
+    Commit,
+    Rewind,
+    SQLiteStore,
+    StoreDamaged,
+    StoreError,
+    _chunks,
+    _journal,
+    _rows,
+    _sql,
+    _sums,
+    check,
+    salvage,
+)
 from mechanicd.store import _summary as summary
 from mechanicd.tuner import CONVENTIONS, ConfigError, Reductions, StateError, Tuner, TunerConfig, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
@@ -185,6 +199,35 @@ def _take_buckets(given: tuple[int, bytes]) -> None:
         summary.merge(found, 64)
 
 
+def chunk_row(groups: int = 1) -> tuple[int, dict[str, Any]]:
+    """A row of `chunks`, without its checksums."""
+    blobs = {"records": _RECORDS[groups], "fine": _BUCKETS[groups], "coarse": _BUCKETS[groups]}
+    return groups, {"branch": 0, "number": 0, "first_step": 1, "last_step": 40, "thinned": 0, **blobs}
+
+
+def _make_chunk(rng: Random) -> tuple[int, dict[str, Any]]:
+    """A row of `chunks` whose checksums are those of its bytes, or were."""
+    groups, whole = chunk_row(rng.choice(_GROUPS))
+    values = dict(whole)
+    for name, value in whole.items():
+        if isinstance(value, bytes):
+            values[name] = mutation.data(rng, (value,)) if rng.random() < 0.4 else value
+        elif rng.random() < 0.1:
+            values[name] = mutation.whole(rng, 64, signed=True)
+    of = values if rng.random() < 0.3 else whole
+    head = (of["number"], of["first_step"], of["last_step"], of["thinned"])
+    sums = _sums.of_chunk(groups, head, of["coarse"], of["fine"], of["records"]).to_bytes()
+    return groups, {**values, "sums": rng.choice((sums, sums, None, mutation.data(rng, (sums,))))}
+
+
+def _take_chunk(given: tuple[int, dict[str, Any]]) -> None:
+    groups, values = given
+    chunk = _chunks.chunk_in(1, groups, values)
+    if chunk is not None:
+        list(unpack(groups, chunk.records))
+        summary.merge(chunk.fine, 64)
+
+
 _SEGMENTS: Final = (
     _journal.pack([_journal.Segment(1, 1, 1, 40, _RECORDS[1]), _journal.Segment(2, 3, 1, 40, _RECORDS[3])]),
     _journal.pack([_journal.Segment(7, 1, 5, 5, b"x" * 80)] * 3),
@@ -204,10 +247,11 @@ def _take_stats(given: str) -> None:
 
 
 def _take_row(given: tuple[Any, ...]) -> None:
-    row = _rows.run_in(given)
+    row = _rows.listed_in(given)
     needs = alerts(row, 10**18, Silence())
     _convert.run_out(judged(row, 10**18, Silence()), needs, command=True).SerializeToString()
     assert isinstance(parse_filter("scale > 1 AND step < 7 AND name : r AND labels.a = b AND archived : *")(row, needs), bool)
+    _rows.run_in(given)
 
 
 _COLUMNS: Final = tuple(column.removeprefix("runs.") for column in _rows.RUN.split(", "))
@@ -473,6 +517,11 @@ def _take_store(given: tuple[bytes, list[tuple[str, str, Any]]]) -> None:
             store.events(row.id)
     finally:
         store.close()
+    target = SQLiteStore(":memory:")
+    try:
+        salvage(f"sqlite:///{path}", target, lambda left: None)
+    finally:
+        target.close()
 
 
 TARGETS = (
@@ -517,6 +566,14 @@ TARGETS = (
     ),
     Target(name="buckets", make=_make_buckets, take=_take_buckets, covers=(_chunks.buckets,), rounds=20_000, quick=30),
     Target(
+        name="chunk",
+        make=_make_chunk,
+        take=_take_chunk,
+        covers=(_chunks.chunk_in, _sums.ChunkSums.from_bytes),
+        rounds=10_000,
+        quick=20,
+    ),
+    Target(
         name="journal",
         make=lambda rng: mutation.data(rng, _SEGMENTS),
         take=_take_journal,
@@ -535,7 +592,7 @@ TARGETS = (
         make=_make_row,
         take=_take_row,
         refused=(StoreDamaged,),
-        covers=(_rows.run_in, _rows.config_in, _sql.floats_in),
+        covers=(_rows.run_in, _rows.listed_in, _rows.config_in, _sql.floats_in),
         rounds=30_000,
     ),
     Target(
@@ -552,7 +609,7 @@ TARGETS = (
         make=_make_store,
         take=_take_store,
         refused=(StoreError,),
-        covers=(check,),
+        covers=(check, salvage),
         rounds=1_500,
         quick=2,
     ),

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from mechanicd.client import ServerUnavailable, _spool_format, _transport
-from mechanicd.runs import RunStats
-from mechanicd.store import SQLiteStore, StoreDamaged, _rows, check
+from mechanicd.runs import RunStats, record_layout
+from mechanicd.store import SQLiteStore, StoreDamaged, _chunks, _rows, _sums, check
 from mechanicd.v1 import resources_pb2
 from tests.fuzz import stored
 from tests.fuzz.harness import Meter
@@ -121,3 +121,13 @@ def test_curves_are_drawn_beside_a_chunk_with_a_last_step_that_cannot_be(last: i
         assert len(store.summary(row, 0, 1, 2**62, most)) >= 1
     assert any(not finding.harmless for finding in check(store))
     store.close()
+
+
+def test_a_part_of_a_record_is_damage_although_its_checksum_is_right() -> None:
+    groups, values = stored.chunk_row()
+    records = values["records"][:-7]
+    head = (values["number"], values["first_step"], values["last_step"], values["thinned"])
+    sums = _sums.of_chunk(groups, head, values["coarse"], values["fine"], records).to_bytes()
+    chunk = _chunks.chunk_in(1, groups, {**values, "records": records, "sums": sums})
+    assert chunk is not None
+    assert len(chunk.records) % record_layout(groups).size == 0

@@ -92,6 +92,7 @@ def _summed(
     Args:
         exact: the bounds are those of the records; otherwise they may be wider.
     """
+    data = data[: len(data) // record_layout(groups).size * record_layout(groups).size]
     found = tuple(_sums.blocks(groups, data))
     if found == sums:
         known = steps_of(groups, data)
