@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mechanicd.access import Role, create
 from mechanicd.store import Left, StoreDamaged, StoreNotWritable, check, every_run, open_store, salvage
 from mechanicd.tuner import TunerState
 from tests.store import world
@@ -71,6 +72,21 @@ def test_a_whole_store_comes_out_whole(url: str, out: Callable[[str], tuple[Any,
     assert target.create("zoo", "later", world.PLAIN, b"", (0.0,), 1).id > largest
     with pytest.raises(StoreNotWritable, match="already has runs"):
         salvage(url, target, left.append)
+
+
+def test_tokens_come_out_but_for_damaged_ones(made: Any, out: Callable[[str], tuple[Any, list[Left]]], tmp_path: Path) -> None:
+    url, store, _ = made
+    whole, flipped, foreign = (create("p", Role.READ, number)[1] for number in range(1, 4))
+    for token in (whole, flipped, foreign):
+        store.add_token(token)
+    with sqlite3.connect(tmp_path / "m.db") as db:
+        db.execute("UPDATE tokens SET data = x'00' WHERE id = ?", (flipped.id.encode(),))
+        db.execute("UPDATE tokens SET id = 1000000000000 WHERE id = ?", (foreign.id.encode(),))
+    db.close()
+    assert store.tokens() == [whole]
+    target, left = out(url)
+    assert target.tokens() == [whole]
+    assert sorted(each.message.partition(",")[0] for each in left) == ["token ", f"token {flipped.id}"]
 
 
 def test_damaged_values_are_left_and_named_and_the_rest_comes_out(

@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Final, NamedTuple
 
 from mechanicd.runs import RunRow, StepOutcome, session_key, unpack
-from mechanicd.store import _chunks, _history, _journal, _pyramid, _rows, _sums
+from mechanicd.store import _chunks, _history, _journal, _pyramid, _rows, _sums, _tokens
 from mechanicd.store._errors import SchemaTooOld, StoreDamaged, StoreNotWritable, StoreRejected
 from mechanicd.store._interface import saved_records
 from mechanicd.store._journal import Segment
@@ -22,6 +22,7 @@ from mechanicd.store._wreck import PostgresWreck, Row, SQLiteWreck, Wreck
 from mechanicd.tuner import Reductions, ReductionsError, Tuner, TunerState
 
 _OLDEST: Final = 4
+_WITH_TOKENS: Final = 5
 _PORTION: Final = 100
 _ALL: Final = 2**62
 
@@ -84,11 +85,22 @@ class _Salvage:
         self._write("events", self._rows("events", "events"))
         self._chunks()
         self._write("journal", self._journal())
+        if self._wreck.version >= _WITH_TOKENS:
+            self._tokens()
         with self._target.transaction() as db:
             self._target.count_on(db)
         for run_id, run in self._runs.items():
             self._state(run_id, run)
         return len(self._runs)
+
+    def _tokens(self) -> None:
+        for found in self._read(_tokens.TABLE, "tokens"):
+            row = {**dict.fromkeys(_tokens.COLUMNS), **found}
+            if _tokens.token_in(row) is None:
+                self._left(Left("", f"token {_tokens.id_in(row)}, whose row is damaged; make another"))
+                continue
+            with self._target.transaction() as db:
+                _tokens.put(db, row)
 
     # --- rows --------------------------------------------------------------------------------------------------------
 

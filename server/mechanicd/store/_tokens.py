@@ -7,7 +7,7 @@ no text, which a flipped bit could make unreadable for the engine itself, and wi
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +15,7 @@ from mechanicd.access import Role, Token
 from mechanicd.store._sql import Database
 
 TABLE: Final = "tokens"
+COLUMNS: Final = ("id", "checksum", "data")
 
 
 class Found(NamedTuple):
@@ -37,9 +38,9 @@ def read(db: Database) -> Found:
     """Every token, the oldest first."""
     found = Found([], [])
     for row in rows(db):
-        token = _token(row)
+        token = token_in(row)
         if token is None:
-            found.damaged.append(bytes(row["id"]).decode("ascii", "backslashreplace"))
+            found.damaged.append(id_in(row))
         else:
             found.tokens.append(token)
     found.tokens.sort(key=lambda token: (token.create_time, token.id))
@@ -52,7 +53,7 @@ def rows(db: Database) -> Iterator[dict[str, Any]]:
         yield {"id": id_, "checksum": checksum, "data": data}
 
 
-def put(db: Database, row: dict[str, Any]) -> None:
+def put(db: Database, row: Mapping[str, Any]) -> None:
     """Writes a row, in the place of one with its id."""
     db.execute(f"DELETE FROM {TABLE} WHERE id = :id", {"id": row["id"]})
     db.execute(f"INSERT INTO {TABLE} (id, checksum, data) VALUES (:id, :checksum, :data)", row)
@@ -64,13 +65,23 @@ def row_of(token: Token) -> dict[str, Any]:
     return {"id": token.id.encode(), "checksum": zlib.crc32(data), "data": data}
 
 
-def _token(row: dict[str, Any]) -> Token | None:
+def token_in(row: Mapping[str, Any]) -> Token | None:
+    """The token of a row; None if it is damaged."""
+    data = _bytes(row["data"])
+    if zlib.crc32(data) != row["checksum"]:
+        return None
     try:
-        data = bytes(row["data"])
-        if zlib.crc32(data) != row["checksum"]:
-            return None
         given = json.loads(data)
         token = Token(**{**given, "digest": bytes.fromhex(given["digest"]), "role": Role(given["role"])})
     except (KeyError, TypeError, ValueError):
         return None
-    return token if token.id.encode() == bytes(row["id"]) else None
+    return token if token.id.encode() == _bytes(row["id"]) else None
+
+
+def id_in(row: Mapping[str, Any]) -> str:
+    """The id in a row, as far as it can be read."""
+    return _bytes(row["id"]).decode("ascii", "backslashreplace")
+
+
+def _bytes(value: Any) -> bytes:
+    return bytes(value) if isinstance(value, bytes | memoryview) else b""

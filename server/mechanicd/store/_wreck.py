@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from mechanicd.store import _tokens
 from mechanicd.store._errors import StoreDamaged, StoreError, StoreNotWritable
 from mechanicd.store._sql import TABLES
 from mechanicd.store._store import SQLStore
 
+_COLUMNS: Final = {**TABLES, _tokens.TABLE: _tokens.COLUMNS}
 _END: Final = 2**62
 _PORTION: Final = 100
 _MOST_ON_A_PAGE: Final = 300
@@ -54,7 +56,7 @@ class SQLiteWreck:
         try:
             (self.version,) = self._db.execute("PRAGMA user_version").fetchone()
             self._db.execute("PRAGMA writable_schema = ON")  # a damaged definition of one table keeps no other from being read
-            self._columns = {table: {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")} for table in TABLES}
+            self._columns = {table: {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")} for table in _COLUMNS}
         except sqlite3.Error as error:
             self._db.close()
             raise StoreDamaged(f"{path}: not even its first page can be read ({error}); restore a backup") from error
@@ -69,7 +71,7 @@ class SQLiteWreck:
         return 0
 
     def rows(self, table: str) -> Iterator[Row | None]:
-        columns = [column for column in TABLES[table] if column in self._columns[table]]
+        columns = [column for column in _COLUMNS[table] if column in self._columns[table]]
         if not columns:
             yield None
             return
@@ -133,7 +135,7 @@ class PostgresWreck:
                 yield from [None] if one is None else one
 
     def _read(self, table: str, where: str) -> list[Row] | None:
-        columns = TABLES[table]
+        columns = _COLUMNS[table]
         try:
             with self._store.reading() as db:
                 found = db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {where}").fetchall()
