@@ -23,7 +23,8 @@ QUICK   := $(wildcard tests/tuner tests/runs tests/contract tests/store) tests/t
 SOAK    := tests/crash tests/cli/test_faults.py tests/client/test_network_faults.py tests/client/test_connections.py \
 	tests/client/test_elsewhere.py tests/*/test_interrupt.py tests/torch/test_optim_db.py tests/jax/test_optax_suite.py \
 	tests/jax/test_corners.py tests/jax/test_through_server.py tests/jax/test_training.py \
-	tests/integrations/test_huggingface.py tests/experiments tests/docs/test_training_scripts.py tests/fuzz tests/deploy
+	tests/integrations/test_huggingface.py tests/experiments tests/docs/test_training_scripts.py tests/fuzz tests/deploy \
+	tests/store/test_bit_flips.py
 
 .PHONY: demo experiments quick test soak floors check format docs bench proto baseline clean help
 
