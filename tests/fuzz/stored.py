@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from mechanicd import access
 from mechanicd.client import MechanicdError, _spool_format, _spool_history, _wire
 from mechanicd.runs import (
     RunStats,
@@ -45,6 +46,7 @@ from mechanicd.store import (
     _rows,
     _sql,
     _sums,
+    _tokens,
     check,
     salvage,
 )
@@ -303,6 +305,21 @@ def _make_row(rng: Random) -> tuple[Any, ...]:
             words = ('"', "{", "}", "[", "]", "null", "1e999", "NaN", "9" * 5_000, "[" * 999, "\\ud800", "-1")
             row[column] = mutation.unicode(mutation.text(rng, (value,), words))
     return tuple(row[column] for column in _COLUMNS)
+
+
+_TOKEN: Final = _tokens.row_of(access.create("p", access.Role.READ, 1, note="of a test")[1])
+
+
+def _make_token(rng: Random) -> dict[str, Any]:
+    data = mutation.data(rng, (_TOKEN["data"], b"null", b"{}", b"[" * 999))
+    checksum = zlib.crc32(data) if rng.random() < 0.8 else rng.choice((_TOKEN["checksum"], None, 0))
+    return {"id": rng.choice((_TOKEN["id"], mutation.data(rng, (_TOKEN["id"],)), None, 7)), "checksum": checksum, "data": data}
+
+
+def _take_token(given: dict[str, Any]) -> None:
+    token = _tokens.token_in(given)
+    assert token is None or token.role in access.Role
+    _tokens.id_in(given).encode()
 
 
 # --- spool files -----------------------------------------------------------------------------------------------------------
@@ -595,6 +612,7 @@ TARGETS = (
         covers=(_rows.run_in, _rows.listed_in, _rows.config_in, _sql.floats_in),
         rounds=30_000,
     ),
+    Target(name="token-row", make=_make_token, take=_take_token, covers=(_tokens.token_in, _tokens.id_in), rounds=20_000),
     Target(
         name="spool",
         make=_make_spool,

@@ -12,7 +12,7 @@ import pytest
 
 from mechanicd.client import ServerUnavailable, _spool_format, _transport
 from mechanicd.runs import RunStats, record_layout
-from mechanicd.store import SQLiteStore, StoreDamaged, _chunks, _rows, _sums, check
+from mechanicd.store import SQLiteStore, StoreDamaged, _chunks, _rows, _sums, check, salvage
 from mechanicd.v1 import resources_pb2
 from tests.fuzz import stored
 from tests.fuzz.harness import Meter
@@ -131,3 +131,20 @@ def test_a_part_of_a_record_is_damage_although_its_checksum_is_right() -> None:
     chunk = _chunks.chunk_in(1, groups, {**values, "records": records, "sums": sums})
     assert chunk is not None
     assert len(chunk.records) % record_layout(groups).size == 0
+
+
+def test_salvage_leaves_a_row_whose_values_are_of_no_type_that_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    path.write_bytes(stored.template())
+    for change in (
+        "UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE name = 'chunks'",
+        "UPDATE chunks SET number = 'x' WHERE run_id = 1 AND number = 1",
+    ):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA writable_schema = ON")
+            database.execute(change)
+            database.commit()
+    target, left = SQLiteStore(":memory:"), list[str]()
+    assert salvage(f"sqlite:///{path}", target, lambda each: left.append(each.message)) == 2
+    assert any("chunks" in message for message in left), left
+    target.close()

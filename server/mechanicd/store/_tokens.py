@@ -73,7 +73,7 @@ def token_in(row: Mapping[str, Any]) -> Token | None:
     try:
         given = json.loads(data)
         token = Token(**{**given, "digest": bytes.fromhex(given["digest"]), "role": Role(given["role"])})
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return token if token.id.encode() == _bytes(row["id"]) else None
 

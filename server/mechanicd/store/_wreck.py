@@ -22,6 +22,11 @@ _PORTION: Final = 100
 _MOST_ON_A_PAGE: Final = 300
 """A page of PostgreSQL has room for 291 rows."""
 
+_JUDGED: Final = ("runs", "tokens")
+"""Of their rows, `salvage` keeps or names what it can, whatever the rest is."""
+_ABOUT: Final = "PRAGMA table_info({})"
+_KINDS: Final[dict[str, type]] = {"INTEGER": int, "TEXT": str, "BLOB": bytes}
+
 Row = dict[str, Any]
 
 
@@ -56,7 +61,10 @@ class SQLiteWreck:
         try:
             (self.version,) = self._db.execute("PRAGMA user_version").fetchone()
             self._db.execute("PRAGMA writable_schema = ON")  # a damaged definition of one table keeps no other from being read
-            self._columns = {table: {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")} for table in _COLUMNS}
+            self._columns = {
+                table: {row[1]: (_KINDS.get(row[2], object), bool(row[3])) for row in self._db.execute(_ABOUT.format(table))}
+                for table in _COLUMNS
+            }
         except sqlite3.Error as error:
             self._db.close()
             raise StoreDamaged(f"{path}: not even its first page can be read ({error}); restore a backup") from error
@@ -84,7 +92,8 @@ class SQLiteWreck:
             for row in found:
                 if row[0] > after:  # a damaged page may lead back
                     after = row[0]
-                    yield dict(zip(columns, row[1:], strict=True))
+                    values = dict(zip(columns, row[1:], strict=True))
+                    yield values if table in _JUDGED or self._fits(table, values) else None
                 else:
                     whole, found = False, []
             if not whole:
@@ -92,6 +101,11 @@ class SQLiteWreck:
                 after = self._behind(statement, after)
             elif not found:
                 return
+
+    def _fits(self, table: str, values: Row) -> bool:
+        """Whether each value is of its column's type, as on a damaged page it need not be."""
+        about = ((value, *self._columns[table][name]) for name, value in values.items())
+        return all(isinstance(value, kind) or (value is None and not needed) for value, kind, needed in about)
 
     def _read(self, statement: str, after: int, limit: int) -> tuple[list[Any], bool]:
         """Rows, and whether that went well."""
