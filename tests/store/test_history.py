@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechanicd.runs import RunRow, RunStatus, StepRow, pack
+from mechanicd.runs import EventKind, EventRow, RunRow, RunStatus, StepRow, pack
 from mechanicd.store import (
     SERIES,
     Claim,
@@ -483,6 +483,35 @@ def test_an_adopted_gap_is_worth_knowing_and_harmless(store: SQLStore) -> None:
     (finding,) = check(store)
     assert (finding.reason, finding.harmless) == ("HISTORY_HAS_GAPS", True)
     assert "10 of 25 steps" in finding.message
+
+
+def test_another_state_at_the_same_step_is_no_damage(store: SQLStore) -> None:
+    """A replay of the steps gives other values of S from there on; without the event, that would be damage."""
+    for event in (EventRow(3, 10, EventKind.ADOPTED, "the checkpoint's"), EventRow(3, 10, EventKind.OPENED, "no checkpoint")):
+        training = Training(store, 1)
+        training.train(10)
+        state = training.tuner.init()
+        for _ in range(10):
+            state = training.tuner.update(state, [Reductions(1.0, 1.0, 1.0, 1.0)])
+        training.states[-1] = state
+        training.row = store.claim(
+            Claim(
+                run_id=training.row.id,
+                expected_epoch=training.row.epoch,
+                session=next(_sessions),
+                after_step=10,
+                state=state.to_bytes(),
+                scale=state.scale,
+                labels={},
+                time=3,
+                events=(event,),
+            )
+        )
+        training.train(5)
+        (finding,) = check(store)
+        assert (finding.reason, finding.harmless) == ("SCALE_DIFFERS", event.kind == EventKind.ADOPTED)
+        assert ("after step 10" in finding.message) == finding.harmless
+        store.delete(training.row.id)
 
 
 def test_who_held_a_deleted_run_is_remembered(store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:

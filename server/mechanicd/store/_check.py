@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mechanicd.runs import RunRow, StepOutcome, StepRow, pack, unpack
+from mechanicd.runs import EventKind, RunRow, StepOutcome, StepRow, pack, unpack
 from mechanicd.store import _summary
 from mechanicd.store._errors import StoreDamaged
 from mechanicd.store._interface import Store, saved_records
@@ -35,7 +35,8 @@ def check(store: Store, progress: Callable[[int, int], None] = lambda done, all_
     Reasons: DATABASE_DAMAGED (the engine's own check), TOKEN_UNREADABLE, STATE_UNREADABLE, STATE_MISPLACED (the tuner's state
     is not that of the last step), ROW_DAMAGED (a row that does not have its checksum), HISTORY_DAMAGED (bytes of a run that
     can't be read), HISTORY_DISORDERED, HISTORY_ENDS_EARLY, SCALE_DIFFERS (a step taken again gives another S), SUMMARY_DIFFERS
-    (a bucket of the pyramid is not what its steps say); and harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out).
+    (a bucket of the pyramid is not what its steps say); and harmless: HISTORY_HAS_GAPS (steps that never came, or thinned out),
+    and SCALE_DIFFERS and STATE_MISPLACED after a step at which a checkpoint's state took the place of the server's.
 
     Args:
         progress: called with (runs done, runs in all).
@@ -79,6 +80,8 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
     if state.step != row.last_step or state.scale != row.scale:
         yield Finding(name, "STATE_MISPLACED", f"the tuner state is at step {state.step}, but the run is at {row.last_step}")
     last = missing = 0
+    brought = {event.step for event in store.events(row.id) if event.kind in (EventKind.ADOPTED, EventKind.REWOUND)}
+    since: int | None = None  # the last step after which a checkpoint's state may have taken the place of the server's
     replayed: TunerState | None = TunerState.initial(row.config)
     tuner = Tuner(row.config)
     for page in _pages(store, row, 0):
@@ -89,6 +92,7 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
         missing += steps[-1] - steps[0] - len(page)
         last = steps[-1]
         for step in page:
+            since = step.step - 1 if step.step - 1 in brought else since
             try:
                 replayed = _take(tuner, replayed, step)
             except ReductionsError as error:
@@ -98,14 +102,17 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
                 yield Finding(
                     name,
                     "SCALE_DIFFERS",
-                    f"step {step.step} gives S = {replayed.scale[:3]}, but {step.scale[:3]} is stored",
+                    f"step {step.step} gives S = {replayed.scale[:3]}, but {step.scale[:3]} is stored{_from_elsewhere(since)}",
+                    harmless=since is not None,
                 )
                 replayed = None
         yield from _check_summary(store, row, 0, page, name) if whole else ()
     if last != row.last_step and last:
         yield Finding(name, "HISTORY_ENDS_EARLY", f"the history ends at step {last}, but the run is at {row.last_step}")
     if replayed is not None and replayed.step == row.last_step and replayed.to_bytes() != row.state:
-        yield Finding(name, "STATE_MISPLACED", "replaying the history gives a different state than the stored one")
+        since = row.last_step if row.last_step in brought else since
+        why = f"replaying the history gives a different state than the stored one{_from_elsewhere(since)}"
+        yield Finding(name, "STATE_MISPLACED", why, harmless=since is not None)
     if missing:
         yield Finding(name, "HISTORY_HAS_GAPS", f"{missing} of {last} steps are not stored exactly", harmless=True)
     yield from _check_zooms(store, row, 0, name)
@@ -117,6 +124,11 @@ def _check_run(store: Store, row: RunRow, whole: bool) -> Iterator[Finding]:
                 yield Finding(name, "HISTORY_DISORDERED", f"steps of branch {branch} are out of order near step {page[0].step}")
             yield from _check_summary(store, row, branch, page, name) if whole else ()
         yield from _check_zooms(store, row, branch, name)
+
+
+def _from_elsewhere(step: int | None) -> str:
+    """Why a replay may rightly differ: what a checkpoint brought along does not follow from the steps here."""
+    return "" if step is None else f"; a checkpoint's state may have been taken over after step {step}"
 
 
 def _take(tuner: Tuner, state: TunerState | None, step: StepRow) -> TunerState | None:
