@@ -33,8 +33,11 @@ os.environ["XDG_CONFIG_HOME"] = _config  # servers write their own tokens there
 for name in ("COLUMNS", "LINES"):  # a worker of xdist has them, and programs would believe them rather than their terminal
     os.environ.pop(name, None)
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores it, and so would our subprocesses
+# A shell's background job ignores the one and nohup's the other, and so would our subprocesses.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

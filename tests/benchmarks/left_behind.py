@@ -49,7 +49,8 @@ class Held:
 @contextmanager
 def served(store: str) -> Iterator[tuple[psutil.Process, str]]:
     """A server, and its target."""
-    command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "off", "--store", store]
+    command = [sys.executable, "-m", "mechanicd.cli", "serve", "--grpc", "127.0.0.1:0", "--http", "off", "--auth", "off"]
+    command += ["--store", store]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None

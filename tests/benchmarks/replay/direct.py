@@ -261,7 +261,7 @@ def _steps(model: Model, config: TunerConfig, table: rules.Table, first: int, co
             reductions = model.reductions(step, wanted, S, noise[index])
             bad = ~np.isfinite(reductions).all(axis=0) if model.may_be_bad else np.zeros(len(S), bool)
             bad = bad.reshape(-1, model.groups).any(axis=1).repeat(model.groups)
-            h = rules.h(config, S, np.where(bad, 0.0, reductions).T)  # type: ignore[arg-type]
+            h = rules.h(config, S, np.where(bad, 0.0, reductions))
             assert h is not None
             following = rule(config, table, h)
             if bad.any():
