@@ -23,6 +23,7 @@ from mechanicd.store import _history as history
 from mechanicd.store import _pyramid as tiers
 from mechanicd.store import _sql as sql
 from mechanicd.store import _summary as summary
+from mechanicd.store import _sums as sums
 from mechanicd.tuner import CONVENTIONS, TunerConfig, TunerState
 from mechanicd.tuner import _rules_numpy as rules
 
@@ -124,6 +125,7 @@ def _begin(store: SQLStore, project: str, plan: Plan, start: int) -> RunRow:
 
 def _end(store: SQLStore, row: RunRow, plan: Plan, end: _End) -> None:
     with store.transaction() as db:
+        sealing = sums.before(db, row.id)
         tiers.rise(db, row.id, len(plan.scale_groups), 0)
         db.execute(
             "UPDATE runs SET last_step = :last_step, folded_step = :last_step, state = :state, scale = :scale,"
@@ -138,6 +140,7 @@ def _end(store: SQLStore, row: RunRow, plan: Plan, end: _End) -> None:
                 "vitals": end.stats.to_text(),
             },
         )
+        sums.after(db, row.id, sealing)
     if plan.fate in ENDS:
         message = ENDS[plan.fate]
         closed = EventRow(end.step_time, plan.steps, EventKind.CLOSED, f"closed as {plan.fate}: {message}")
