@@ -62,6 +62,9 @@ def test_the_right_token_says_who_and_any_other_is_refused() -> None:
     other, _ = create("p", Role.READ, NOW)
     assert ring(token).check(text, NOW) == Principal(token.id, Role.READ, "p")
     assert "none came" in refused(ring(token), None)
+    assert "too old for tokens: upgrade it" in refused(ring(token), None), "a client that knows no tokens shows just this text"
+    assert "HOME" not in refused(ring(token), None)
+    assert "where HOME and XDG_CONFIG_HOME are those" in refused(Keyring(token), None)
     unknown = refused(ring(token), other)
     wrong = refused(ring(token), f"mech_{token.id}_{other[-43:]}")
     assert unknown == wrong, "whether the id exists is nobody's business"

@@ -48,7 +48,8 @@ class Keyring:
             raise Denied(
                 "UNAUTHENTICATED",
                 "this server asks for a token, and none came: set MECHANICD_TOKEN or MECHANICD_TOKEN_FILE; "
-                "`mechanicd tokens create` makes one, where the server's store can be opened",
+                "`mechanicd tokens create` makes one, where the server's store can be opened. A client that has one "
+                f"and sends none is too old for tokens: upgrade it{_AT_HOME if self._local else ''}",
             )
         named = parse(text)
         if named is None:
@@ -70,6 +71,10 @@ class Keyring:
         return local if local is not None and local.id == id_ else self._tokens.get(id_)
 
 
+_AT_HOME: Final = (
+    ". Programs of the server's own user on its machine need none: they find the server's where HOME and XDG_CONFIG_HOME are "
+    "those that it has"
+)
 _ANOTHER: Final = "make another with `mechanicd tokens create`"
 
 
