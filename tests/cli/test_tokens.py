@@ -71,6 +71,17 @@ def test_a_token_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
     assert [each["state"] for each in read("list", *store)] == ["revoked", "good"]
 
 
+def test_a_store_that_is_made_for_a_token_is_named_since_its_server_may_have_another(tmp_path: Path) -> None:
+    store = ("--store", f"sqlite:///{tmp_path}/m.db")
+    reason, message = refused("revoke", *store, "aaaaaaaaaaaa")
+    assert (reason, "no such file" in message) == ("STORE_NOT_WRITABLE", True)
+    assert not (tmp_path / "m.db").exists()
+    first, second = (run("create", *store, "--project", "p", "--role", "read") for _ in range(2))
+    assert f"{tmp_path}/m.db is a new store" in first.stderr
+    assert "--store" in first.stderr
+    assert "new store" not in second.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -1,8 +1,9 @@
 """`mechanicd tokens …`: who may use the servers of a store. It works on the store itself, beside its servers or without one."""
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -54,13 +55,17 @@ def tokens() -> None:
 @reports_errors
 def create(url: str, project: str, role: str, expires: int, note: str, as_json: bool) -> None:
     """Make a token, and print it: this once, as only a hash of its secret is kept."""
-    where = names.parse_project(f"projects/{project}") or ""
+    where, made = names.parse_project(f"projects/{project}") or "", _missing(url)
     if len(note) > _LONGEST_NOTE:
         raise InvalidArgument("INVALID_SETTING", f"--note has {len(note)} characters, and may have {_LONGEST_NOTE}; shorten it")
     with _opened(url, as_json) as store:
         now = store.clock.now()
         text, token = new_token(where, Role(role), now, now + expires if expires else 0, note)
         store.add_token(token)
+    if made:
+        say(
+            f"warning: {made} is a new store; to make a token for a server that you have, name its store with --store", err=True
+        )
     if as_json:
         say_json({"token": text, **_as_json(token, now)})
     else:
@@ -97,7 +102,7 @@ def list_(url: str, as_json: bool) -> None:
 @reports_errors
 def revoke(url: str, ids: tuple[str, ...], as_json: bool) -> None:
     """Revoke tokens by their ids: servers refuse them within two seconds, and end what they have open."""
-    with _opened(url, as_json) as store:
+    with _opened(url, as_json, readonly=bool(_missing(url))) as store:
         now = store.clock.now()
         known = {token.id for token in store.tokens()}
         for id_ in ids:
@@ -154,6 +159,15 @@ def _opened(url: str, as_json: bool, *, readonly: bool = False) -> Iterator[stor
             opened.close()
     except stores.StoreError as error:
         fail(error.reason, str(error), as_json)
+
+
+def _missing(url: str) -> str:
+    """The file of a SQLite store that is yet to be made; "" if there is one, or for another store."""
+    with suppress(stores.StoreError):  # opening it will say so
+        file = stores.file_of(url)
+        if file not in (None, ":memory:") and not os.path.lexists(file):
+            return file
+    return ""
 
 
 def _as_json(token: Token, now: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from mechanicd.store._errors import (
 from mechanicd.store._interface import Store, changes, every_run, saved_records
 from mechanicd.store._migrations import SCHEMA_VERSION
 from mechanicd.store._model import Claim, Commit, Fork, Release, Rename, Rewind, SummaryRequest
-from mechanicd.store._open import open_beside, open_store
+from mechanicd.store._open import file_of, open_beside, open_store
 from mechanicd.store._salvage import Left, salvage
 from mechanicd.store._sqlite import SQLiteStore
 from mechanicd.store._store import SQLStore
@@ -75,6 +75,7 @@ __all__ = [
     "check",
     "copy",
     "every_run",
+    "file_of",
     "open_beside",
     "open_store",
     "salvage",
