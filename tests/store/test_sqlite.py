@@ -191,6 +191,22 @@ def test_a_file_that_is_no_database_is_refused_and_stays_as_it_is(tmp_path: Path
     assert path.read_bytes() == content
 
 
+def test_a_cut_off_database_is_refused_with_the_way_to_what_is_left_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    SQLiteStore(str(path)).close()
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(StoreNotWritable, match=r"malformed.*restore a backup, or .*store salvage"):
+        SQLiteStore(str(path))
+
+
+def test_a_database_of_another_user_is_refused_with_who_may_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "runs.db"
+    path.write_bytes(b"x" * 100_000)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreNotWritable, match="another user's: do this as the user who runs its server"):
+        SQLiteStore(str(path), readonly=True)
+
+
 def test_a_file_named_lock_beside_the_database_keeps_what_it_holds(tmp_path: Path) -> None:
     lock = tmp_path / "runs.db.lock"
     lock.write_text("precious")

@@ -136,6 +136,10 @@ class SQLiteStore(SQLStore):
         self.path = path
         guest = readonly or beside
         if guest and path != ":memory:" and not os.path.isfile(path):
+            if _hidden(path):
+                raise StoreNotWritable(
+                    f"{path}: its folder is another user's: do this as the user who runs its server, or as root"
+                )
             raise StoreNotWritable(f"{path}: there is no such file; name the database of a server")
         self._files: Files | None = None
         self._lock = _lock(path) if path != ":memory:" and not guest else None
@@ -171,9 +175,7 @@ class SQLiteStore(SQLStore):
             self._unlock()
             if isinstance(error, (SchemaTooNew, SchemaTooOld, StoreNotWritable)):
                 raise
-            raise StoreNotWritable(
-                f"{path} can't be used as a database ({error}); name a file in a folder that this user can write to"
-            ) from error
+            raise StoreNotWritable(f"{path} can't be used as a database ({error}); {_advice(path, error)}") from error
 
     def interrupt(self) -> None:
         self._db.interrupt()
@@ -355,6 +357,26 @@ def _create(path: str) -> None:
     other files the same permissions. Those of a database that exists are the administrator's."""
     with contextlib.suppress(OSError):  # SQLite will say what is wrong
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _advice(path: str, error: Exception) -> str:
+    """What to do about a database that can't be opened."""
+    if os.path.isfile(path) and not os.access(path, os.R_OK | os.W_OK):
+        return "it is another user's: do this as the user who runs its server, or as root"
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT:
+        return "restore a backup, or bring out what is whole with `mechanicd store salvage`"
+    return "name a file in a folder that this user can write to"
+
+
+def _hidden(path: str) -> bool:
+    """Whether this user may not even see if there is such a file."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def _lock(path: str) -> Any:
