@@ -1,5 +1,6 @@
 """Words in run names: what each becomes, what is refused, and what a session is called."""
 
+import logging
 import re
 import socket
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from mechanicd.client import InvalidArgument, Reductions, SessionFenced, open_run
 from mechanicd.client.framework import check_settings
+from mechanicd.tuner import TunerConfig
 from tests.support.settings import SETTINGS
 
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -50,6 +52,19 @@ def test_words_come_from_the_environment(
 def test_the_host_is_a_segment_whatever_it_is_called(host: str, filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host)
     assert name_of("bert/{host}") == f"bert/{filled}"
+
+
+@pytest.mark.parametrize(
+    ("run", "variable", "warned"), [("r", "127.0.0.1:1", True), ("", "127.0.0.1:1", False), ("r", "", False)]
+)
+def test_a_named_run_without_a_target_says_that_no_server_records_it_where_the_environment_names_one(
+    run: str, variable: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MECHANICD_TARGET", variable)
+    opened = check_settings(**{**SETTINGS, "run": run}).run
+    with caplog.at_level(logging.WARNING, "mechanicd.client"):
+        opened.open(TunerConfig()).close()
+    assert ("no server records this run, though MECHANICD_TARGET is set" in caplog.text) == warned
 
 
 def test_random_is_new_for_each_training() -> None:

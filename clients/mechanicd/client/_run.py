@@ -105,6 +105,12 @@ class Run:
             raise SessionClosed("SESSION_CLOSED", f"{self.name or 'the optimizer'} was closed; load a checkpoint to continue")
         if self.session is None:
             if self.target is None:
+                if self.name and os.environ.get("MECHANICD_TARGET"):
+                    log.warning(
+                        "%s: no target was given, so no server records this run, though MECHANICD_TARGET is set: pass "
+                        'target=os.environ["MECHANICD_TARGET"]',
+                        self.name,
+                    )
                 self.session = LocalSession(config, self.start)
             else:
                 self.session = self._open_at_server(self.target, config)
