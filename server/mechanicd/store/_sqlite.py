@@ -137,9 +137,7 @@ class SQLiteStore(SQLStore):
         guest = readonly or beside
         if guest and path != ":memory:" and not os.path.isfile(path):
             if _hidden(path):
-                raise StoreNotWritable(
-                    f"{path}: its folder is another user's: do this as the user who runs its server, or as root"
-                )
+                raise StoreNotWritable(f"{path}: {_OF_ANOTHER}")
             raise StoreNotWritable(f"{path}: there is no such file; name the database of a server")
         self._files: Files | None = None
         self._lock = _lock(path) if path != ":memory:" and not guest else None
@@ -359,10 +357,13 @@ def _create(path: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
+_OF_ANOTHER: Final = "it is another user's: do this as the user who runs its server, or give it to this user"
+
+
 def _advice(path: str, error: Exception) -> str:
     """What to do about a database that can't be opened."""
-    if os.path.isfile(path) and not os.access(path, os.R_OK | os.W_OK):
-        return "it is another user's: do this as the user who runs its server, or as root"
+    if _hidden(path) or (os.path.isfile(path) and not os.access(path, os.R_OK | os.W_OK)):
+        return _OF_ANOTHER
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CORRUPT:
         return "restore a backup, or bring out what is whole with `mechanicd store salvage`"
     return "name a file in a folder that this user can write to"
@@ -391,9 +392,7 @@ def _lock(path: str) -> Any:
     try:
         handle = Path(f"{path}.lock").open("a")  # noqa: SIM115  (held as long as the store is open)
     except OSError as error:
-        raise StoreNotWritable(
-            f"{path}.lock can't be created ({error.strerror}); name a file in a folder that this user can write to"
-        ) from error
+        raise StoreNotWritable(f"{path}.lock can't be created ({error.strerror}); {_advice(path, error)}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
