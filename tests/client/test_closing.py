@@ -75,6 +75,18 @@ def test_an_outage_that_has_ended_the_training_does_not_leave_its_run_open(serve
     assert told(server) == ("FAILED", 20)
 
 
+def test_a_session_whose_run_another_one_has_since_says_so_and_not_to_close_it(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = trained(server.target, "again")
+    old.flush()
+    with open_run(server.target, "again", start=0):
+        old.close()
+        (said,) = (message for message in caplog.messages if "closed" in message)
+        assert "another session, that has the run since, records how it ends; all its steps are stored" in said
+        assert "runs close" not in said
+
+
 @pytest.mark.parametrize("how", ["locked", "gone"])
 def test_what_is_missing_is_said(
     how: str, server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, run_cli: Any, wait_for: Any

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mechanicd.client._connection import Connection, Ended, Refused
-from mechanicd.client._errors import SURVIVED, AccessDenied, MechanicdError, SessionClosed
+from mechanicd.client._errors import SURVIVED, AccessDenied, MechanicdError, SessionClosed, SessionFenced
 from mechanicd.client._opening import CALL_SECONDS
 from mechanicd.client._wire import STATUS
 from mechanicd.v1 import tuner_service_pb2
@@ -54,6 +54,9 @@ def unclosed(connection: Connection, status: str, error: MechanicdError, kept: s
     """
     name, backlog = connection.opener.name, connection.backlog
     steps = f"the last {len(backlog)} steps, {backlog.last_step - len(backlog) + 1} to {backlog.last_step}"
+    if isinstance(error, SessionFenced):  # the run lives on: it is not to be closed from outside
+        lacks = f"its history lacks {steps}{kept or _NOWHERE}" if len(backlog) else "all its steps are stored"
+        return f"{name}: closed, and another session, that has the run since, records how it ends; {lacks} [{error.reason}]"
     if not len(backlog):
         left = "closed, but the server could not be told how it ended; all its steps are stored"
     elif error.reason in ("STORE_UNAVAILABLE", "DEADLINE_EXCEEDED") and backlog.answered == backlog.last_step:
