@@ -68,6 +68,8 @@ def test_the_right_token_says_who_and_any_other_is_refused() -> None:
     unknown = refused(ring(token), other)
     wrong = refused(ring(token), f"mech_{token.id}_{other[-43:]}")
     assert unknown == wrong, "whether the id exists is nobody's business"
+    assert "port" not in unknown
+    assert "another server's, with the same port number" in refused(Keyring(token), other), "tools have shown what they found"
     assert not ring(token).knows(other)
     assert ring(token).knows(text)
 

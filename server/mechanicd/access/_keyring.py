@@ -57,7 +57,8 @@ class Keyring:
         id_, secret = named
         token = self._find(id_) or Token(id_, _NOBODY, "", ANYONE.role, 0)  # so that both take the same time
         if not token.has(secret) or token.digest is _NOBODY:
-            raise Denied("UNAUTHENTICATED", "no such token: copy the whole text of one that this server's store has")
+            replaced = _REPLACED if self._local else ""
+            raise Denied("UNAUTHENTICATED", f"no such token: copy the whole text of one that this server's store has{replaced}")
         if token.revoke_time:
             raise Denied("UNAUTHENTICATED", f"token {id_} was revoked on {_day(token.revoke_time)}: {_ANOTHER}", id_)
         if token.expire_time and token.expire_time <= now:
@@ -74,6 +75,10 @@ class Keyring:
 _AT_HOME: Final = (
     ". Programs of the server's own user on its machine need none: they find the server's where HOME and XDG_CONFIG_HOME are "
     "those that it has"
+)
+_REPLACED: Final = (
+    ". If you have set none, the file with this server's own token has another server's, with the same port number: give each a "
+    "port of its own, and start this one again"
 )
 _ANOTHER: Final = "make another with `mechanicd tokens create`"
 
