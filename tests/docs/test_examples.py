@@ -30,7 +30,9 @@ ENDLESS = {
 }
 SPOOL = "/data/spool"
 """The folder of the trainings without a network."""
-NEEDS_A_NETWORK_OF_ITS_OWN = {"mechanicd serve --grpc 0.0.0.0:50051 --insecure --store postgresql://mechanicd@db/mechanicd"}
+NEEDS_A_NETWORK_OF_ITS_OWN = {
+    "mechanicd tokens create --store postgresql://mechanicd@db/mechanicd --project default --role write --note alice"
+}
 """Names a database host of the reader's: its flags are checked in test_facts."""
 
 

@@ -77,8 +77,8 @@ _AT_HOME: Final = (
     "those that it has"
 )
 _REPLACED: Final = (
-    ". If you have set none, the file with this server's own token has another server's, with the same port number: give each a "
-    "port of its own, and start this one again"
+    ". If you have set none, the file with this server's own token has another server's, with the same port number: give each "
+    "a port of its own, and start this one again"
 )
 _ANOTHER: Final = "make another with `mechanicd tokens create`"
 
