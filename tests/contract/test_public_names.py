@@ -23,7 +23,7 @@ PUBLIC = {
         SCHEMA_VERSION SERIES Buckets Claim Clock Commit Finding Fork Left OwnershipLost Release Rename Rewind RunExists
         SQLStore SQLiteStore SchemaTooNew SchemaTooOld Store StoreConflict StoreDamaged StoreError StoreInUse StoreMoved
         StoreNotPortable StoreNotWritable StorePackageMissing StorePooled StoreRejected StoreUnavailable SummaryRequest
-        changes check copy every_run open_beside open_store salvage saved_records steady_ns without_password
+        changes check copy every_run file_of open_beside open_store salvage saved_records steady_ns without_password
     """,
     "mechanicd.client": """
         AccessDenied Client ConfigMismatch InvalidArgument LocalSession MechanicdError NotImplementedByServer NotTrusted
