@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mechanicd.runs import Silence
@@ -19,6 +19,7 @@ from mechanicd.service._decoding import Decoding
 from mechanicd.service._door import Door, run_of
 from mechanicd.service._engine import Engine
 from mechanicd.service._grpc import RunServicer, TunerServicer
+from mechanicd.service._health import Health
 from mechanicd.service._keys import Access
 from mechanicd.service._listening import bind, check_address, credentials
 from mechanicd.service._local_files import LocalFiles
@@ -29,8 +30,6 @@ from mechanicd.tls import Keeper, TlsFiles
 from mechanicd.v1 import run_service_pb2, run_service_pb2_grpc, tuner_service_pb2, tuner_service_pb2_grpc
 
 log = logging.getLogger("mechanicd.service")
-
-HealthServicer: Any = health.aio.HealthServicer  # type: ignore[attr-defined]
 
 _TUNER: Final = tuner_service_pb2.DESCRIPTOR.services_by_name["TunerService"]
 _RUNS: Final = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
@@ -118,13 +117,11 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
 
-    health_servicer = HealthServicer()
-    tasks: set[asyncio.Task[None]] = set()
+    health_ = Health()
 
     def on_health(healthy: bool) -> None:
-        task = asyncio.create_task(_set_health(health_servicer, healthy and not stopping.is_set()))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        for service in ("", *SERVICES):
+            health_.set(service, healthy and not stopping.is_set())
 
     engine = Engine(store, config.flush_interval, on_health, config.retention)
     door = Door(config.access, partial(engine.writer.call, store.tokens), store.clock.now, partial(run_of, engine))
@@ -135,7 +132,7 @@ async def serve(
     run_service_pb2_grpc.add_RunServiceServicer_to_server(
         RunServicer(RunService(engine, config.silence)), Decoding(server, _RUNS)
     )
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_, server)
     reflection.enable_server_reflection(
         (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
         server,
@@ -145,7 +142,7 @@ async def serve(
     engine.start()
     await door.keys.start()
     await server.start()
-    await _set_health(health_servicer, True)
+    on_health(True)
     async with contextlib.AsyncExitStack() as stack:
         page = "" if beside is None else await stack.enter_async_context(beside(addresses, partial(_counts, engine, keeper)))
         if config.access.local is not None:
@@ -154,7 +151,7 @@ async def serve(
         await stopping.wait()
     log.info("draining: no new sessions; calls in flight get %.1f s", config.grace)
     engine.drain()
-    await health_servicer.enter_graceful_shutdown()
+    health_.end()
     end = loop.time() + config.grace
     await server.stop(config.grace)
     await door.keys.stop()
@@ -167,9 +164,3 @@ async def serve(
 
 def _counts(engine: Engine, keeper: Keeper | None) -> dict[str, Any]:
     return {**engine.counts(), "certificate_expires": None if keeper is None else keeper.pair.expires.timestamp()}
-
-
-async def _set_health(servicer: HealthServicer, healthy: bool) -> None:
-    status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
-    for service in ("", *SERVICES):
-        await servicer.set(service, status)
