@@ -5,6 +5,7 @@ The methods are found by reflection, so that none can be forgotten: a new one ha
 
 import queue
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,7 +77,12 @@ def by_session(project: str, sessions: Mapping[str, int]) -> Mapping[str, Any]:
 
 
 METHODS = {
-    "OpenSession": {"": Case(WRITE, lambda project, _: {"name": name(project), "after_step": 7})},
+    "OpenSession": {
+        "": Case(WRITE, lambda project, _: {"name": name(project), "after_step": 7}),
+        "with a session of another project": Case(
+            WRITE, lambda _, sessions: {"name": name(MINE), "session": sessions[OTHER]}, everywhere=True
+        ),
+    },
     "Step": {"": Case(WRITE, by_session)},
     "StreamSteps": {"": Case(WRITE, lambda project, sessions: {"steps": [{"session": sessions[project]}]})},
     "Flush": {"": Case(WRITE, by_session)},
@@ -277,6 +283,30 @@ def test_nothing_is_decoded_before_it_is_known_who_asks(method: str, site: Site)
         with pytest.raises(grpc.RpcError) as caught:
             next(getattr(site.channel, shape)(path)(sent, metadata=metadata, timeout=10))
         assert reason_of(caught.value)[0] == expected
+
+
+@pytest.mark.parametrize("method", PATHS)
+def test_a_stranger_is_refused_before_the_request_is_received(method: str, site: Site) -> None:
+    """Else each stream of a stranger could have 64 MiB kept for it."""
+    words = {":method": "POST", ":scheme": "http", ":path": PATHS[method][0], ":authority": "here"}
+    words |= {"content-type": "application/grpc", "te": "trailers"}
+    head = b"".join(b"\0%c%b%c%b" % (len(key), key.encode(), len(value), value.encode()) for key, value in words.items())
+    begun = b"\0" + (2**25).to_bytes(4) + b"the rest never comes"
+    host, _, port = site.server.target.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as wire, wire.makefile("rb") as answer:
+        settings, headers, data = h2(4, 0, 0), h2(1, 4, 1, head), h2(0, 0, 1, begun)
+        wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers + data)
+        kind = stream = -1
+        while (kind, stream) != (1, 1):  # the headers of the answer
+            frame = answer.read(9)
+            assert frame, "the connection is closed"
+            kind, stream = frame[3], int.from_bytes(frame[5:])
+            answer.read(int.from_bytes(frame[:3]))
+
+
+def h2(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    """A frame of HTTP/2."""
+    return len(content).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + content
 
 
 def test_a_token_is_taken_from_one_header_alone(site: Site, tokens: dict[Role, Tokens]) -> None:

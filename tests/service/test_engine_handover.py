@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from mechanicd.runs import RunStatus
+from mechanicd.service._door import run_of
 from mechanicd.service._errors import alias
 from mechanicd.store import Claim, OwnershipLost, SQLiteStore
 from mechanicd.tuner import Tuner, TunerState
 from mechanicd.v1 import resources_pb2, tuner_service_pb2
+from mechanicd.v1.names import RunName
 from tests.service.engine_bench import NAME, Bench
 
 
@@ -177,3 +179,17 @@ def test_a_released_run_is_nobodys_in_the_store_too(play: Callable[..., Bench]) 
     assert row is not None
     assert (row.session, row.status, row.last_step) == (0, RunStatus.FINISHED, 2)
     store.close()
+
+
+def test_a_session_that_only_the_store_knows_still_has_its_run(play: Callable[..., Bench]) -> None:
+    """As after a restart: who may name a session is decided by its run."""
+
+    async def act(bench: Bench) -> None:
+        await bench.open()
+        bench.engine.registry.release(bench.engine.registry.get(bench.session))
+        assert await run_of(bench.engine, bench.session) == RunName("p", "r")
+        await bench.engine.writer.call(bench.store.delete, 1, 1)
+        assert await run_of(bench.engine, bench.session) == RunName("p", "r"), "also of a run that was deleted"
+        assert await run_of(bench.engine, bench.session ^ 1) is None
+
+    play(act)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import grpc
 
 from mechanicd.access import Denied, Principal, Role, bearer
+from mechanicd.runs import session_key
 from mechanicd.service import _convert, _permissions
 from mechanicd.service._audit import CALL, Audit, Call
 from mechanicd.service._decoding import Refused
@@ -65,7 +66,7 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 call.principal = await self.keys.check(text)
         except (Denied, ServiceError) as error:
             call.refused = error.id if isinstance(error, Denied) else ""
-            return self._refusing(handler, call, rule, _told(error))
+            return self._refusing(call, rule, _told(error))
         return self._guarded(handler, call, rule, text)
 
     def _guarded(self, handler: Any, call: Call, rule: Rule, text: str | None) -> Any:
@@ -110,18 +111,19 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 run = await self._run_of(request.session)
                 call.runs = () if run is None else (str(run),)
                 _check_session(principal, rule.role, run)
+            elif principal.project and getattr(request, "session", None):  # OpenSession: a name in their project is not enough
+                _check_session(principal, rule.role, await self._run_of(request.session))
         except (Denied, ServiceError) as error:
             await abort(context, _told(error))
 
-    def _refusing(self, handler: Any, call: Call, rule: Rule, error: ServiceError) -> Any:
-        """Refuses a call without a look at its request."""
-        (kind,) = (each for each in _BEHAVIOURS if getattr(handler, each))
+    def _refusing(self, call: Call, rule: Rule, error: ServiceError) -> Any:
+        """Refuses a call without a look at its request. A unary method's would be received as a whole first, up to 64 MiB."""
 
         async def refuse(_: Any, context: Any) -> None:
             with self._noting(call, rule):
                 await abort(context, error)
 
-        return handler._replace(**{kind: refuse}, request_deserializer=None)
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     @contextlib.contextmanager
     def _noting(self, call: Call, rule: Rule) -> Iterator[None]:
@@ -245,9 +247,10 @@ async def run_of(engine: Engine, session: int) -> RunName | None:
         return RunName(held.row.project, held.row.run)
     if session > _convert.MAX_INTEGER:
         return None
+    key = session_key(session)
     try:
-        found = await engine.writer.call(engine.store.by_session, session)
-        deleted = None if found else await engine.writer.call(engine.store.deleted, session)
+        found = await engine.writer.call(engine.store.by_session, key)
+        deleted = None if found else await engine.writer.call(engine.store.deleted, key)
     except ServiceError:
         return None
     if found is not None:
