@@ -1,6 +1,8 @@
 """How a server knows who calls: by its own token in a file, tokens of the store, certificates; and which addresses it binds."""
 
 import asyncio
+import errno
+import socket
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,12 +102,44 @@ def test_the_file_is_there_for_each_address_of_this_machine(tmp_path: Path, monk
         assert [local_token.path(address).read_text() for address in here] == ["mech_x\n"] * len(here)
         assert not any(local_token.path(address).exists() for address in away)
         assert not list(local_token.path(here[0]).parent.glob(".*")), "no draft is left"
-        with LocalFiles("mech_successor", here[:1]):
-            assert local_token.path(here[0]).read_text() == "mech_successor\n"
-        assert not local_token.path(here[0]).exists()
-        local_token.path(here[0]).write_text("mech_of_another\n")
-    assert local_token.path(here[0]).read_text() == "mech_of_another\n", "a server removes its own token alone"
-    assert not any(local_token.path(address).exists() for address in here[1:])
+        with LocalFiles("mech_successor", here[-1:]):
+            assert local_token.path(here[-1]).read_text() == "mech_successor\n"
+        assert not local_token.path(here[-1]).exists()
+        local_token.path(here[-1]).write_text("mech_of_another\n")
+    assert local_token.path(here[-1]).read_text() == "mech_of_another\n", "a server removes its own token alone"
+    assert not any(local_token.path(address).exists() for address in here[:-1])
+
+
+@pytest.mark.parametrize(("mine", "other"), [("127.0.0.1", "::1"), ("::1", "127.0.0.1")])
+def test_nobody_else_is_where_localhost_leads_and_is_shown_the_token(
+    mine: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other address of `localhost` has a port of its own, which another user could have."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+    def listener(host: str, port: int = 0) -> socket.socket:
+        try:
+            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                pytest.skip("no IPv6 here")
+            raise
+
+    with listener(mine) as server:
+        port = server.getsockname()[1]
+        written, twin = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in (mine, other)]
+        with LocalFiles("mech_x", [written]):
+            assert local_token.path(written).exists()
+            with pytest.raises(OSError, match="in use"):
+                listener(other, port).close()
+        with listener(other, port):
+            with LocalFiles("mech_x", [written]):
+                assert not local_token.path(written).exists(), "somebody is there already"
+            with LocalFiles("mech_x", [written, twin]):
+                assert local_token.path(written).exists(), "that is this server itself"
+        with listener(other, port):  # it is free again
+            pass
+    assert "choose another port" in caplog.text
 
 
 def test_a_folder_is_closed_to_others_and_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

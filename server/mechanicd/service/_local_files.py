@@ -2,9 +2,11 @@
 `mechanicd.v1.local_token`."""
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
+import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,11 +20,15 @@ log = logging.getLogger("mechanicd.service")
 _OWN_FOLDERS = 3
 """`mechanicd/local/HOST`: so many folders are ours alone."""
 
+_TWINS = {"127.0.0.1": "::1", "0.0.0.0": "::1", "::1": "127.0.0.1"}
+"""`localhost` leads to both of a pair, and so does the token's file, which is named by the port alone."""
+
 
 class LocalFiles:
     """Writes a token for each address that this machine can reach, and removes it at the end.
 
-    A folder that can't be written is no reason not to serve: the log says what to do.
+    A folder that can't be written is no reason not to serve: the log says what to do. While the token is there, nobody else
+    can listen at the address that `localhost` may also lead to: they would be shown the token.
 
     Args:
         text: the token.
@@ -33,10 +39,13 @@ class LocalFiles:
         self._text = text
         self._addresses = list(addresses)
         self._written: list[Path] = []
+        self._kept = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         for address in filter(_is_here, self._addresses):
             try:
+                if (twin := self._twin(address)) is not None:
+                    self._kept.enter_context(_kept_free(*twin))
                 path = local_token.path(address)
                 _own(path.parent)
                 _write(path, f"{self._text}\n")
@@ -55,18 +64,49 @@ class LocalFiles:
             with contextlib.suppress(OSError, ValueError):  # it is gone, or another server's by now
                 if path.read_text(encoding="ascii").strip() == self._text:
                     path.unlink()
+        self._kept.close()
+
+    def _twin(self, address: str) -> tuple[str, int] | None:
+        """Where somebody else might listen whom `localhost` leads to; None where nobody can, or TLS tells who it is."""
+        host, port = _place(address)
+        twin = _TWINS.get(host) if not address.startswith(("unix:", "https:")) else None
+        ours = {_place(each) for each in self._addresses}
+        return None if twin is None or {(twin, port), ("::", port)} & ours else (twin, int(port))
 
 
 def _is_here(address: str) -> bool:
     """Whether programs on this machine reach an address as one of its own."""
     if address.startswith("unix:"):
         return True
-    host = address.rpartition("//")[2].rpartition(":")[0].strip("[]")
+    host, _ = _place(address)
     try:
         found = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
     return found.is_loopback or found.is_unspecified
+
+
+def _place(address: str) -> tuple[str, str]:
+    """Host and port, as they are written."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    return host.strip("[]"), port
+
+
+def _kept_free(host: str, port: int) -> contextlib.AbstractContextManager[object]:
+    """Keeps others from listening at an address, without listening there. Raises OSError if somebody does."""
+    try:
+        kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError:  # no IPv6 here: nobody can
+        return contextlib.nullcontext()
+    try:
+        kept.bind((host, port))
+    except OSError as error:
+        kept.close()
+        if error.errno == errno.EADDRINUSE:
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise OSError(f"another program has {where}, where `localhost` may lead; choose another port") from None
+        return contextlib.nullcontext()  # there is no such address here, or it is root's alone
+    return kept
 
 
 def _own(folder: Path) -> None:
