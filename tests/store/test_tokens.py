@@ -32,6 +32,16 @@ def test_tokens_are_kept_and_revoked_once(store: Store, url: str, open_kind: Cal
     again.close()
 
 
+def test_a_row_that_is_as_it_was_is_not_decoded_again(store: Store) -> None:
+    """A server reads all tokens every two seconds, beside its trainers."""
+    token, other = made(2)
+    store.add_token(token)
+    store.add_token(other)
+    first = store.tokens()
+    store.revoke_token(other.id, NOW)
+    assert [again is before for again, before in zip(store.tokens(), first, strict=True)] == [True, False]
+
+
 def test_tokens_are_made_beside_the_server_that_has_the_store_open(store: Store, url: str) -> None:
     beside = open_beside(url)
     token, other = made(2)
