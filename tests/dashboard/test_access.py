@@ -522,6 +522,9 @@ def test_a_trusted_proxy_says_who_it_is(visit: Callable[..., None]) -> None:
             both = {**named, **bearer(token)}
             assert (await proxy.get(f"{API}/session", headers=both)).json()["id"] == token.split("_")[1]
             assert (await proxy.get(f"{API}/session", headers={**named, **bearer(wrong(token))})).status_code == 401
+            for second in (token, site.token()):
+                two = [*bearer(token).items(), *bearer(second).items()]
+                assert (await stranger.get(f"{API}/session", headers=two)).status_code == 401, "one may be somebody else's"
 
     visit(test, proxies=("10.1.0.0/16", "fd00::/8"), proxy_project="mine")
 

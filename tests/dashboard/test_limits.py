@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,8 +13,12 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from mechanicd.dashboard import _connections
+from mechanicd.access import ANYONE, Principal, Role
+from mechanicd.dashboard import _connections, _sse
+from mechanicd.dashboard._door import Visitor
+from mechanicd.dashboard._errors import ApiError
 from mechanicd.dashboard._reader import Reader
+from mechanicd.dashboard._sse import Live
 from mechanicd.dashboard._turns import Turns
 from mechanicd.store import StoreUnavailable
 from tests.service.test_limits import limit
@@ -206,3 +211,29 @@ def test_a_query_that_is_given_up_is_broken_off_in_the_store(shared: Any) -> Non
         return error
 
     assert isinstance(asyncio.run(run()), StoreUnavailable)
+
+
+def test_the_live_views_of_one_token_leave_room_for_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limit("live views of the page") == _sse.MOST_OF_VIEWER == _connections.MOST_CONNECTIONS // 2
+    monkeypatch.setattr(_sse, "MOST_OF_VIEWER", 2)
+    live = Live(SimpleNamespace(table=SimpleNamespace(now=1, oldest=0)), lambda project: {})  # type: ignore[arg-type]
+
+    def view(principal: Principal) -> Any:
+        return live.stream("", Visitor(principal, lambda: principal))
+
+    async def run() -> None:
+        greedy, other = Principal("greedy", Role.READ, "p"), Principal("other", Role.READ, "p")
+        views = [view(greedy) for _ in range(2)]
+        for each in views:
+            await anext(each)
+        with pytest.raises(ApiError, match="2 live views of greedy") as caught:
+            view(greedy)
+        assert (caught.value.reason, caught.value.status) == ("TOO_MANY_WATCHERS", 429)
+        views += [view(other), *(view(ANYONE) for _ in range(3))]
+        for each in views[2:]:
+            await anext(each)
+        for each in views:
+            await each.aclose()
+        assert await anext(view(greedy)), "there is room again"
+
+    asyncio.run(run())

@@ -3,17 +3,22 @@
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from time import monotonic
 from typing import Any, Final
 
+from mechanicd.access import ANYONE
 from mechanicd.dashboard._door import Visitor
-from mechanicd.dashboard._errors import encode
+from mechanicd.dashboard._errors import ApiError, encode
 from mechanicd.dashboard._poller import Watch
 
 KEEP_ALIVE_SECONDS: Final = 10.0
 STAYS_SECONDS: Final = 2.0
 """How often it is checked, at least, that a viewer may still look on."""
+MOST_OF_VIEWER: Final = 256
+"""Streams of one token, or one user: half of the page's connections. Whoever may look on leaves room for the others."""
 RETRY_MS: Final = 1000
 """How long a browser that lost the stream waits before it reconnects."""
 
@@ -33,6 +38,7 @@ class Live:
         self._shared_key = (0, 0)
         self._shared: dict[str, bytes] = {}
         self._stopping = asyncio.Event()
+        self._streams = Counter[str]()  # by principal
 
     @property
     def cursor(self) -> str:
@@ -44,8 +50,27 @@ class Live:
         self._stopping.set()
         self._watch.wake()
 
-    async def stream(self, cursor: str, visitor: Visitor) -> AsyncIterator[bytes]:
-        """A stream of events from a cursor on. It ends when the visitor may no longer see them."""
+    def stream(self, cursor: str, visitor: Visitor) -> AsyncIterator[bytes]:
+        """A stream of events from a cursor on. It ends when the visitor may no longer see them.
+
+        Raises:
+            ApiError: TOO_MANY_WATCHERS.
+        """
+        if visitor.principal is not ANYONE and self._streams[visitor.principal.id] >= MOST_OF_VIEWER:
+            raise ApiError("TOO_MANY_WATCHERS", f"{MOST_OF_VIEWER} live views of {visitor.principal.id} are open; close some")
+        return self._counted(cursor, visitor)
+
+    async def _counted(self, cursor: str, visitor: Visitor) -> AsyncIterator[bytes]:
+        self._streams[visitor.principal.id] += 1
+        try:
+            async with aclosing(self._events(cursor, visitor)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._streams[visitor.principal.id] -= 1
+            self._streams += Counter()  # without those that are at zero
+
+    async def _events(self, cursor: str, visitor: Visitor) -> AsyncGenerator[bytes, None]:
         project = visitor.principal.project
         yield b"retry: %d\n\n" % RETRY_MS
         seen = self._moment(cursor)
