@@ -1,6 +1,7 @@
 """Inputs that were at fault once, and what they are refused with now."""
 
 import contextlib
+import math
 import sqlite3
 import struct
 from dataclasses import replace
@@ -11,8 +12,8 @@ import grpc
 import pytest
 
 from mechanicd.client import ServerUnavailable, _spool_format, _transport
-from mechanicd.runs import RunStats, record_layout
-from mechanicd.store import SQLiteStore, StoreDamaged, _chunks, _rows, _sums, check, salvage
+from mechanicd.runs import RunStats, StepRow, pack, record_layout
+from mechanicd.store import SQLiteStore, StoreDamaged, _chunks, _rows, _sums, check, salvage, without_password
 from mechanicd.v1 import resources_pb2
 from tests.fuzz import stored
 from tests.fuzz.harness import Meter
@@ -51,6 +52,17 @@ def test_a_long_number_takes_time_in_proportion_to_its_length(number: str) -> No
 @pytest.mark.parametrize("version", ["ersion=1.0.0", "1.x", "", "1.0.0é", "a.b.c"])
 def test_an_accept_header_with_a_version_that_is_none_is_answered(version: str) -> None:
     assert refused("accept", f"application/openmetrics-text; version={version}") == ""
+
+
+def test_a_password_that_goes_on_after_its_at_and_a_question_mark_is_not_shown() -> None:
+    assert "s3cr3t" not in without_password("postgresql://me:@s3cr3t?@host:5432/runs")
+
+
+def test_a_scale_that_stays_infinite_turns_nowhere() -> None:
+    records = b"".join(
+        pack(1, StepRow(step, step, 1, (1.0,), (1.0,), (1.0,), (1.0,), (1.0,), (math.inf,), None)) for step in range(1, 6)
+    )
+    assert RunStats().after(1, 1e-8, records).turns == ()
 
 
 @pytest.mark.parametrize("trailer", [b"\x08", b"\x1a\xff", b"\x1a\x03\x12\x01\xff", struct.pack("<Q", 2**64 - 1)])

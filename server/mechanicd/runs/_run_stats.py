@@ -140,7 +140,7 @@ class RunStats:
     def _turned(self, steps: NDArray[Any], scale: NDArray[Any]) -> dict[str, Any]:
         """The turning points of S. Only local extremes within a flush can matter."""
         if len(scale) > 2:
-            slope = np.sign(np.diff(scale))
+            slope = np.subtract(scale[1:] > scale[:-1], scale[1:] < scale[:-1], dtype=np.int8)
             chosen = np.concatenate(([True], slope[1:] != slope[:-1], [True]))
             steps, scale = steps[chosen], scale[chosen]
         turns, heading, pivot, pivot_step = self.turns, self.heading, self.pivot, self.pivot_step

@@ -86,7 +86,7 @@ def _postgres(start: str, rest: str) -> StoreURL:
         wrong = "it has a space"
     if wrong:
         raise StoreNotWritable(f"{start}…: this URL can't be read: {wrong}; {_ESCAPES}")
-    if not at and "@" in after:  # in its options; or a password with a slash and a ? reaches that far
+    if "@" in after:  # in its options; or a password with a ? reaches that far
         return StoreURL(None, f"{start}…")
     return StoreURL(None, plain(f"{start}{_COLON.split(login)[0]}{at}{place}"), _options(after))
 
