@@ -11,7 +11,7 @@ PUBLIC = {
         Tuner TunerConfig TunerState
     """,
     "mechanicd.access": """
-        ANYONE Denied Keyring Principal Role Token bearer create parse
+        ANYONE Denied Keyring Keys Principal Role Token bearer create parse
     """,
     "mechanicd.runs": """
         EXPORT_COLUMNS EXPORT_FORMATS LEFT SWING

@@ -20,9 +20,9 @@ import pytest
 import trustme
 from starlette.routing import Route
 
-from mechanicd.access import Role, Token, create
+from mechanicd.access import Role, Token, _keys, create
 from mechanicd.client import connect
-from mechanicd.dashboard import PageConfig, _keys, _sessions
+from mechanicd.dashboard import PageConfig, _sessions
 from mechanicd.dashboard._app import Child, make_app
 from mechanicd.dashboard._door import subjects
 from mechanicd.store import open_beside, open_store
@@ -328,7 +328,7 @@ def test_a_session_ends_with_its_token(visit: Callable[..., None], monkeypatch: 
             error = (await first.get(f"{API}/runs")).json()["error"]
             assert (error["reason"], "was revoked" in error["message"]) == ("UNAUTHENTICATED", True)
             assert (await second.get(f"{API}/runs")).status_code == 200
-            monkeypatch.setattr(site.child.keys, "_clock", SimpleNamespace(now=lambda: now))
+            monkeypatch.setattr(site.child.keys, "_now", lambda: now)
             error = (await second.get(f"{API}/runs")).json()["error"]
             assert (error["reason"], "expired" in error["message"]) == ("UNAUTHENTICATED", True)
             assert (await third.get(f"{API}/runs")).status_code == 200
