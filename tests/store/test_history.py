@@ -460,6 +460,23 @@ def test_the_check_says_how_far_it_is(store: SQLStore) -> None:
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
+def adopt(training: Training, state: TunerState, *events: EventRow) -> None:
+    """A new session goes on from another state than the store's."""
+    training.row = training.store.claim(
+        Claim(
+            run_id=training.row.id,
+            expected_epoch=training.row.epoch,
+            session=next(_sessions),
+            after_step=state.step,
+            state=state.to_bytes(),
+            scale=state.scale,
+            labels={},
+            time=3,
+            events=events,
+        )
+    )
+
+
 def test_an_adopted_gap_is_worth_knowing_and_harmless(store: SQLStore) -> None:
     training = Training(store, 1)
     training.train(10)
@@ -467,18 +484,7 @@ def test_an_adopted_gap_is_worth_knowing_and_harmless(store: SQLStore) -> None:
     for _ in range(20):
         state = training.tuner.update(state, [Reductions(1.0, 1.0, 1.0, 1.0)])
     training.states += [TunerState.initial(CONFIG)] * 9 + [state]
-    training.row = store.claim(
-        Claim(
-            run_id=training.row.id,
-            expected_epoch=training.row.epoch,
-            session=next(_sessions),
-            after_step=20,
-            state=state.to_bytes(),
-            scale=state.scale,
-            labels={},
-            time=3,
-        )
-    )
+    adopt(training, state)
     training.train(5)
     (finding,) = check(store)
     assert (finding.reason, finding.harmless) == ("HISTORY_HAS_GAPS", True)
@@ -494,19 +500,7 @@ def test_another_state_at_the_same_step_is_no_damage(store: SQLStore) -> None:
         for _ in range(10):
             state = training.tuner.update(state, [Reductions(1.0, 1.0, 1.0, 1.0)])
         training.states[-1] = state
-        training.row = store.claim(
-            Claim(
-                run_id=training.row.id,
-                expected_epoch=training.row.epoch,
-                session=next(_sessions),
-                after_step=10,
-                state=state.to_bytes(),
-                scale=state.scale,
-                labels={},
-                time=3,
-                events=(event,),
-            )
-        )
+        adopt(training, state, event)
         training.train(5)
         (finding,) = check(store)
         assert (finding.reason, finding.harmless) == ("SCALE_DIFFERS", event.kind == EventKind.ADOPTED)
